@@ -1,0 +1,178 @@
+"""JAX."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceUnavailable, MissingDependency
+from .base import Engine, Loss, TrainingHistory, map_arrays
+from .numpy_engine import processor
+
+try:
+    import jax
+    import jax.numpy as jnp
+    import optax
+except ImportError as error:
+    raise MissingDependency(error.name or "jax", "jax") from error
+
+__all__ = ["JaxEngine", "jax_engine"]
+
+
+def jax_engine(device: str, dtype: str) -> JaxEngine:
+    """The engine on a JAX platform (``"cpu"``, ``"gpu"``, ``"gpu:1"``); :class:`DeviceUnavailable` if it is not there."""
+    platform, _, index = device.partition(":")
+    try:
+        handle = jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, IndexError) as error:
+        seen = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise DeviceUnavailable(
+            f"engine 'jax:{device}': jax {jax.__version__} sees only {seen} here ({error}); use engine='jax'"
+        ) from error
+    return JaxEngine(device=handle, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class JaxEngine(Engine):
+    """JAX on one device, compiled."""
+
+    @property
+    def name(self) -> str:
+        return "jax" if self.device.platform == "cpu" else f"jax:{self.device.platform}"
+
+    @property
+    def xp(self) -> Any:
+        return jnp
+
+    @property
+    def has_gradients(self) -> bool:
+        return True
+
+    def fingerprint(self) -> dict[str, str]:
+        on_host = self.device.platform == "cpu"
+        hardware = processor() if on_host else self.device.device_kind
+        return {
+            "engine": self.name,
+            "jax": jax.__version__,
+            "processor": hardware,
+            "threads": str(os.cpu_count()) if on_host else "device",
+        }
+
+    def asarray(self, values: Any, dtype: str | None = None) -> jax.Array:
+        if isinstance(values, jax.core.Tracer):
+            return values if dtype is None else values.astype(dtype)
+        host = np.asarray(values)
+        if dtype is not None:
+            host = host.astype(dtype)
+        elif host.dtype.kind == "f":
+            host = host.astype(self.dtype)
+        with self.scope():
+            return jax.device_put(host.copy(), self.device)
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        return np.array(array)
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        with jax.enable_x64(True), jax.default_device(self.device):
+            yield
+
+    def jit(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        compiled = jax.jit(function, donate_argnums=donate)
+
+        def scoped(*args: Any) -> Any:
+            with self.scope():
+                return compiled(*args)
+
+        scoped.cache_size = compiled._cache_size  # type: ignore[attr-defined]
+        return scoped
+
+    def in_float64(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        def widen(array: Any) -> Any:
+            array = jnp.asarray(array)
+            return array.astype(jnp.float64) if array.dtype == jnp.float32 else array
+
+        return function(replace(self, dtype="float64"), *(map_arrays(widen, array) for array in arrays))
+
+    def while_loop(self, condition: Callable[[Any], Any], body: Callable[[Any], Any], state: Any) -> Any:
+        return jax.lax.while_loop(condition, body, state)
+
+    def guarded(self, ok: Any, update: Callable[[], Any], old: Any) -> Any:
+        return jax.tree.map(lambda new, before: jnp.where(ok, new, before), update(), old)
+
+    def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any) -> tuple[Any, Any]:
+        return jax.lax.scan(body, state, sequence)
+
+    def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+        return jax.vmap(function, in_axes=in_axes)
+
+    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        return jax.value_and_grad(function)
+
+    def minimise(
+        self,
+        loss: Loss,
+        parameters: Any,
+        data: Sequence[Any],
+        batches: np.ndarray,
+        learning_rates: np.ndarray,
+        seed: int,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> tuple[Any, TrainingHistory]:
+        optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
+
+        def step(carry: Any, inputs: Any) -> Any:
+            parameters, state, key = carry
+            rows, learning_rate = inputs
+            key, draw = jax.random.split(key)
+            value, gradient = jax.value_and_grad(loss)(parameters, [array[rows] for array in data], draw)
+            state.hyperparams["learning_rate"] = learning_rate
+            updates, state = optimiser.update(gradient, state, parameters)
+            return (optax.apply_updates(parameters, updates), state, key), value
+
+        epoch_of = jax.jit(lambda carry, rows, rates: jax.lax.scan(step, carry, (rows, rates)))
+        history: TrainingHistory = []
+        with self.scope():
+            carry = (parameters, optimiser.init(parameters), self.key(seed))
+            rates = self.asarray(learning_rates, self.dtype)
+            for epoch in range(len(batches)):
+                carry, values = epoch_of(carry, self.asarray(batches[epoch], "int32"), rates[epoch])
+                history.append(float(jnp.mean(values)))
+                if on_epoch is not None:
+                    on_epoch(epoch, history[-1])
+            return carry[0], history
+
+    def key(self, seed: int) -> jax.Array:
+        with self.scope():
+            return jax.random.key(seed & (2**63 - 1))
+
+    def fold_in(self, key: Any, data: int) -> jax.Array:
+        return jax.random.fold_in(key, data & (2**32 - 1))
+
+    def normal(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.normal(key, shape, dtype=self.float_dtype)
+
+    def cholesky(self, matrix: Any) -> tuple[Any, Any]:
+        factor = jnp.linalg.cholesky(matrix)
+        return factor, jnp.all(jnp.isfinite(factor))
+
+    def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
+        solve = jax.scipy.linalg.solve_triangular
+        return solve(factor, right, lower=lower, trans=1 if transpose else 0)
+
+    def logsumexp(self, array: Any, axis: int) -> Any:
+        return jax.scipy.special.logsumexp(array, axis=axis)
+
+    def lgamma(self, array: Any) -> Any:
+        return jax.scipy.special.gammaln(array)
+
+    def digamma(self, array: Any) -> Any:
+        return jax.scipy.special.digamma(array)
+
+    def erf(self, array: Any) -> Any:
+        return jax.scipy.special.erf(array)

@@ -1,0 +1,184 @@
+"""The reference engine: NumPy on the host. It filters and predicts; it has no gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidInput
+from .base import Engine, map_arrays
+
+__all__ = ["NumpyEngine", "processor"]
+
+
+def processor() -> str:
+    """The processor's architecture and the vector extensions that numerical libraries dispatch on."""
+    extensions = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "fma", "sve", "asimd"}
+    features: set[str] = set()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith(("flags", "Features")):
+                features = extensions & set(line.split(":", 1)[1].split())
+                break
+    return " ".join([platform.machine(), *sorted(features)])
+
+
+@dataclass(frozen=True)
+class NumpyEngine(Engine):
+    """NumPy, float64 unless told otherwise."""
+
+    dtype: str = "float64"
+
+    @property
+    def name(self) -> str:
+        return "numpy"
+
+    @property
+    def xp(self) -> Any:
+        return np
+
+    @property
+    def has_gradients(self) -> bool:
+        return False
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"engine": self.name, "numpy": np.__version__, "processor": processor()}
+
+    def asarray(self, values: Any, dtype: str | None = None) -> np.ndarray:
+        array = np.array(values, dtype=dtype)
+        return array.astype(self.dtype) if dtype is None and array.dtype.kind == "f" else array
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        return np.array(array)
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        with np.errstate(all="ignore"):  # failures are reported by flags, not by warnings
+            yield
+
+    def jit(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        def scoped(*args: Any) -> Any:
+            with self.scope():
+                return function(*args)
+
+        return scoped
+
+    def in_float64(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        def widen(array: Any) -> np.ndarray:
+            array = np.asarray(array)
+            return array.astype(np.float64) if array.dtype == np.float32 else array
+
+        return function(_REFERENCE, *(map_arrays(widen, array) for array in arrays))
+
+    def while_loop(self, condition: Callable[[Any], Any], body: Callable[[Any], Any], state: Any) -> Any:
+        while condition(state):
+            state = body(state)
+        return state
+
+    def guarded(self, ok: Any, update: Callable[[], Any], old: Any) -> Any:
+        return update() if bool(ok) else old
+
+    def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any) -> tuple[Any, Any]:
+        return python_scan(np.stack, body, state, sequence)
+
+    def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+        def mapped(*args: Any) -> Any:
+            axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+            size = next(leading_length(arg) for arg, axis in zip(args, axes, strict=True) if axis == 0)
+            rows = [
+                function(*(arg if axis is None else take(arg, i) for arg, axis in zip(args, axes, strict=True)))
+                for i in range(size)
+            ]
+            return stack_trees(np.stack, rows)
+
+        return mapped
+
+    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        raise InvalidInput(_NO_GRADIENTS)
+
+    def minimise(self, *args: Any, **kwargs: Any) -> Any:
+        raise InvalidInput(_NO_GRADIENTS)
+
+    def key(self, seed: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(seed)
+
+    def fold_in(self, key: np.random.SeedSequence, data: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(entropy=key.entropy, spawn_key=(*key.spawn_key, data))
+
+    def normal(self, key: np.random.SeedSequence, shape: tuple[int, ...]) -> np.ndarray:
+        return np.random.default_rng(key).standard_normal(shape).astype(self.dtype)
+
+    def cholesky(self, matrix: np.ndarray) -> tuple[np.ndarray, Any]:
+        try:
+            return np.linalg.cholesky(matrix), np.True_
+        except np.linalg.LinAlgError:
+            return np.full_like(matrix, np.nan), np.False_
+
+    def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
+        # LAPACK's triangular solve has no batches in NumPy; a general solve is exact here and as accurate.
+        return np.linalg.solve(factor.mT if transpose else factor, right)
+
+    def logsumexp(self, array: np.ndarray, axis: int) -> np.ndarray:
+        peak = np.max(array, axis=axis, keepdims=True)
+        return np.squeeze(peak, axis=axis) + np.log(np.sum(np.exp(array - peak), axis=axis))
+
+    def lgamma(self, array: np.ndarray) -> np.ndarray:
+        from scipy.special import gammaln
+
+        return np.asarray(gammaln(array))
+
+    def digamma(self, array: np.ndarray) -> np.ndarray:
+        from scipy.special import digamma
+
+        return np.asarray(digamma(array))
+
+    def erf(self, array: np.ndarray) -> np.ndarray:
+        from scipy.special import erf
+
+        return np.asarray(erf(array))
+
+
+_REFERENCE = NumpyEngine()
+_NO_GRADIENTS = (
+    "engine 'numpy' has no gradients: it filters and predicts only; "
+    "fit with engine='torch' or engine='jax' and convert with to_engine('numpy')"
+)
+
+
+def leading_length(tree: Any) -> int:
+    """The length of the first axis of a tree's arrays."""
+    lengths: list[int] = []
+    map_arrays(lambda a: lengths.append(a.shape[0]), tree)
+    return lengths[0]
+
+
+def take(tree: Any, index: int) -> Any:
+    """Row ``index`` of every array of a tree."""
+    return map_arrays(lambda a: a[index], tree)
+
+
+def stack_trees(stack: Callable[[list[Any]], Any], trees: list[Any]) -> Any:
+    """One tree whose arrays are the stacked arrays of ``trees``."""
+    columns: list[list[Any]] = []
+    for tree in trees:
+        leaves: list[Any] = []
+        map_arrays(leaves.append, tree)
+        columns.append(leaves)
+    stacked = iter([stack(list(leaves)) for leaves in zip(*columns, strict=True)])
+    return map_arrays(lambda _: next(stacked), trees[0])
+
+
+def python_scan(
+    stack: Callable[[list[Any]], Any], body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any
+) -> tuple[Any, Any]:
+    """:meth:`Engine.scan` for frameworks that run eagerly."""
+    rows = []
+    for i in range(leading_length(sequence)):
+        state, row = body(state, take(sequence, i))
+        rows.append(row)
+    return state, stack_trees(stack, rows)

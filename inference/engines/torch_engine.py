@@ -1,0 +1,211 @@
+"""PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceUnavailable, MissingDependency
+from .base import Engine, Loss, TrainingHistory, map_arrays
+from .numpy_engine import NumpyEngine, processor, python_scan
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingDependency("torch", "torch") from error
+
+from array_api_compat import torch as torch_namespace
+
+__all__ = ["TorchEngine", "torch_engine"]
+
+_HOST = NumpyEngine()
+_FLOATS = (torch.float32, torch.float64)
+
+
+def torch_engine(device: str, dtype: str) -> TorchEngine:
+    """The engine on a torch device string; raises :class:`DeviceUnavailable` if it is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnavailable(
+            f"engine 'torch:{device}': torch {torch.__version__} sees no such device here ({error}); use engine='torch'"
+        ) from error
+    return TorchEngine(device=torch.device(device), dtype=dtype)
+
+
+@dataclass(frozen=True)
+class TorchEngine(Engine):
+    """PyTorch on one device, eager."""
+
+    device: Any = torch.device("cpu")
+
+    @property
+    def name(self) -> str:
+        return "torch" if self.device.type == "cpu" else f"torch:{self.device}"
+
+    @property
+    def xp(self) -> Any:
+        return torch_namespace
+
+    @property
+    def has_gradients(self) -> bool:
+        return True
+
+    def fingerprint(self) -> dict[str, str]:
+        on_gpu = self.device.type == "cuda"
+        hardware = torch.cuda.get_device_name(self.device) if on_gpu else processor()
+        return {"engine": self.name, "torch": torch.__version__, "processor": hardware, "threads": "1"}
+
+    def asarray(self, values: Any, dtype: str | None = None) -> torch.Tensor:
+        if isinstance(values, torch.Tensor):
+            tensor = values.detach().to(self.device, copy=True)
+        else:  # torch.tensor copies into memory of torch's own alignment, on which the bits of a product may depend
+            tensor = torch.tensor(np.asarray(values), device=self.device)
+        if dtype is not None:
+            return tensor.to(getattr(torch, dtype))
+        return tensor.to(self.float_dtype) if tensor.dtype.is_floating_point else tensor
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        if not isinstance(array, torch.Tensor):  # a small system's results may already be on the host
+            return np.array(array)
+        return np.array(array.detach().cpu().numpy())
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and threads != 1:
+            torch.set_num_threads(1)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+
+    def jit(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        def scoped(*args: Any) -> Any:
+            with self.scope():
+                return function(*args)
+
+        return scoped
+
+    def in_float64(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        if self.device.type == "cpu":
+            with np.errstate(all="ignore"):
+                result = function(_HOST, *(map_arrays(_widen_on_host, array) for array in arrays))
+            return map_arrays(lambda a: torch.from_numpy(np.array(a, order="C")), result)
+        return function(replace(self, dtype="float64"), *(map_arrays(_widen, array) for array in arrays))
+
+    def while_loop(self, condition: Callable[[Any], Any], body: Callable[[Any], Any], state: Any) -> Any:
+        while condition(state):
+            state = body(state)
+        return state
+
+    def guarded(self, ok: Any, update: Callable[[], Any], old: Any) -> Any:
+        return update() if bool(ok) else old
+
+    def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any) -> tuple[Any, Any]:
+        return python_scan(torch.stack, body, state, sequence)
+
+    def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+        return torch.func.vmap(function, in_dims=in_axes)
+
+    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        grad_and_value = torch.func.grad_and_value(function)
+
+        def swapped(*args: Any) -> tuple[Any, Any]:
+            gradient, value = grad_and_value(*args)
+            return value, gradient
+
+        return swapped
+
+    def minimise(
+        self,
+        loss: Loss,
+        parameters: Any,
+        data: Sequence[Any],
+        batches: np.ndarray,
+        learning_rates: np.ndarray,
+        seed: int,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> tuple[Any, TrainingHistory]:
+        with self.scope(), torch.enable_grad():
+            parameters = map_arrays(lambda a: a.detach().clone().requires_grad_(), parameters)
+            leaves: list[torch.Tensor] = []
+            map_arrays(leaves.append, parameters)
+            optimiser = torch.optim.Adam(leaves, lr=1.0, fused=self.device.type in ("cpu", "cuda"))
+            key = torch.Generator(self.device).manual_seed(seed)
+            rows = torch.tensor(batches, device=self.device)
+            history: TrainingHistory = []
+            for epoch in range(len(batches)):
+                total = torch.zeros((), device=self.device)
+                for step in range(batches.shape[1]):
+                    optimiser.param_groups[0]["lr"] = float(learning_rates[epoch, step])
+                    optimiser.zero_grad()
+                    value = loss(parameters, [array[rows[epoch, step]] for array in data], key)
+                    value.backward()
+                    optimiser.step()
+                    total += value.detach()
+                history.append(float(total) / batches.shape[1])
+                if on_epoch is not None:
+                    on_epoch(epoch, history[-1])
+            return map_arrays(lambda a: a.detach(), parameters), history
+
+    def key(self, seed: int) -> int:
+        return seed & _MASK
+
+    def fold_in(self, key: Any, data: int) -> Any:
+        if isinstance(key, torch.Generator):  # a stream of draws inside the training loop
+            return key
+        return int(np.random.SeedSequence([key, data & _MASK]).generate_state(1, np.uint64)[0]) & _MASK
+
+    def normal(self, key: Any, shape: tuple[int, ...]) -> torch.Tensor:
+        generator = key if isinstance(key, torch.Generator) else torch.Generator(self.device).manual_seed(key)
+        return torch.randn(shape, generator=generator, dtype=self.float_dtype, device=self.device)
+
+    def cholesky(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return factor, torch.all(info == 0)
+
+    def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
+        return torch.linalg.solve_triangular(factor.mT if transpose else factor, right, upper=lower == transpose)
+
+    def logsumexp(self, array: torch.Tensor, axis: int) -> torch.Tensor:
+        return torch.logsumexp(array, dim=axis)
+
+    def lgamma(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.lgamma(array)
+
+    def digamma(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.digamma(array)
+
+    def erf(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.erf(array)
+
+    def add_outer(self, matrix: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return matrix.addmm_(column.T, row) if self.in_place else torch.addmm(matrix, column.T, row)
+
+    def add_outer_over(self, matrix: Any, column: Any, row: Any, divisor: Any) -> torch.Tensor:
+        outer = column.T @ row
+        return matrix.addcdiv_(outer, divisor) if self.in_place else torch.addcdiv(matrix, outer, divisor)
+
+    def subtract_product(self, matrix: Any, left: Any, right: Any) -> torch.Tensor:
+        if self.in_place:
+            return matrix.addmm_(left, right, alpha=-1)
+        return torch.addmm(matrix, left, right, alpha=-1)
+
+
+_MASK = 2**63 - 1
+
+
+def _widen(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.float64) if tensor.dtype in _FLOATS else tensor
+
+
+def _widen_on_host(tensor: Any) -> np.ndarray:
+    array = tensor.numpy() if isinstance(tensor, torch.Tensor) else np.asarray(tensor)
+    return array.astype(np.float64) if array.dtype == np.float32 else array

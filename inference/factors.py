@@ -1,0 +1,70 @@
+"""Layer factors: the Jacobian of a dense layer without the Jacobian.
+
+For a dense layer ``z = a W`` the gradient of output k with respect to W is the outer product ``a ⊗ D[k]`` of the
+layer's input ``a`` and the back-propagated row ``D[k] = ∂output_k/∂z``. Every contraction that a posterior structure
+needs can be taken on the two factors, at the price of a few products with matrices of the layer's own size.
+
+A layer's bias is the last row of its weight matrix, and the last entry of its input is 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+
+from .engines.base import Array, Engine
+
+__all__ = ["LayerFactors"]
+
+
+class LayerFactors(NamedTuple):
+    """The factors of one dense layer for N inputs and K output directions.
+
+    Attributes:
+        inputs: the layer's inputs with a trailing 1, shape (N, I).
+        rows: derivatives of the K output directions with respect to the layer's pre-activations, shape (N, K, O).
+    """
+
+    inputs: Float[Array, "N I"]
+    rows: Float[Array, "N K O"]
+
+    def left_multiply(self, factor: Float[Array, "N K R"]) -> LayerFactors:
+        """Factors of ``factorᵀ J``: R new output directions for each input."""
+        return LayerFactors(self.inputs, factor.mT @ self.rows)
+
+    def pull_back(self, residual: Float[Array, "N K"]) -> tuple[Float[Array, "N I"], Float[Array, "N O"]]:
+        """Columns and rows whose summed outer products are ``Jᵀ residual``, in the shape of W."""
+        return self.inputs, (residual[:, None, :] @ self.rows)[:, 0, :]
+
+    def squares(self, engine: Engine) -> tuple[Float[Array, "N I"], Float[Array, "N O"]]:
+        """Columns and rows whose summed outer products are the diagonal of ``JᵀJ``, in the shape of W."""
+        return self.inputs * self.inputs, engine.xp.sum(self.rows * self.rows, axis=1)
+
+    def gram(self, engine: Engine, variance: Float[Array, "I O"], joint: bool) -> Array:
+        """``J diag(variance) Jᵀ``.
+
+        Args:
+            engine: the arrays' engine.
+            variance: one non-negative number per weight.
+            joint: between all inputs, shape (N K, N K); else for each input alone, shape (N, K, K).
+        """
+        num_rows, num_outputs, _ = self.rows.shape
+        if not joint:
+            scaled = self.rows * ((self.inputs * self.inputs) @ variance)[:, None, :]
+            return scaled @ self.rows.mT
+        if num_rows == 1:
+            return self.gram(engine, variance, joint=False)[0]
+        pairs = self.inputs[:, None, :] * self.inputs[None, :, :]
+        gram = engine.xp.einsum("nko,nmo,mlo->nkml", self.rows, pairs @ variance, self.rows)
+        return engine.xp.reshape(gram, (num_rows * num_outputs, num_rows * num_outputs))
+
+    def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
+        """``J`` times each of R directions in weight space."""
+        projected = engine.xp.permute_dims(self.inputs @ directions, (1, 2, 0))  # N, O, R
+        return self.rows @ projected
+
+    def dense(self, engine: Engine) -> Float[Array, "N K P"]:
+        """The Jacobian itself, with W flattened by rows."""
+        jacobian = self.inputs[:, None, :, None] * self.rows[:, :, None, :]
+        return engine.xp.reshape(jacobian, (*self.rows.shape[:2], -1))

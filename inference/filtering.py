@@ -1,0 +1,133 @@
+"""The online Bayes step: how a posterior takes in one more batch.
+
+One step linearises the network at the mean, solves for the mode of the linearised posterior in output space
+(:mod:`.output_space`), moves every block of weights with its old precision and then adds what was learned to the
+precision. It is the (iterated) extended Kalman filter, online Gauss-Newton Laplace, and Bayesian online natural gradient
+with linearisation at once (Jones, Chang and Murphy 2024, "Bayesian online natural gradient"; Ollivier 2018, "Online
+natural gradient as a Kalman filter").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Bool, Float, Int
+
+from .dynamics import Dynamics, Static
+from .engines.base import Array, Engine
+from .likelihoods.base import Likelihood
+from .network import MLP
+from .output_space import solve_in_output_space
+from .structures.base import Structure
+
+__all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step"]
+
+
+class Posterior(NamedTuple):
+    """What is known.
+
+    Attributes:
+        weights: state of the structure, at unit dispersion.
+        likelihood: state of the likelihood.
+    """
+
+    weights: Any
+    likelihood: Any
+
+
+class UpdateInfo(NamedTuple):
+    """What one step did.
+
+    Attributes:
+        log_predictive: log predictive density of the batch before it was learned, in nats (the prequential score).
+        information: information gained, in nats; see :class:`~.output_space.OutputSolution`.
+        iterations: Newton iterations taken in output space.
+        ok: False if the step would not have been finite; then the posterior is the one before.
+    """
+
+    log_predictive: Float[Array, ""]
+    information: Float[Array, ""]
+    iterations: Int[Array, ""]
+    ok: Bool[Array, ""]
+
+
+@dataclass(frozen=True)
+class FilterModel:
+    """Everything about a step that is not an array: network, likelihood, structure, dynamics.
+
+    Args:
+        network: the network.
+        likelihood: the observation model.
+        structure: form of the posterior, resolved for the network.
+        dynamics: what happens to the weights before each step.
+    """
+
+    network: MLP
+    likelihood: Likelihood
+    structure: Structure
+    dynamics: Dynamics = Static()
+
+    def compile(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
+        """``step(posterior, prior, x, y, weight, elapsed)``: pure, compiled where the engine can."""
+        return engine.jit(lambda *args: filter_step(engine, self, *args))
+
+    def compile_in_place(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
+        """As :meth:`compile`, but the step takes over the memory of the posterior it is given."""
+        return engine.jit(lambda *args: filter_step(engine.owning(), self, *args), donate=(0,))
+
+
+def filter_step(
+    engine: Engine,
+    model: FilterModel,
+    posterior: Posterior,
+    prior: Any,
+    x: Float[Array, "N I"],
+    y: Array,
+    weight: Float[Array, " N"],
+    elapsed: Float[Array, ""],
+) -> tuple[Posterior, UpdateInfo]:
+    """One Bayes step on a batch.
+
+    Args:
+        engine: of the arrays; an owning engine writes into the posterior's memory.
+        model: network, likelihood, structure and dynamics.
+        posterior: before the batch.
+        prior: state of the structure that the dynamics relax to.
+        x: inputs.
+        y: targets, as the likelihood prepared them.
+        weight: of each row, at least 0; rows of weight 0 are padding.
+        elapsed: time since the last step, in the dynamics' unit; used only if the dynamics are not static.
+
+    Returns:
+        The posterior after the batch, and what the step did. Where it would not have been finite, the old posterior
+        (after the dynamics) is returned and ``info.ok`` is False.
+    """
+    structure = model.structure
+    weights = posterior.weights
+    if not model.dynamics.is_static:
+        weights = _relax(engine, model, weights, prior, elapsed)
+    outputs, factors = model.network.factors(engine, structure.mean(weights), x)
+    covariance = structure.output_covariance(engine, weights, factors, joint=True)
+
+    def small(small_engine: Engine, *arrays: Any) -> Any:
+        return solve_in_output_space(small_engine, model.likelihood, *arrays)
+
+    solution = engine.in_float64(small, outputs, covariance, y, weight, posterior.likelihood)
+    info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)
+
+    def learned() -> Posterior:
+        moved = structure.shift(engine, weights, factors, engine.cast(solution.residual))
+        sharpened = structure.add_precision(engine, moved, factors, engine.cast(solution.fisher_factor))
+        return Posterior(sharpened, solution.state)
+
+    return engine.guarded(solution.ok, learned, Posterior(weights, posterior.likelihood)), info
+
+
+def _relax(engine: Engine, model: FilterModel, weights: Any, prior: Any, elapsed: Array) -> Any:
+    """The dynamics' transition."""
+    retention = model.dynamics.retention(elapsed)
+    variances = model.structure.marginal_variance(engine, prior)
+    growth = tuple((1 - retention * retention) * variance for variance in variances)
+    return model.structure.transition(engine, weights, prior, retention, growth)

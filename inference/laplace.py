@@ -1,0 +1,28 @@
+"""Laplace's approximation: a Gaussian at the posterior's mode, with generalised Gauss-Newton curvature.
+
+MacKay (1992), "A practical Bayesian framework for backpropagation networks"; Daxberger et al. (2021), "Laplace redux".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .methods import FitProblem, FitResult, Method, fit_posterior
+from .objective import TrainingOptions
+
+__all__ = ["Laplace"]
+
+
+@dataclass(frozen=True)
+class Laplace(Method):
+    """Find the mode, then add the curvature of every row to the prior's precision, in the model's structure.
+
+    Args:
+        training: how the mode is found.
+    """
+
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def fit(self, problem: FitProblem) -> FitResult:
+        points = [False] * problem.network.num_layers
+        return fit_posterior(problem, points, self.training, initial_deviation=1.0)

@@ -1,0 +1,66 @@
+"""Yes or no: the logistic function of one logit (or of K independent ones)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ..engines.base import Array, Engine
+from ..errors import InvalidInput
+from .base import Likelihood, invalid_target
+
+__all__ = ["Bernoulli"]
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """p(y = 1 | output) = 1 / (1 + exp(-output)), independently for each of K outputs.
+
+    Args:
+        num_outputs: K; targets are 0 or 1 (or booleans), shape (rows,) for one output, else (rows, K).
+    """
+
+    num_outputs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_outputs < 1:
+            raise InvalidInput(f"Bernoulli.num_outputs must be at least 1, got {self.num_outputs!r}")
+
+    def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
+        values = np.asarray(y)
+        if values.dtype.kind not in "biuf":
+            raise invalid_target(argument, "0 or 1", f"dtype {values.dtype}")
+        if values.ndim == 1 and self.num_outputs == 1:
+            values = values[:, None]
+        if values.ndim != 2 or values.shape[1] != self.num_outputs:
+            raise invalid_target(argument, f"of shape (rows, {self.num_outputs})", f"shape {np.shape(y)}")
+        other = (values != 0) & (values != 1)
+        if np.any(other):
+            raise invalid_target(argument, "0 or 1", f"{values[other][0]}")
+        return values.astype(np.float64)
+
+    def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
+        return (rng.logistic(size=outputs.shape) < outputs).astype(np.int32)
+
+    def unit_log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array) -> Float[Array, "*S N"]:
+        xp = engine.xp
+        softplus = 0.5 * (outputs + xp.abs(outputs)) + xp.log1p(xp.exp(-xp.abs(outputs)))
+        return xp.sum(y * outputs - softplus, axis=-1)
+
+    def unit_score(self, engine: Engine, outputs: Float[Array, "N K"], y: Array) -> Float[Array, "N K"]:
+        return y - self.mean(engine, outputs)
+
+    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
+        xp = engine.xp
+        identity = xp.eye(self.num_outputs, dtype=outputs.dtype, device=outputs.device)
+        return xp.sqrt(self.variance(engine, outputs, ()))[:, :, None] * identity
+
+    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:
+        return 0.5 * (1 + engine.xp.tanh(0.5 * outputs))
+
+    def variance(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> Array:
+        probabilities = self.mean(engine, outputs)
+        return probabilities * (1 - probabilities)

@@ -1,0 +1,80 @@
+"""Classification: one of C classes, softmax of C logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ..engines.base import Array, Engine
+from ..errors import InvalidInput
+from .base import Likelihood, invalid_target
+
+__all__ = ["Categorical"]
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """p(y = k | outputs) = softmax(outputs)ₖ.
+
+    Args:
+        num_classes: C; targets are the integers 0 to C-1.
+
+    Raises:
+        InvalidInput: fewer than two classes.
+    """
+
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_classes, int | np.integer) or self.num_classes < 2:
+            raise InvalidInput(f"Categorical.num_classes must be an integer of at least 2, got {self.num_classes!r}")
+
+    @property
+    def num_outputs(self) -> int:  # type: ignore[override]
+        return self.num_classes
+
+    def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
+        labels = np.asarray(y)
+        if labels.dtype.kind not in "iu":
+            raise invalid_target(argument, "integer class labels", f"dtype {labels.dtype}")
+        if labels.ndim != 1:
+            raise invalid_target(argument, "one label for each row, shape (rows,)", f"shape {labels.shape}")
+        unknown = (labels < 0) | (labels >= self.num_classes)
+        if np.any(unknown):
+            raise invalid_target(argument, f"a class from 0 to {self.num_classes - 1}", f"{labels[unknown][0]}")
+        return labels.astype(np.int32)
+
+    def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
+        return np.asarray(np.argmax(outputs + rng.gumbel(size=outputs.shape), axis=-1))
+
+    def _one_hot(self, engine: Engine, outputs: Array, y: Array) -> Array:
+        xp = engine.xp
+        classes = xp.arange(self.num_classes, dtype=y.dtype, device=outputs.device)
+        return xp.astype(y[:, None] == classes, outputs.dtype)
+
+    def unit_log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array) -> Float[Array, "*S N"]:
+        chosen = engine.xp.sum(outputs * self._one_hot(engine, outputs, y), axis=-1)
+        return chosen - engine.logsumexp(outputs, axis=-1)
+
+    def unit_score(self, engine: Engine, outputs: Float[Array, "N K"], y: Array) -> Float[Array, "N K"]:
+        return self._one_hot(engine, outputs, y) - self.mean(engine, outputs)
+
+    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
+        """diag(√p) - p √pᵀ, whose square is diag(p) - p pᵀ."""
+        xp = engine.xp
+        probabilities = self.mean(engine, outputs)
+        root = xp.sqrt(probabilities)
+        identity = xp.eye(self.num_classes, dtype=outputs.dtype, device=outputs.device)
+        return root[:, :, None] * identity - probabilities[:, :, None] * root[:, None, :]
+
+    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:
+        xp = engine.xp
+        exponentials = xp.exp(outputs - xp.max(outputs, axis=-1, keepdims=True))
+        return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
+
+    def variance(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> Array:
+        probabilities = self.mean(engine, outputs)
+        return probabilities * (1 - probabilities)

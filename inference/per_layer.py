@@ -1,0 +1,51 @@
+"""Variational layers and Laplace layers in one network.
+
+The network is trained once, on E_q(v)[-log p(y | v, θ)] + KL(q(v) ‖ p(v)) - log p(θ) for variational weights v and point
+weights θ; then the Laplace layers take the Gauss-Newton curvature of all rows at (E[v], θ*).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import InvalidInput
+from .methods import FitProblem, FitResult, Method, fit_posterior
+from .objective import TrainingOptions
+
+__all__ = ["PerLayer"]
+
+
+@dataclass(frozen=True)
+class PerLayer(Method):
+    """One method for the hidden layers, another for the last.
+
+    Args:
+        hidden: ``Variational()`` or ``Laplace()``.
+        last: ``Variational()`` or ``Laplace()``.
+
+    Raises:
+        InvalidInput: another method, or two different trainings: one network is trained once.
+    """
+
+    hidden: Any
+    last: Any
+    training: TrainingOptions = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "last"):
+            if not hasattr(getattr(self, name), "training"):
+                raise InvalidInput(f"PerLayer.{name} must be Variational() or Laplace(), got {getattr(self, name)!r}")
+        if self.hidden.training != self.last.training:
+            raise InvalidInput(
+                "PerLayer trains one network once: give hidden and last the same training, "
+                f"got {self.hidden.training} and {self.last.training}"
+            )
+        object.__setattr__(self, "training", self.hidden.training)
+
+    def fit(self, problem: FitProblem) -> FitResult:
+        parts = [self.hidden] * (problem.network.num_layers - 1) + [self.last]
+        deviations = [getattr(part, "initial_deviation", None) for part in parts]
+        variational = [deviation is not None for deviation in deviations]
+        started = [deviation for deviation in deviations if deviation is not None]
+        return fit_posterior(problem, variational, self.training, started[0] if started else 1.0)

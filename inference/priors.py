@@ -1,0 +1,58 @@
+"""Priors of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InvalidInput
+
+__all__ = ["NormalPrior"]
+
+
+@dataclass(frozen=True)
+class NormalPrior:
+    """Independent normal weights whose variance shrinks with the fan-in.
+
+    A weight of a layer with n inputs has standard deviation ``scale / √n``, so that the layer's pre-activations have
+    about the same prior scale whatever its width; a bias has standard deviation ``bias_scale``.
+
+    Args:
+        scale: positive; one number for all layers, or one per layer, first to last.
+        bias_scale: positive; likewise.
+
+    Raises:
+        InvalidInput: a scale that is not positive and finite.
+    """
+
+    scale: float | tuple[float, ...] = 2.0
+    bias_scale: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "bias_scale"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence):
+                object.__setattr__(self, name, tuple(float(v) for v in value))
+            if not np.all(np.isfinite(value)) or not np.all(np.asarray(value) > 0):
+                raise InvalidInput(f"NormalPrior.{name} must be positive and finite, got {value!r}")
+
+    def precision(self, shapes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, ...]:
+        """Prior precision of every weight, one matrix (inputs + 1, outputs) per layer, in float64."""
+        scales = self._per_layer("scale", len(shapes))
+        bias_scales = self._per_layer("bias_scale", len(shapes))
+        precisions = []
+        for (rows, columns), scale, bias_scale in zip(shapes, scales, bias_scales, strict=True):
+            precision = np.full((rows, columns), (rows - 1) / scale**2)
+            precision[-1] = 1 / bias_scale**2
+            precisions.append(precision)
+        return tuple(precisions)
+
+    def _per_layer(self, name: str, num_layers: int) -> tuple[float, ...]:
+        value = getattr(self, name)
+        if not isinstance(value, tuple):
+            return (value,) * num_layers
+        if len(value) != num_layers:
+            raise InvalidInput(f"NormalPrior.{name} has {len(value)} entries for a network of {num_layers} layers")
+        return value

@@ -1,0 +1,60 @@
+"""Descriptions as JSON: the frozen dataclasses of this package, there and back.
+
+A description (network, likelihood, prior, structure, dynamics) becomes ``{"type": name, field: value, ...}``. Only the
+types listed here are ever built from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from .dynamics import Forgetting, Static
+from .errors import InvalidInput
+from .likelihoods import Bernoulli, Categorical, Gaussian
+from .network import MLP
+from .priors import NormalPrior
+from .structures import Blocks, Diagonal, Full, LowRank
+
+__all__ = ["from_spec", "to_spec"]
+
+_TYPES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        MLP, NormalPrior, Gaussian, Categorical, Bernoulli, Static, Forgetting, Diagonal, Full, LowRank, Blocks,
+    )
+}  # fmt: skip
+
+
+def to_spec(value: Any) -> Any:
+    """A description as plain JSON values.
+
+    Raises:
+        InvalidInput: a type that can not be stored.
+    """
+    if dataclasses.is_dataclass(value) and type(value).__name__ in _TYPES:
+        fields = {field.name: to_spec(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [to_spec(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InvalidInput(f"a {type(value).__name__} can not be stored; the stored types are {', '.join(_TYPES)}")
+
+
+def from_spec(spec: Any) -> Any:
+    """The description that :func:`to_spec` wrote.
+
+    Raises:
+        InvalidInput: an unknown type, as a newer version may have written.
+    """
+    if isinstance(spec, Mapping):
+        fields = dict(spec)
+        name = fields.pop("type", None)
+        if name not in _TYPES:
+            raise InvalidInput(f"unknown type {name!r} in a stored description; this version knows {', '.join(_TYPES)}")
+        return _TYPES[name](**{key: from_spec(value) for key, value in fields.items()})
+    if isinstance(spec, list):
+        return tuple(from_spec(item) for item in spec)
+    return spec

@@ -1,0 +1,9 @@
+"""Forms of the posterior over the weights."""
+
+from .base import Structure
+from .blocks import Blocks, LastLayer
+from .diagonal import Diagonal
+from .full import Full
+from .low_rank import LowRank
+
+__all__ = ["Blocks", "Diagonal", "Full", "LastLayer", "LowRank", "Structure"]

@@ -1,0 +1,166 @@
+"""Unlike structures side by side: some layers in one, the others in another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ..engines.base import Array, Engine
+from ..errors import InvalidInput
+from .base import Factors, Layers, Structure
+from .diagonal import Diagonal
+from .full import Full
+
+__all__ = ["Blocks", "BlocksState", "LastLayer"]
+
+
+class BlocksState(NamedTuple):
+    """Attributes:
+    parts: the state of each block.
+    """
+
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Blocks(Structure):
+    """Independent blocks of layers, each with a structure of its own.
+
+    The filter step joins them: one innovation is computed from the sum of their output covariances, and every block
+    learns from it with its own precision.
+
+    Args:
+        parts: pairs of a structure and the indices of its layers; together they name every layer once. Negative
+            indices count from the last layer; ``"rest"`` stands for every layer that no other part names.
+
+    Raises:
+        InvalidInput: a layer that is named twice.
+    """
+
+    parts: tuple[tuple[Structure, Any], ...]
+
+    state_type = BlocksState
+
+    def __post_init__(self) -> None:
+        parts = tuple((structure, layers if layers == "rest" else tuple(layers)) for structure, layers in self.parts)
+        object.__setattr__(self, "parts", parts)
+        named = [layer for _, layers in parts if layers != "rest" for layer in layers]
+        if not parts or len(set(named)) < len(named) or sum(layers == "rest" for _, layers in parts) > 1:
+            raise InvalidInput(f"Blocks.parts must name every layer once, got {[layers for _, layers in parts]}")
+
+    def resolve(self, num_layers: int) -> Structure:
+        named = {layer % num_layers for _, layers in self.parts if layers != "rest" for layer in layers}
+        rest = tuple(layer for layer in range(num_layers) if layer not in named)
+        parts = []
+        for structure, layers in self.parts:
+            own = rest if layers == "rest" else tuple(layer % num_layers for layer in layers)
+            if layers != "rest" and not all(-num_layers <= layer < num_layers for layer in layers):
+                raise InvalidInput(f"Blocks.parts names layers {layers} of a network of {num_layers} layers")
+            if own:
+                parts.append((structure.resolve(len(own)), own))
+        if sorted(layer for _, layers in parts for layer in layers) != list(range(num_layers)):
+            got = [layers for _, layers in parts]
+            raise InvalidInput(f"Blocks.parts must name each of the layers 0 to {num_layers - 1} once, got {got}")
+        return parts[0][0] if len(parts) == 1 else Blocks(tuple(parts))
+
+    def _each(self, function: Callable[..., Any], state: Any, *per_layer: Sequence[Any]) -> list[Any]:
+        """``function(structure, part of state, its share of each per-layer sequence)`` for every block."""
+        return [
+            function(structure, part, *(tuple(values[layer] for layer in layers) for values in per_layer))
+            for (structure, layers), part in zip(self.parts, state.parts, strict=True)
+        ]
+
+    def _in_order(self, pieces: Sequence[Layers]) -> Layers:
+        """Per-layer values of all blocks, in the order of the layers."""
+        ordered: dict[int, Any] = {}
+        for (_, layers), piece in zip(self.parts, pieces, strict=True):
+            ordered |= dict(zip(layers, piece, strict=True))
+        return tuple(ordered[layer] for layer in sorted(ordered))
+
+    def initial(self, engine: Engine, mean: Layers, precision: Layers) -> BlocksState:
+        return BlocksState(
+            tuple(
+                structure.initial(engine, tuple(mean[i] for i in layers), tuple(precision[i] for i in layers))
+                for structure, layers in self.parts
+            )
+        )
+
+    def mean(self, state: BlocksState) -> Layers:
+        return self._in_order(self._each(lambda s, part: s.mean(part), state))
+
+    def replace_mean(self, state: BlocksState, mean: Layers) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part, m: s.replace_mean(part, m), state, mean)))
+
+    def output_covariance(self, engine: Engine, state: BlocksState, factors: Factors, *, joint: bool = False) -> Array:
+        parts = self._each(lambda s, part, f: s.output_covariance(engine, part, f, joint=joint), state, factors)
+        return sum(parts[1:], start=parts[0])
+
+    def shift(self, engine: Engine, state: BlocksState, factors: Factors, residual: Float[Array, "N K"]) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part, f: s.shift(engine, part, f, residual), state, factors)))
+
+    def add_precision(
+        self, engine: Engine, state: BlocksState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+    ) -> BlocksState:
+        return BlocksState(
+            tuple(self._each(lambda s, part, f: s.add_precision(engine, part, f, fisher_factor), state, factors))
+        )
+
+    def transition(
+        self, engine: Engine, state: BlocksState, prior: BlocksState, retention: Array, growth: Layers
+    ) -> BlocksState:
+        priors = iter(prior.parts)
+        return BlocksState(
+            tuple(self._each(lambda s, part, q: s.transition(engine, part, next(priors), retention, q), state, growth))
+        )
+
+    def scale_precision(self, engine: Engine, state: BlocksState, factor: Any) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part: s.scale_precision(engine, part, factor), state)))
+
+    def noise_shapes(self, state: BlocksState) -> tuple[tuple[int, ...], ...]:
+        return tuple(shape for shapes in self._each(lambda s, part: s.noise_shapes(part), state) for shape in shapes)
+
+    def sample(self, engine: Engine, state: BlocksState, noise: Sequence[Array]) -> Layers:
+        draws = iter(noise)
+        return self._in_order(
+            self._each(lambda s, part: s.sample(engine, part, [next(draws) for _ in s.noise_shapes(part)]), state)
+        )
+
+    def marginal_variance(self, engine: Engine, state: BlocksState) -> Layers:
+        return self._in_order(self._each(lambda s, part: s.marginal_variance(engine, part), state))
+
+    def log_determinant(self, engine: Engine, state: BlocksState) -> Array:
+        return sum(self._each(lambda s, part: s.log_determinant(engine, part), state))
+
+    def kl(self, engine: Engine, new: BlocksState, old: BlocksState) -> Array:
+        olds = iter(old.parts)
+        return sum(self._each(lambda s, part: s.kl(engine, part, next(olds)), new))
+
+    def natural(self, engine: Engine, state: BlocksState) -> tuple[Layers, Any]:
+        shifted, precisions = zip(*self._each(lambda s, part: s.natural(engine, part), state), strict=True)
+        return self._in_order(shifted), precisions
+
+    def to_arrays(self, engine: Engine, state: BlocksState) -> dict[str, np.ndarray]:
+        named = self._each(lambda s, part: s.to_arrays(engine, part), state)
+        return {f"{i}.{name}": array for i, arrays in enumerate(named) for name, array in arrays.items()}
+
+    def from_arrays(self, engine: Engine, arrays: Mapping[str, np.ndarray]) -> BlocksState:
+        parts = []
+        for index, (structure, _) in enumerate(self.parts):
+            prefix = f"{index}."
+            own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+            parts.append(structure.from_arrays(engine, own))
+        return BlocksState(tuple(parts))
+
+
+def LastLayer(last: Structure | None = None, hidden: Structure | None = None) -> Blocks:  # noqa: N802
+    """One structure for the last layer beside another for all layers before it.
+
+    Args:
+        last: structure of the last layer; ``Full()`` if not given.
+        hidden: structure of the other layers, as one block; ``Diagonal()`` if not given.
+    """
+    return Blocks(((hidden or Diagonal(), "rest"), (last or Full(), (-1,))))

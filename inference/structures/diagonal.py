@@ -1,0 +1,96 @@
+"""Independent weights: a diagonal precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+
+from ..engines.base import Array, Engine
+from .base import Factors, Layers, Structure, sum_float64
+
+__all__ = ["Diagonal", "DiagonalState"]
+
+
+class DiagonalState(NamedTuple):
+    """Attributes:
+    mean: (I, O) for each layer.
+    precision: of each weight, (I, O) for each layer.
+    """
+
+    mean: Layers
+    precision: Layers
+
+
+@dataclass(frozen=True)
+class Diagonal(Structure):
+    """Independent weights; an event costs O(P) whatever the number of outputs."""
+
+    state_type = DiagonalState
+    per_layer = frozenset({"mean", "precision"})
+
+    def initial(self, engine: Engine, mean: Layers, precision: Layers) -> DiagonalState:
+        return DiagonalState(tuple(mean), tuple(precision))
+
+    def output_covariance(
+        self, engine: Engine, state: DiagonalState, factors: Factors, *, joint: bool = False
+    ) -> Array:
+        layers = zip(factors, state.precision, strict=True)
+        grams = [factor.gram(engine, 1 / precision, joint) for factor, precision in layers]
+        return sum(grams[1:], start=grams[0])
+
+    def shift(
+        self, engine: Engine, state: DiagonalState, factors: Factors, residual: Float[Array, "N K"]
+    ) -> DiagonalState:
+        mean = tuple(
+            engine.add_outer_over(mean, *factor.pull_back(residual), precision)
+            for mean, precision, factor in zip(state.mean, state.precision, factors, strict=True)
+        )
+        return DiagonalState(mean, state.precision)
+
+    def add_precision(
+        self, engine: Engine, state: DiagonalState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+    ) -> DiagonalState:
+        precision = tuple(
+            engine.add_outer(precision, *factor.left_multiply(fisher_factor).squares(engine))
+            for precision, factor in zip(state.precision, factors, strict=True)
+        )
+        return DiagonalState(state.mean, precision)
+
+    def transition(
+        self, engine: Engine, state: DiagonalState, prior: Any, retention: Array, growth: Layers
+    ) -> DiagonalState:
+        precision = tuple(
+            1 / (retention * retention / now + grown) for now, grown in zip(state.precision, growth, strict=True)
+        )
+        return DiagonalState(self.move_mean(engine, state, prior, retention), precision)
+
+    def scale_precision(self, engine: Engine, state: DiagonalState, factor: Any) -> DiagonalState:
+        return DiagonalState(state.mean, tuple(precision * factor for precision in state.precision))
+
+    def noise_shapes(self, state: DiagonalState) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(mean.shape) for mean in state.mean)
+
+    def sample(self, engine: Engine, state: DiagonalState, noise: Sequence[Array]) -> Layers:
+        layers = zip(state.mean, state.precision, noise, strict=True)
+        return tuple(mean + draw / engine.xp.sqrt(precision) for mean, precision, draw in layers)
+
+    def marginal_variance(self, engine: Engine, state: DiagonalState) -> Layers:
+        return tuple(1 / precision for precision in state.precision)
+
+    def log_determinant(self, engine: Engine, state: DiagonalState) -> Array:
+        return sum(sum_float64(engine, engine.xp.log(precision)) for precision in state.precision)
+
+    def kl(self, engine: Engine, new: DiagonalState, old: DiagonalState) -> Array:
+        total = 0.0
+        for mean, precision, old_mean, old_precision in zip(*new, *old, strict=True):
+            ratio = old_precision / precision
+            step = mean - old_mean
+            total = total + sum_float64(engine, ratio - 1 - engine.xp.log(ratio) + step * step * old_precision)
+        return 0.5 * total
+
+    def natural(self, engine: Engine, state: DiagonalState) -> tuple[Layers, Any]:
+        shifted = tuple(mean * precision for mean, precision in zip(*state, strict=True))
+        return shifted, state.precision

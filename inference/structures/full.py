@@ -1,0 +1,128 @@
+"""All correlations: a full covariance, held as a square root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+
+from ..engines.base import Array, Engine
+from .base import Factors, Layers, Structure, flatten_layers, split_layers, sum_float64
+
+__all__ = ["Full", "FullState"]
+
+
+class FullState(NamedTuple):
+    """Attributes:
+    mean: (I, O) for each layer.
+    covariance_root: S with S Sᵀ = Λ⁻¹, over all layers flattened one after the other, (P, P); not triangular.
+    """
+
+    mean: Layers
+    covariance_root: Float[Array, "P P"]
+
+
+@dataclass(frozen=True)
+class Full(Structure):
+    """All correlations between the weights: the reference, for up to about 5,000 weights.
+
+    The covariance is held as a square root, so that it stays positive semi-definite whatever the rounding. An event of
+    K outputs costs O(P² K).
+    """
+
+    state_type = FullState
+
+    def initial(self, engine: Engine, mean: Layers, precision: Layers) -> FullState:
+        deviations = 1 / engine.xp.sqrt(flatten_layers(engine, precision))
+        return FullState(tuple(mean), _diag(engine, deviations))
+
+    def _dense(self, engine: Engine, factors: Factors) -> Float[Array, "N K P"]:
+        return engine.xp.concat([factor.dense(engine) for factor in factors], axis=2)
+
+    def output_covariance(self, engine: Engine, state: FullState, factors: Factors, *, joint: bool = False) -> Array:
+        rooted = self._dense(engine, factors) @ state.covariance_root
+        if joint:
+            rooted = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
+        return rooted @ rooted.mT
+
+    def shift(self, engine: Engine, state: FullState, factors: Factors, residual: Float[Array, "N K"]) -> FullState:
+        xp = engine.xp
+        jacobian = self._dense(engine, factors)
+        gradient = xp.reshape(residual, (-1,)) @ xp.reshape(jacobian, (-1, jacobian.shape[2]))
+        step = state.covariance_root @ (gradient @ state.covariance_root)
+        moves = split_layers(engine, step, state.mean)
+        return FullState(tuple(m + d for m, d in zip(state.mean, moves, strict=True)), state.covariance_root)
+
+    def add_precision(
+        self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+    ) -> FullState:
+        """Square-root update of Andrews (1968): S ← S (I - A X Aᵀ) with A = Sᵀ Jᵀ L.
+
+        With I + AᵀA = F Fᵀ and X = F⁻ᵀ (F + I)⁻¹, the new S Sᵀ is exactly (S⁻ᵀS⁻¹ + JᵀLLᵀJ)⁻¹.
+        """
+        xp = engine.xp
+        rows = self._dense(engine, [factor.left_multiply(fisher_factor) for factor in factors])
+        whitened = xp.reshape(rows, (-1, rows.shape[2])) @ state.covariance_root  # Aᵀ
+        gain = engine.cast(engine.in_float64(_andrews_gain, whitened @ whitened.mT))
+        root = state.covariance_root
+        return FullState(state.mean, engine.subtract_product(root, root @ whitened.mT, gain @ whitened))
+
+    def transition(self, engine: Engine, state: FullState, prior: Any, retention: Array, growth: Layers) -> FullState:
+        root = state.covariance_root
+        covariance = retention * retention * (root @ root.mT) + _diag(engine, flatten_layers(engine, growth))
+        factor, _ = engine.cholesky(covariance)
+        return FullState(self.move_mean(engine, state, prior, retention), factor)
+
+    def scale_precision(self, engine: Engine, state: FullState, factor: Any) -> FullState:
+        return FullState(state.mean, state.covariance_root / factor**0.5)
+
+    def noise_shapes(self, state: FullState) -> tuple[tuple[int, ...], ...]:
+        return ((state.covariance_root.shape[1],),)
+
+    def sample(self, engine: Engine, state: FullState, noise: Sequence[Array]) -> Layers:
+        moves = split_layers(engine, noise[0] @ state.covariance_root.mT, state.mean)
+        return tuple(mean + move for mean, move in zip(state.mean, moves, strict=True))
+
+    def marginal_variance(self, engine: Engine, state: FullState) -> Layers:
+        root = state.covariance_root
+        return split_layers(engine, engine.xp.sum(root * root, axis=1), state.mean)
+
+    def log_determinant(self, engine: Engine, state: FullState) -> Array:
+        return -2 * engine.in_float64(_log_abs_determinant, state.covariance_root)
+
+    def kl(self, engine: Engine, new: FullState, old: FullState) -> Array:
+        step = flatten_layers(engine, new.mean) - flatten_layers(engine, old.mean)
+        trace, squares = engine.in_float64(_relative_to, old.covariance_root, new.covariance_root, step)
+        log_ratio = self.log_determinant(engine, new) - self.log_determinant(engine, old)
+        return 0.5 * (trace - step.shape[0] + log_ratio + squares)
+
+    def natural(self, engine: Engine, state: FullState) -> tuple[Layers, Any]:
+        precision = engine.xp.linalg.inv(state.covariance_root @ state.covariance_root.mT)
+        return split_layers(engine, precision @ flatten_layers(engine, state.mean), state.mean), precision
+
+
+def _diag(engine: Engine, values: Array) -> Array:
+    """The diagonal matrix of a vector."""
+    return values[:, None] * engine.xp.eye(values.shape[0], dtype=values.dtype, device=values.device)
+
+
+def _andrews_gain(engine: Engine, gram: Array) -> Array:
+    """X of :meth:`Full.add_precision`."""
+    xp = engine.xp
+    identity = xp.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    factor, _ = engine.cholesky(identity + gram)
+    inverse = engine.solve_triangular(factor + identity, identity)
+    return engine.solve_triangular(factor, inverse, transpose=True)
+
+
+def _log_abs_determinant(engine: Engine, matrix: Array) -> Array:
+    return engine.xp.linalg.slogdet(matrix)[1]
+
+
+def _relative_to(engine: Engine, old: Array, new: Array, step: Array) -> tuple[Array, Array]:
+    """tr(Λ_old Λ_new⁻¹) and stepᵀ Λ_old step, for covariance roots."""
+    trace_root = engine.xp.linalg.solve(old, new)
+    whitened = engine.xp.linalg.solve(old, step[:, None])
+    return sum_float64(engine, trace_root * trace_root), sum_float64(engine, whitened * whitened)

@@ -1,0 +1,226 @@
+"""Diagonal plus low rank: Λ = diag(Υ) + W Wᵀ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+
+from ..engines.base import Array, Engine
+from ..errors import InvalidInput
+from .base import Factors, Layers, Structure, flatten_layers, split_layers, sum_float64
+
+__all__ = ["LowRank", "LowRankState"]
+
+
+class LowRankState(NamedTuple):
+    """Attributes:
+    mean: (I, O) for each layer.
+    diagonal: Υ, the diagonal part of the precision, (I, O) for each layer.
+    columns: Wᵀ, R directions in weight space, (R, I, O) for each layer.
+    """
+
+    mean: Layers
+    diagonal: Layers
+    columns: Layers
+
+
+@dataclass(frozen=True)
+class LowRank(Structure):
+    """A diagonal precision plus R correlated directions over all layers.
+
+    New directions join the stored ones; the R leading ones in the metric of Υ⁻¹ are kept, and the squares of the others
+    go to the diagonal, so that the precision's diagonal is exact (Mishkin et al. 2018 keep it so; Chang et al. 2023,
+    "Low-rank extended Kalman filtering", rank in the Euclidean metric, which is worse where prior scales differ).
+
+    Args:
+        rank: R, at least 1.
+    """
+
+    rank: int = 10
+
+    state_type = LowRankState
+    per_layer = frozenset({"mean", "diagonal", "columns"})
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InvalidInput(f"LowRank.rank must be at least 1, got {self.rank!r}")
+
+    def initial(self, engine: Engine, mean: Layers, precision: Layers) -> LowRankState:
+        xp = engine.xp
+        columns = tuple(xp.zeros((self.rank, *m.shape), dtype=m.dtype, device=m.device) for m in mean)
+        return LowRankState(tuple(mean), tuple(precision), columns)
+
+    def _core(self, engine: Engine, state: LowRankState) -> Float[Array, "R R"]:
+        """WᵀΥ⁻¹W."""
+        grams = [
+            _flat(engine, columns / diagonal) @ _flat(engine, columns).mT
+            for columns, diagonal in zip(state.columns, state.diagonal, strict=True)
+        ]
+        return sum(grams[1:], start=grams[0])
+
+    def _correction(self, engine: Engine, state: LowRankState, projected: Float[Array, "M R"]) -> Array:
+        """``projected F⁻ᵀ`` with F Fᵀ = I + WᵀΥ⁻¹W: rows whose inner products are what the columns take away."""
+        return engine.cast(engine.in_float64(_divide_by_root, self._core(engine, state), projected))
+
+    def output_covariance(self, engine: Engine, state: LowRankState, factors: Factors, *, joint: bool = False) -> Array:
+        """JΥ⁻¹Jᵀ - (JΥ⁻¹W)(I + WᵀΥ⁻¹W)⁻¹(JΥ⁻¹W)ᵀ."""
+        layers = list(zip(factors, state.diagonal, state.columns, strict=True))
+        prior = sum((f.gram(engine, 1 / d, joint) for f, d, _ in layers[1:]), start=_gram(engine, *layers[0][:2], joint))
+        parts = [f.push_forward(engine, w / d) for f, d, w in layers]
+        projected = sum(parts[1:], start=parts[0])  # N, K, R
+        num_rows, num_outputs, rank = projected.shape
+        taken = self._correction(engine, state, engine.xp.reshape(projected, (-1, rank)))
+        if not joint:
+            taken = engine.xp.reshape(taken, (num_rows, num_outputs, rank))
+        return prior - taken @ taken.mT
+
+    def shift(
+        self, engine: Engine, state: LowRankState, factors: Factors, residual: Float[Array, "N K"]
+    ) -> LowRankState:
+        pulled = (factor.pull_back(residual) for factor in factors)
+        gradient = tuple(column.mT @ row for column, row in pulled)
+        step = self._solve(engine, state, gradient)
+        return state._replace(mean=tuple(m + s for m, s in zip(state.mean, step, strict=True)))
+
+    def _solve(self, engine: Engine, state: LowRankState, gradient: Layers) -> Layers:
+        """Λ⁻¹ times a direction in weight space."""
+        scaled = tuple(g / d for g, d in zip(gradient, state.diagonal, strict=True))
+        parts = [
+            _flat(engine, w) @ engine.xp.reshape(s, (-1,)) for w, s in zip(state.columns, scaled, strict=True)
+        ]
+        core = self._core(engine, state)
+        coefficients = engine.cast(engine.in_float64(_solve_core, core, sum(parts[1:], start=parts[0])))
+        return tuple(
+            s - _combine(engine, coefficients[None], w)[0] / d
+            for s, w, d in zip(scaled, state.columns, state.diagonal, strict=True)
+        )
+
+    def add_precision(
+        self, engine: Engine, state: LowRankState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+    ) -> LowRankState:
+        xp = engine.xp
+        joined = []
+        for factor, columns in zip(factors, state.columns, strict=True):
+            fresh = factor.left_multiply(fisher_factor).dense(engine)
+            joined.append(xp.concat([columns, xp.reshape(fresh, (-1, *columns.shape[1:]))], axis=0))
+        wide = LowRankState(state.mean, state.diagonal, tuple(joined))
+        rotation = engine.cast(engine.in_float64(_descending_eigenvectors, self._core(engine, wide))).mT
+        kept = tuple(_combine(engine, rotation[: self.rank], w) for w in joined)
+        dropped = (_combine(engine, rotation[self.rank :], w) for w in joined)
+        diagonal = tuple(d + xp.sum(w * w, axis=0) for d, w in zip(state.diagonal, dropped, strict=True))
+        return LowRankState(state.mean, diagonal, kept)
+
+    def transition(
+        self, engine: Engine, state: LowRankState, prior: Any, retention: Array, growth: Layers
+    ) -> LowRankState:
+        """Υ' = 1/(γ²/Υ + q); W' = γ diag(Υ'/Υ) W chol((I + Wᵀ diag(qΥ'/Υ) W)⁻¹)."""
+        square = retention * retention
+        diagonal = tuple(1 / (square / d + q) for d, q in zip(state.diagonal, growth, strict=True))
+        grams = [
+            _flat(engine, w * (q * new / d)) @ _flat(engine, w).mT
+            for w, q, new, d in zip(state.columns, growth, diagonal, state.diagonal, strict=True)
+        ]
+        mixing = engine.cast(engine.in_float64(_inverse_root, sum(grams[1:], start=grams[0])))
+        columns = tuple(
+            retention * (new / d) * _combine(engine, mixing.mT, w)
+            for w, new, d in zip(state.columns, diagonal, state.diagonal, strict=True)
+        )
+        return LowRankState(self.move_mean(engine, state, prior, retention), diagonal, columns)
+
+    def scale_precision(self, engine: Engine, state: LowRankState, factor: Any) -> LowRankState:
+        diagonal = tuple(d * factor for d in state.diagonal)
+        return LowRankState(state.mean, diagonal, tuple(w * factor**0.5 for w in state.columns))
+
+    def noise_shapes(self, state: LowRankState) -> tuple[tuple[int, ...], ...]:
+        return (*(tuple(mean.shape) for mean in state.mean), (state.columns[0].shape[0],))
+
+    def sample(self, engine: Engine, state: LowRankState, noise: Sequence[Array]) -> Layers:
+        """θ = m + Υ^(-½)ε₁ - Υ⁻¹W (I + WᵀΥ⁻¹W)⁻¹ (WᵀΥ^(-½)ε₁ + ε₂), exact in O(P R)."""
+        xp = engine.xp
+        *first, second = noise
+        free = tuple(e / xp.sqrt(d) for e, d in zip(first, state.diagonal, strict=True))
+        parts = [_flat(engine, f) @ _flat(engine, w).mT for f, w in zip(free, state.columns, strict=True)]
+        right = (sum(parts[1:], start=parts[0]) + second).mT
+        coefficients = engine.cast(engine.in_float64(_solve_core, self._core(engine, state), right)).mT
+        return tuple(
+            mean + f - _combine(engine, coefficients, w) / d
+            for mean, f, w, d in zip(state.mean, free, state.columns, state.diagonal, strict=True)
+        )
+
+    def marginal_variance(self, engine: Engine, state: LowRankState) -> Layers:
+        scaled = tuple(w / d for w, d in zip(state.columns, state.diagonal, strict=True))
+        taken = self._correction(engine, state, flatten_layers(engine, scaled).mT).mT
+        rows = split_layers(engine, taken, state.mean)
+        return tuple(1 / d - engine.xp.sum(r * r, axis=0) for d, r in zip(state.diagonal, rows, strict=True))
+
+    def log_determinant(self, engine: Engine, state: LowRankState) -> Array:
+        diagonal = sum(sum_float64(engine, engine.xp.log(d)) for d in state.diagonal)
+        return diagonal + engine.in_float64(_log_determinant_core, self._core(engine, state))
+
+    def kl(self, engine: Engine, new: LowRankState, old: LowRankState) -> Array:
+        xp = engine.xp
+        total = self.log_determinant(engine, new) - self.log_determinant(engine, old)
+        step = tuple(m - o for m, o in zip(new.mean, old.mean, strict=True))
+        variances = self.marginal_variance(engine, new)
+        for variance, move, diagonal in zip(variances, step, old.diagonal, strict=True):
+            total = total + sum_float64(engine, diagonal * (variance + move * move) - 1)
+        for index in range(self.rank):  # tr(Wᵀ Λ_new⁻¹ W) and |Wᵀ step|², one stored direction at a time
+            direction = tuple(w[index] for w in old.columns)
+            solved = self._solve(engine, new, direction)
+            total = total + sum(sum_float64(engine, d * s) for d, s in zip(direction, solved, strict=True))
+            total = total + sum(sum_float64(engine, d * s) for d, s in zip(direction, step, strict=True)) ** 2
+        return 0.5 * xp.asarray(total)
+
+    def natural(self, engine: Engine, state: LowRankState) -> tuple[Layers, Any]:
+        parts = [_flat(engine, w) @ engine.xp.reshape(m, (-1,)) for w, m in zip(state.columns, state.mean, strict=True)]
+        inner = sum(parts[1:], start=parts[0])
+        shifted = tuple(
+            d * m + _combine(engine, inner[None], w)[0]
+            for d, m, w in zip(state.diagonal, state.mean, state.columns, strict=True)
+        )
+        return shifted, (state.diagonal, state.columns)
+
+
+def _flat(engine: Engine, columns: Float[Array, "R I O"]) -> Float[Array, "R P"]:
+    return engine.xp.reshape(columns, (columns.shape[0], -1))
+
+
+def _combine(engine: Engine, mixing: Float[Array, "M R"], columns: Float[Array, "R I O"]) -> Float[Array, "M I O"]:
+    """Linear combinations of directions."""
+    return engine.xp.reshape(mixing @ _flat(engine, columns), (mixing.shape[0], *columns.shape[1:]))
+
+
+def _gram(engine: Engine, factor: Any, diagonal: Array, joint: bool) -> Array:
+    return factor.gram(engine, 1 / diagonal, joint)
+
+
+def _plus_identity(engine: Engine, core: Array) -> Array:
+    return core + engine.xp.eye(core.shape[0], dtype=core.dtype, device=core.device)
+
+
+def _divide_by_root(engine: Engine, core: Array, projected: Array) -> Array:
+    factor, _ = engine.cholesky(_plus_identity(engine, core))
+    return engine.solve_triangular(factor, projected.mT).mT
+
+
+def _solve_core(engine: Engine, core: Array, right: Array) -> Array:
+    matrix = right if right.ndim == 2 else right[:, None]
+    solved = engine.xp.linalg.solve(_plus_identity(engine, core), matrix)
+    return solved if right.ndim == 2 else solved[:, 0]
+
+
+def _log_determinant_core(engine: Engine, core: Array) -> Array:
+    return engine.xp.linalg.slogdet(_plus_identity(engine, core))[1]
+
+
+def _inverse_root(engine: Engine, core: Array) -> Array:
+    """Lower Cholesky factor of (I + core)⁻¹."""
+    return engine.cholesky(engine.xp.linalg.inv(_plus_identity(engine, core)))[0]
+
+
+def _descending_eigenvectors(engine: Engine, gram: Array) -> Array:
+    vectors = engine.xp.linalg.eigh(gram)[1]
+    return engine.xp.flip(vectors, axis=1)
