@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from .dynamics import Dynamics, Static
 from .engines.base import Array, Engine
@@ -49,7 +49,7 @@ class UpdateInfo(NamedTuple):
 
     log_predictive: Float[Array, ""]
     information: Float[Array, ""]
-    iterations: Int[Array, ""]
+    iterations: Float[Array, ""]
     ok: Bool[Array, ""]
 
 

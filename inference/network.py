@@ -142,7 +142,7 @@ class MLP:
         """Outputs, and the factors of every layer (one forward pass, K rows back)."""
         xp = engine.xp
         activate = ACTIVATIONS[self.activation]
-        ones = xp.ones((x.shape[0], 1), dtype=x.dtype, device=x.device)
+        ones = xp.ones_like(x[:, :1])
         inputs, slopes = [], []
         for index, matrix in enumerate(weights):
             extended = xp.concat([x, ones], axis=1)
@@ -152,7 +152,7 @@ class MLP:
                 x, slope = activate(engine, x)
                 slopes.append(slope)
         num_outputs = x.shape[1]
-        rows = xp.eye(num_outputs, dtype=x.dtype, device=x.device)[None]
+        rows = engine.eye(num_outputs, x)[None]
         rows = xp.broadcast_to(rows, (x.shape[0], num_outputs, num_outputs))
         factors = [LayerFactors(inputs[-1], rows)]
         for matrix, extended, slope in zip(weights[:0:-1], inputs[-2::-1], slopes[::-1], strict=True):

@@ -6,18 +6,20 @@ of the posterior is θ = m + Λ⁻¹ Jᵀ r with r = score(f + C r): a system of
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool, Float, Int
+import numpy as np
+from jaxtyping import Bool, Float
 
 from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
 
 __all__ = ["OutputSolution", "solve_in_output_space"]
 
-_STEP_SIZES = 0.5  # each candidate of the line search is half as long as the one before
-_NUM_CANDIDATES = 10
+_STEP_LENGTHS = 0.5 ** np.arange(10.0)  # candidates of the line search
 _MAX_ITERATIONS = 50
+_TOLERANCE = 1e-9  # relative; Newton's error after the last step is of its square
 
 
 class OutputSolution(NamedTuple):
@@ -39,7 +41,7 @@ class OutputSolution(NamedTuple):
     state: Any
     log_predictive: Float[Array, ""]
     information: Float[Array, ""]
-    iterations: Int[Array, ""]
+    iterations: Float[Array, ""]
     ok: Bool[Array, ""]
 
 
@@ -69,8 +71,8 @@ def solve_in_output_space(
     xp = engine.xp
     num_rows, num_outputs = outputs.shape
     size = num_rows * num_outputs
-    identity = xp.eye(size, dtype=outputs.dtype, device=outputs.device)
-    lengths = xp.asarray([_STEP_SIZES**i for i in range(_NUM_CANDIDATES)], dtype=outputs.dtype, device=outputs.device)
+    identity = engine.eye(size, outputs)
+    lengths = engine.constant(_STEP_LENGTHS, outputs)
     weight_per_output = xp.repeat(weight, num_outputs)
 
     def fisher(at: Array) -> Array:
@@ -85,7 +87,7 @@ def solve_in_output_space(
         return fit - 0.5 * xp.sum(r * (r @ covariance), axis=-1)
 
     def iterate(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        r, count, _ = carry
+        r, count, _ = carry  # residuals, iterations so far, size of the last step relative to them
         at = moved(r)
         factor = fisher(at)
         gradient = weight_per_output * xp.reshape(likelihood.unit_score(engine, at, y), (size,)) - r
@@ -95,16 +97,15 @@ def solve_in_output_space(
         values = objective(r + lengths[:, None] * direction)
         values = xp.where(xp.isnan(values), -xp.inf, values)
         step = lengths[xp.argmax(values)] * direction
-        scale = 1 + xp.max(xp.abs(r))
-        return r + step, count + 1, xp.max(xp.abs(step)) > 1e-9 * scale
+        return r + step, count + 1, xp.max(xp.abs(step)) / (1 + xp.max(xp.abs(r)))
 
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        return carry[2] & (carry[1] < _MAX_ITERATIONS)
+        return (carry[2] > _TOLERANCE) & (carry[1] < _MAX_ITERATIONS)
 
     start = (
-        xp.zeros(size, dtype=outputs.dtype, device=outputs.device),
-        xp.asarray(0, dtype=xp.int32, device=outputs.device),
-        xp.asarray(True, device=outputs.device),
+        engine.constant(np.zeros(size), outputs),
+        engine.constant(0.0, outputs),
+        engine.constant(math.inf, outputs),
     )
     r, iterations, _ = engine.while_loop(unfinished, iterate, start)
 
@@ -133,7 +134,7 @@ def _information(
     blocks = xp.reshape(covariance, (num_rows, num_outputs, num_rows, num_outputs))
     gram = xp.einsum("nkr,nkml,mls->nrms", factor, blocks, factor)
     gram = xp.reshape(gram, (num_rows * rank, num_rows * rank))
-    identity = xp.eye(num_rows * rank, dtype=gram.dtype, device=gram.device)
+    identity = engine.eye(num_rows * rank, gram)
     root, ok = engine.cholesky(identity + 0.5 * (gram + gram.mT))
     inverse_root = engine.solve_triangular(root, identity)
     log_determinant = 2 * xp.sum(xp.log(xp.sum(root * identity, axis=-1)))

@@ -95,6 +95,14 @@ class Engine(ABC):
     def to_numpy(self, array: Array) -> np.ndarray:
         """The values on the host; never a view that a later step could overwrite."""
 
+    def constant(self, values: Any, like: Array) -> Array:
+        """Host values as an array of the dtype and on the device of ``like``."""
+        return self.xp.asarray(values, dtype=like.dtype, device=like.device)
+
+    def eye(self, size: int, like: Array) -> Array:
+        """The identity matrix, in the dtype and on the device of ``like``."""
+        return self.xp.eye(size, dtype=like.dtype, device=like.device)
+
     def cast(self, tree: Any) -> Any:
         """Every array of a tree in the engine's floating-point type."""
         return map_arrays(lambda a: self.xp.astype(a, self.float_dtype), tree)

@@ -74,6 +74,12 @@ class JaxEngine(Engine):
         with self.scope():
             return jax.device_put(host.copy(), self.device)
 
+    def constant(self, values: Any, like: Any) -> jax.Array:
+        return jnp.asarray(values, dtype=like.dtype)  # the scope's device; a traced array has none
+
+    def eye(self, size: int, like: Any) -> jax.Array:
+        return jnp.eye(size, dtype=like.dtype)
+
     def to_numpy(self, array: Any) -> np.ndarray:
         return np.array(array)
 

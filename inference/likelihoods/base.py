@@ -32,6 +32,9 @@ class Likelihood(ABC):
 
     num_outputs: int
 
+    scales_targets: bool = False
+    """Whether targets are numbers that may be standardised."""
+
     # -- the edge: NumPy ------------------------------------------------------------------------------------------
     @abstractmethod
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
@@ -118,9 +121,9 @@ class Likelihood(ABC):
         xp = engine.xp
         size = mean.shape[-1]
         host_nodes, host_weights = normal_nodes(size)
-        nodes = xp.asarray(host_nodes, dtype=mean.dtype, device=mean.device)
-        weights = xp.asarray(host_weights, dtype=mean.dtype, device=mean.device)
-        identity = xp.eye(size, dtype=mean.dtype, device=mean.device)
+        nodes = engine.constant(host_nodes, mean)
+        weights = engine.constant(host_weights, mean)
+        identity = engine.eye(size, mean)
         trace = xp.sum(covariance * identity, axis=(-2, -1))
         jitter = 1e-10 if mean.dtype == xp.float64 else 1e-6
         floor = jitter * (trace + jitter)[:, None, None] * identity

@@ -55,7 +55,7 @@ class Bernoulli(Likelihood):
 
     def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
         xp = engine.xp
-        identity = xp.eye(self.num_outputs, dtype=outputs.dtype, device=outputs.device)
+        identity = engine.eye(self.num_outputs, outputs)
         return xp.sqrt(self.variance(engine, outputs, ()))[:, :, None] * identity
 
     def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:

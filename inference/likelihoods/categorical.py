@@ -52,7 +52,7 @@ class Categorical(Likelihood):
 
     def _one_hot(self, engine: Engine, outputs: Array, y: Array) -> Array:
         xp = engine.xp
-        classes = xp.arange(self.num_classes, dtype=y.dtype, device=outputs.device)
+        classes = engine.constant(np.arange(self.num_classes), y)
         return xp.astype(y[:, None] == classes, outputs.dtype)
 
     def unit_log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array) -> Float[Array, "*S N"]:
@@ -67,7 +67,7 @@ class Categorical(Likelihood):
         xp = engine.xp
         probabilities = self.mean(engine, outputs)
         root = xp.sqrt(probabilities)
-        identity = xp.eye(self.num_classes, dtype=outputs.dtype, device=outputs.device)
+        identity = engine.eye(self.num_classes, outputs)
         return root[:, :, None] * identity - probabilities[:, :, None] * root[:, None, :]
 
     def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:

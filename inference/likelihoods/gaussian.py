@@ -52,6 +52,8 @@ class Gaussian(Likelihood):
     prior_shape: float = 1.0
     prior_rate: float = 0.1
 
+    scales_targets = True
+
     def __post_init__(self) -> None:
         if self.num_outputs < 1:
             raise InvalidInput(f"Gaussian.num_outputs must be at least 1, got {self.num_outputs!r}")
@@ -108,7 +110,7 @@ class Gaussian(Likelihood):
         xp = engine.xp
         root = xp.sqrt(xp.repeat(weight, self.num_outputs))
         error = root * xp.reshape(y - outputs, (-1,))
-        identity = xp.eye(error.shape[0], dtype=error.dtype, device=error.device)
+        identity = engine.eye(error.shape[0], error)
         spread = identity + root[:, None] * covariance * root[None, :]
         squares = error @ xp.linalg.solve(spread, error[:, None])[:, 0]
         return NoiseState(state.shape + 0.5 * self.num_outputs * xp.sum(weight), state.rate + 0.5 * squares)
@@ -139,7 +141,7 @@ class Gaussian(Likelihood):
         return (y - outputs) / self._fixed
 
     def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
-        identity = engine.xp.eye(self.num_outputs, dtype=outputs.dtype, device=outputs.device)
+        identity = engine.eye(self.num_outputs, outputs)
         factor = identity[None] / math.sqrt(self._fixed)
         return engine.xp.broadcast_to(factor, (outputs.shape[0], self.num_outputs, self.num_outputs))
 
@@ -155,7 +157,7 @@ class Gaussian(Likelihood):
     ) -> Float[Array, " N"]:
         """Closed form: normal with φ known, Student-t with φ learned; covariance is in the outputs' units."""
         xp = engine.xp
-        identity = xp.eye(self.num_outputs, dtype=mean.dtype, device=mean.device)
+        identity = engine.eye(self.num_outputs, mean)
         unit = covariance / self.dispersion(state) + self._fixed * identity
         factor, _ = engine.cholesky(unit)
         whitened = engine.solve_triangular(factor, (y - mean)[:, :, None])[:, :, 0]

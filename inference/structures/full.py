@@ -105,13 +105,13 @@ class Full(Structure):
 
 def _diag(engine: Engine, values: Array) -> Array:
     """The diagonal matrix of a vector."""
-    return values[:, None] * engine.xp.eye(values.shape[0], dtype=values.dtype, device=values.device)
+    return values[:, None] * engine.eye(values.shape[0], values)
 
 
 def _andrews_gain(engine: Engine, gram: Array) -> Array:
     """X of :meth:`Full.add_precision`."""
     xp = engine.xp
-    identity = xp.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    identity = engine.eye(gram.shape[0], gram)
     factor, _ = engine.cholesky(identity + gram)
     inverse = engine.solve_triangular(factor + identity, identity)
     return engine.solve_triangular(factor, inverse, transpose=True)

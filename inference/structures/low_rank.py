@@ -50,7 +50,7 @@ class LowRank(Structure):
 
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> LowRankState:
         xp = engine.xp
-        columns = tuple(xp.zeros((self.rank, *m.shape), dtype=m.dtype, device=m.device) for m in mean)
+        columns = tuple(xp.stack([xp.zeros_like(m)] * self.rank) for m in mean)
         return LowRankState(tuple(mean), tuple(precision), columns)
 
     def _core(self, engine: Engine, state: LowRankState) -> Float[Array, "R R"]:
@@ -198,7 +198,7 @@ def _gram(engine: Engine, factor: Any, diagonal: Array, joint: bool) -> Array:
 
 
 def _plus_identity(engine: Engine, core: Array) -> Array:
-    return core + engine.xp.eye(core.shape[0], dtype=core.dtype, device=core.device)
+    return core + engine.eye(core.shape[0], core)
 
 
 def _divide_by_root(engine: Engine, core: Array, projected: Array) -> Array:

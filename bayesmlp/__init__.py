@@ -1,0 +1,46 @@
+"""Bayesian neural networks that keep learning after they are deployed.
+
+Names are loaded when they are first used: ``import bayesmlp`` loads neither torch nor JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BayesianMLP": "model",
+    "Predictive": "predictive",
+    "MLP": "inference.network",
+    "NormalPrior": "inference.priors",
+    "Gaussian": "inference.likelihoods",
+    "Categorical": "inference.likelihoods",
+    "Bernoulli": "inference.likelihoods",
+    "Diagonal": "inference.structures",
+    "Full": "inference.structures",
+    "LowRank": "inference.structures",
+    "Blocks": "inference.structures",
+    "LastLayer": "inference.structures",
+    "Static": "inference.dynamics",
+    "Forgetting": "inference.dynamics",
+    "Laplace": "inference.laplace",
+    "Variational": "inference.variational",
+    "PerLayer": "inference.per_layer",
+    "TrainingOptions": "inference.objective",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bayesmlp' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

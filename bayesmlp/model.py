@@ -1,0 +1,474 @@
+"""A Bayesian multi-layer perceptron: fit, update, predict."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .inference.dynamics import Dynamics, Static
+from .inference.engines import Engine, get_engine, map_arrays
+from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
+from .inference.filtering import FilterModel, Posterior, UpdateInfo
+from .inference.laplace import Laplace
+from .inference.likelihoods import Likelihood
+from .inference.methods import FitProblem, Method, state_arrays
+from .inference.network import MLP
+from .inference.priors import NormalPrior
+from .inference.spec import from_spec, to_spec
+from .inference.structures import LastLayer, Structure
+from .inference.structures.base import chunk_rows
+from .predictive import Predictive
+from .scaling import Scaling
+from .validation import as_host_array, check_inputs, check_weights
+
+__all__ = ["BayesianMLP", "default_engine"]
+
+PREDICTION_METHODS = ("linearized", "samples", "mean")
+_ROWS_AT_ONCE = 256
+
+
+def default_engine() -> str:
+    """``"torch"`` where it is installed, else ``"jax"``."""
+    for framework in ("torch", "jax"):
+        if importlib.util.find_spec(framework) is not None:
+            return framework
+    raise MissingDependency("torch or jax", "torch")
+
+
+class BayesianMLP:
+    """A multi-layer perceptron with a posterior over its weights.
+
+    The posterior comes from :meth:`fit`, or grows from the prior by :meth:`update` alone; either way :meth:`update` goes
+    on from it. NumPy in, NumPy out; torch tensors, JAX arrays and data frames are accepted.
+
+    Args:
+        network: sizes and activation.
+        likelihood: what the outputs mean: ``Gaussian()``, ``Categorical(10)``, ``Bernoulli()``.
+        prior: of the weights.
+        structure: form of the posterior.
+        dynamics: what happens to the posterior before each update.
+        engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
+            None for the one that is installed.
+        dtype: ``"float32"`` or ``"float64"``.
+        standardize: scale inputs, and numeric targets, to mean 0 and variance 1 with the statistics of the data given
+            to :meth:`fit`. A model that only updates does not scale.
+        seed: of initialisation, mini-batches and noise.
+
+    Raises:
+        InvalidInput: arguments that do not go together.
+        MissingDependency: the engine's framework is not installed.
+        DeviceUnavailable: the engine's device is not on this machine.
+    """
+
+    def __init__(
+        self,
+        network: MLP,
+        likelihood: Likelihood,
+        *,
+        prior: NormalPrior | None = None,
+        structure: Structure | None = None,
+        dynamics: Dynamics | None = None,
+        engine: str | Engine | None = None,
+        dtype: str = "float32",
+        standardize: bool = True,
+        seed: int = 0,
+    ) -> None:
+        for name, value, kind in (("network", network, MLP), ("likelihood", likelihood, Likelihood)):
+            if not isinstance(value, kind):
+                raise InvalidInput(f"{name} must be a {kind.__name__}, got {value!r}")
+        self.network = network
+        self.likelihood = likelihood
+        self.prior = prior or NormalPrior()
+        self.structure = structure or LastLayer()
+        self.dynamics = dynamics or Static()
+        self.engine = get_engine(default_engine() if engine is None else engine, dtype)
+        self.standardize = standardize
+        self.seed = seed
+        self.history: list[float] = []
+        """Mean objective per row for each epoch of the last fit."""
+        self._num_inputs: int | None = None
+        self._scaling: Scaling | None = None
+        self._posterior: Posterior | None = None
+        self._prior_state: Any = None
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._resolved = self.structure.resolve(network.num_layers)
+        self.prior.precision(network.shapes(1, likelihood.num_outputs))
+
+    def __repr__(self) -> str:
+        state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
+        return f"BayesianMLP({self.network}, {self.likelihood}, {self.structure}, engine={self.engine.name!r}, {state})"
+
+    # -- what is known --------------------------------------------------------------------------------------------
+    @property
+    def num_inputs(self) -> int:
+        """Number of inputs; raises :class:`NotFitted` before any data."""
+        if self._num_inputs is None:
+            raise NotFitted("the model has seen no data: call fit or update first")
+        return self._num_inputs
+
+    @property
+    def scaling(self) -> Scaling:
+        """Standardisation of inputs and targets; raises :class:`NotFitted` before any data."""
+        self.num_inputs  # noqa: B018 (raises)
+        assert self._scaling is not None
+        return self._scaling
+
+    @property
+    def posterior(self) -> Posterior:
+        """The posterior, as an immutable value; raises :class:`NotFitted` before any data."""
+        self.num_inputs  # noqa: B018 (raises)
+        assert self._posterior is not None
+        return self._posterior
+
+    @property
+    def filter_model(self) -> FilterModel:
+        """Everything about an update that is not an array."""
+        return FilterModel(self.network, self.likelihood, self._resolved, self.dynamics)
+
+    def mean_weights(self) -> tuple[np.ndarray, ...]:
+        """Posterior mean of each layer's weights, (inputs + 1, outputs); the last row is the bias."""
+        return tuple(self.engine.to_numpy(m) for m in self._resolved.mean(self.posterior.weights))
+
+    def weight_variances(self) -> tuple[np.ndarray, ...]:
+        """Posterior variance of each weight, in the shapes of :meth:`mean_weights`."""
+        dispersion = float(self.likelihood.dispersion(self._host_likelihood_state()))
+        with self.engine.scope():
+            variances = self._resolved.marginal_variance(self.engine, self.posterior.weights)
+        return tuple(self.engine.to_numpy(v) * dispersion for v in variances)
+
+    # -- learning -------------------------------------------------------------------------------------------------
+    def fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        method: Method | None = None,
+        weight: Any = None,
+        on_epoch: Callable[[int, int, float], None] | None = None,
+    ) -> BayesianMLP:
+        """Fit the posterior to a data set, from scratch.
+
+        Args:
+            X: inputs, (rows, inputs).
+            y: targets, as the likelihood takes them.
+            method: ``Laplace()`` (default), ``Variational()``, ``PerLayer(...)``.
+            weight: of each row, at least 0.
+            on_epoch: called with the epoch, the number of epochs and the mean objective per row.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            InvalidInput: bad data, or an engine without gradients.
+            NumericalFailure: the fit diverged; the model is as it was.
+        """
+        x = check_inputs(X, None)
+        targets = self._prepare(y, len(x))
+        weights = check_weights(weight, len(x))
+        if not self.engine.has_gradients:
+            raise InvalidInput(f"engine {self.engine.name!r} has no gradients: fit with 'torch' or 'jax'")
+        scale_targets = self.standardize and self.likelihood.scales_targets
+        scaling = Scaling.estimate(
+            x,
+            targets,
+            inputs=self.standardize,
+            targets=scale_targets,
+            num_outputs=self.likelihood.num_outputs,
+        )
+        shapes = self.network.shapes(x.shape[1], self.likelihood.num_outputs)
+        problem = FitProblem(
+            engine=self.engine,
+            network=self.network,
+            likelihood=self.likelihood,
+            structure=self._resolved,
+            prior_precision=self.prior.precision(shapes),
+            start=self.network.initialise(x.shape[1], self.likelihood.num_outputs, self.seed),
+            x=self.engine.asarray(scaling.inputs(x)),
+            y=self.engine.asarray(scaling.targets(targets)),
+            weight=weights,
+            seed=self.seed,
+            on_epoch=on_epoch,
+        )
+        result = (method or Laplace()).fit(problem)
+        arrays = self._resolved.to_arrays(self.engine, result.posterior.weights)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
+        self.history = result.history
+        self._set(x.shape[1], scaling, result.posterior)
+        return self
+
+    def update(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> UpdateInfo:  # noqa: N803
+        """One online Bayes step, in memory; a model without data starts from its prior.
+
+        Large batches are taken in chunks of about 512 output directions, one Bayes step each.
+
+        Args:
+            X: inputs, (rows, inputs).
+            y: targets.
+            weight: of each row, at least 0; a row of weight 2 counts as two.
+            elapsed: time since the last update, in the unit of the dynamics.
+
+        Returns:
+            What the update did, as plain numbers, summed over the chunks.
+
+        Raises:
+            InvalidInput: bad data; the model is as it was.
+            NumericalFailure: the step would not have been finite; the model is as it was.
+        """
+        x = check_inputs(X, self._num_inputs)
+        targets = self._prepare(y, len(x))
+        weights = check_weights(weight, len(x))
+        if not elapsed >= 0:
+            raise InvalidInput(f"elapsed must be at least 0, got {elapsed!r}")
+        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
+        if self._posterior is None:
+            self.start_from_prior(x.shape[1])
+        try:
+            x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
+            return self._update_in_chunks(x, targets, weights, elapsed)
+        except (InvalidInput, NumericalFailure):
+            self._num_inputs, self._scaling, self._posterior, self._prior_state = before
+            raise
+
+    def _update_in_chunks(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> UpdateInfo:
+        step = self._cached("step", lambda: self.filter_model.compile(self.engine))
+        size = chunk_rows(self.likelihood.num_outputs)
+        totals = np.zeros(3)
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            batch = self.batch(x[rows], y[rows], weight[rows], elapsed if start == 0 else 0.0)
+            posterior, info = step(self.posterior, self._prior_state, *batch)
+            info = UpdateInfo(*(float(value) for value in info))
+            if not info.ok:
+                raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
+            self._posterior = posterior
+            totals += [info.log_predictive, info.information, info.iterations]
+        return UpdateInfo(*(float(total) for total in totals), ok=True)
+
+    def batch(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> tuple[Any, ...]:
+        """Scaled host rows as the engine's arrays, padded with rows of weight 0 to the next power of two."""
+        missing = (1 << (len(x) - 1).bit_length()) - len(x)
+        if missing:
+            x = np.concatenate([x, np.repeat(x[:1], missing, axis=0)])
+            y = np.concatenate([y, np.repeat(y[:1], missing, axis=0)])
+            weight = np.concatenate([weight, np.zeros(missing)])
+        convert = self.engine.asarray
+        return convert(x), convert(y), convert(weight), convert(np.float64(elapsed))
+
+    def start_from_prior(self, num_inputs: int) -> None:
+        """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
+
+        Args:
+            num_inputs: number of inputs.
+        """
+        start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed)
+        state = self.likelihood.initial_state()
+        weights = self._independent(start, num_inputs, float(self.likelihood.dispersion(state)))
+        scaling = Scaling.identity(num_inputs, self.likelihood.num_outputs)
+        self._set(num_inputs, scaling, Posterior(weights, state_arrays(self.engine, state)))
+
+    def _independent(self, mean: Any, num_inputs: int, dispersion: float) -> Any:
+        """The structure's state with the prior's precision, at unit dispersion, around a mean."""
+        shapes = self.network.shapes(num_inputs, self.likelihood.num_outputs)
+        with self.engine.scope():
+            return self._resolved.initial(
+                self.engine,
+                tuple(self.engine.asarray(matrix) for matrix in mean),
+                tuple(self.engine.asarray(p * dispersion) for p in self.prior.precision(shapes)),
+            )
+
+    def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
+        self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
+        self._prior_state = None
+        if not self.dynamics.is_static:  # forgetting relaxes to where learning began, with the prior's variance
+            dispersion = float(self.likelihood.dispersion(self._host_likelihood_state()))
+            self._prior_state = self._independent(self._resolved.mean(posterior.weights), num_inputs, dispersion)
+
+    def _prepare(self, y: Any, rows: int) -> np.ndarray:
+        targets = self.likelihood.prepare(as_host_array(y, "y"))
+        if len(targets) != rows:
+            raise InvalidInput(f"y must have as many rows as X ({rows}), got {len(targets)}")
+        return targets
+
+    # -- answering ------------------------------------------------------------------------------------------------
+    def predict(
+        self,
+        X: Any,  # noqa: N803
+        *,
+        method: str = "linearized",
+        num_samples: int = 100,
+        seed: int | None = None,
+    ) -> Predictive:
+        """The predictive distribution of y.
+
+        Args:
+            X: inputs, (rows, inputs).
+            method: ``"linearized"``: the network linearised at the mean, closed form or fixed nodes; ``"samples"``:
+                sampled networks; ``"mean"``: the mean weights alone, no epistemic uncertainty.
+            num_samples: of ``"samples"``.
+            seed: of ``"samples"``; the model's own if None.
+
+        Raises:
+            InvalidInput: bad inputs or an unknown method.
+            NotFitted: the model has seen no data.
+        """
+        if method not in PREDICTION_METHODS:
+            raise InvalidInput(f"method must be one of {', '.join(PREDICTION_METHODS)}, got {method!r}")
+        if num_samples < 1:
+            raise InvalidInput(f"num_samples must be at least 1, got {num_samples!r}")
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs))
+        state = self._host_likelihood_state()
+        common = dict(method=method, likelihood=self.likelihood, likelihood_state=state, scaling=self.scaling)
+        if method == "samples":
+            samples, dispersions = self._sampled_outputs(x, num_samples, self.seed if seed is None else seed)
+            return Predictive(
+                **common, output_mean=samples.mean(0), output_samples=samples, sampled_dispersion=dispersions
+            )
+        mean, covariance = self._linearized_outputs(x, with_covariance=method == "linearized")
+        if covariance is not None:
+            covariance = covariance * float(self.likelihood.dispersion(state))
+        return Predictive(**common, output_mean=mean, output_covariance=covariance)
+
+    def _linearized_outputs(self, x: np.ndarray, with_covariance: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        engine, structure, network = self.engine, self._resolved, self.network
+
+        def outputs_of(weights: Any, rows: Any) -> Any:
+            if not with_covariance:
+                return (network.apply(engine, structure.mean(weights), rows),)
+            outputs, factors = network.factors(engine, structure.mean(weights), rows)
+            return outputs, structure.output_covariance(engine, weights, factors)
+
+        compiled = self._cached(f"outputs {with_covariance}", lambda: engine.jit(outputs_of))
+        parts = [compiled(self.posterior.weights, rows) for rows in self._chunks(x)]
+        pieces = [np.concatenate([engine.to_numpy(p) for p in part])[: len(x)] for part in zip(*parts, strict=True)]
+        mean, covariance = (piece.astype(np.float64) for piece in (*pieces, pieces[0])[:2])
+        return mean, covariance if with_covariance else None
+
+    def _sampled_outputs(self, x: np.ndarray, num_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+        engine, structure, network = self.engine, self._resolved, self.network
+        state = self._host_likelihood_state()
+        dispersions: np.ndarray | None = None
+        spread = np.ones(num_samples)
+        if len(state):
+            rng = np.random.default_rng(seed)
+            dispersions = float(state.rate) / rng.gamma(float(state.shape), 1.0, num_samples)
+            spread = np.sqrt(dispersions)
+
+        def outputs_of(weights: Any, noise: Any, scale: Any, rows: Any) -> Any:
+            means = structure.mean(weights)
+            drawn = structure.sample(engine, weights, noise)
+            scaled = tuple(m + scale[:, None, None] * (d - m) for m, d in zip(means, drawn, strict=True))
+            return network.apply(engine, scaled, rows)
+
+        compiled = self._cached("samples", lambda: engine.jit(outputs_of))
+        key = engine.key(seed)
+        columns = []
+        group = 16  # sampled networks at a time: memory stays bounded
+        for start in range(0, num_samples, group):
+            size = min(group, num_samples - start)
+            with engine.scope():
+                noise = tuple(
+                    engine.normal(engine.fold_in(engine.fold_in(key, start), i), (size, *shape))
+                    for i, shape in enumerate(structure.noise_shapes(self.posterior.weights))
+                )
+            scale = engine.asarray(spread[start : start + size])
+            parts = [
+                engine.to_numpy(compiled(self.posterior.weights, noise, scale, rows)) for rows in self._chunks(x)
+            ]
+            columns.append(np.concatenate(parts, axis=1)[:, : len(x)])
+        return np.concatenate(columns).astype(np.float64), dispersions
+
+    def _chunks(self, x: np.ndarray) -> list[Any]:
+        """Rows in engine arrays of a few fixed sizes: powers of two up to 256."""
+        size = min(_ROWS_AT_ONCE, 1 << (len(x) - 1).bit_length())
+        padded = np.concatenate([x, np.repeat(x[:1], -len(x) % size, axis=0)])
+        return [self.engine.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
+
+    def _cached(self, name: str, build: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        if name not in self._compiled:
+            self._compiled[name] = build()
+        return self._compiled[name]
+
+    def _host_likelihood_state(self) -> Any:
+        return map_arrays(self.engine.to_numpy, self.posterior.likelihood)
+
+    # -- moving ---------------------------------------------------------------------------------------------------
+    def to_engine(self, engine: str | Engine) -> BayesianMLP:
+        """The same model and posterior on another engine or device; this one is left as it is.
+
+        Args:
+            engine: a name as for the constructor.
+        """
+        return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine)
+
+    def spec(self) -> dict[str, Any]:
+        """Everything about the model that is not an array and not the engine, as JSON values."""
+        return {
+            "network": to_spec(self.network),
+            "likelihood": to_spec(self.likelihood),
+            "prior": to_spec(self.prior),
+            "structure": to_spec(self.structure),
+            "dynamics": to_spec(self.dynamics),
+            "dtype": self.engine.dtype,
+            "standardize": self.standardize,
+            "seed": self.seed,
+            "num_inputs": self._num_inputs,
+        }
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The posterior and the scaling as named host arrays; empty before any data."""
+        if self._posterior is None:
+            return {}
+        return {**self.posterior_arrays(self._posterior), **self.constant_arrays()}
+
+    def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
+        """A posterior of this model as named host arrays."""
+        arrays = {f"weights.{k}": v for k, v in self._resolved.to_arrays(self.engine, posterior.weights).items()}
+        return arrays | {f"likelihood.{i}": self.engine.to_numpy(v) for i, v in enumerate(posterior.likelihood)}
+
+    def constant_arrays(self) -> dict[str, np.ndarray]:
+        """What updates do not change: the scaling, and the prior where the dynamics need it."""
+        arrays = {f"scaling.{field}": value for field, value in self.scaling._asdict().items()}
+        if self._prior_state is not None:
+            prior = self._resolved.to_arrays(self.engine, self._prior_state)
+            arrays |= {f"prior.{name}": value for name, value in prior.items()}
+        return arrays
+
+    @classmethod
+    def from_parts(
+        cls, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], engine: str | Engine
+    ) -> BayesianMLP:
+        """The model from :meth:`spec` and :meth:`to_arrays`, on any engine."""
+        model = cls(
+            from_spec(spec["network"]),
+            from_spec(spec["likelihood"]),
+            prior=from_spec(spec["prior"]),
+            structure=from_spec(spec["structure"]),
+            dynamics=from_spec(spec["dynamics"]),
+            engine=engine,
+            dtype=spec["dtype"],
+            standardize=spec["standardize"],
+            seed=spec["seed"],
+        )
+        if arrays:
+            model._num_inputs = int(spec["num_inputs"])
+            model._scaling = Scaling.from_arrays(_under("scaling", arrays))
+            model._posterior = model.posterior_from_arrays(arrays)
+            if prior := _under("prior", arrays):
+                model._prior_state = model._resolved.from_arrays(model.engine, prior)
+        return model
+
+    def posterior_from_arrays(self, arrays: Mapping[str, np.ndarray]) -> Posterior:
+        """The inverse of :meth:`posterior_arrays`."""
+        weights = self._resolved.from_arrays(self.engine, _under("weights", arrays))
+        parts = _under("likelihood", arrays)
+        state = [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
+        return Posterior(weights, self.likelihood.restore_state(state))
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names start with ``prefix.``, without it."""
+    return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{prefix}.")}

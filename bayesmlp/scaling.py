@@ -1,0 +1,78 @@
+"""Standardisation of inputs and targets: part of a model, set once, never re-estimated in mid-stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from .inference.errors import InvalidInput
+from .validation import MAX_MAGNITUDE
+
+__all__ = ["Scaling"]
+
+
+class Scaling(NamedTuple):
+    """Attributes:
+    input_mean: subtracted from inputs, (num_inputs,).
+    input_scale: inputs are divided by it; a standard deviation, (num_inputs,).
+    target_mean: subtracted from numeric targets, (num_outputs,).
+    target_scale: numeric targets are divided by it, (num_outputs,).
+    """
+
+    input_mean: np.ndarray
+    input_scale: np.ndarray
+    target_mean: np.ndarray
+    target_scale: np.ndarray
+
+    @classmethod
+    def identity(cls, num_inputs: int, num_outputs: int) -> Scaling:
+        """Leaves everything as it is."""
+        return cls(np.zeros(num_inputs), np.ones(num_inputs), np.zeros(num_outputs), np.ones(num_outputs))
+
+    @classmethod
+    def estimate(cls, x: np.ndarray, y: np.ndarray, *, inputs: bool, targets: bool, num_outputs: int) -> Scaling:
+        """Means and standard deviations of the columns; a constant column keeps scale 1."""
+        scaling = cls.identity(x.shape[1], num_outputs)
+        if inputs:
+            scaling = scaling._replace(input_mean=x.mean(0), input_scale=_deviation(x))
+        if targets:
+            scaling = scaling._replace(target_mean=y.mean(0), target_scale=_deviation(y))
+        return scaling
+
+    def inputs(self, x: np.ndarray, argument: str = "X") -> np.ndarray:
+        """Scaled inputs; raises :class:`InvalidInput` where they are too large to compute with."""
+        with np.errstate(over="ignore"):
+            scaled = (x - self.input_mean) / self.input_scale
+        too_large = ~(np.abs(scaled) <= MAX_MAGNITUDE)
+        if too_large.any():
+            row, column = np.argwhere(too_large)[0]
+            raise InvalidInput(
+                f"{argument} must be at most {MAX_MAGNITUDE:g} in magnitude after scaling, "
+                f"got {x[row, column]:g} in row {row}, column {column}"
+            )
+        return np.asarray(scaled)
+
+    def targets(self, y: np.ndarray, argument: str = "y") -> np.ndarray:
+        """Scaled numeric targets; class labels pass through."""
+        if y.dtype.kind != "f":
+            return y
+        with np.errstate(over="ignore"):
+            scaled = (y - self.target_mean) / self.target_scale
+        too_large = ~(np.abs(scaled) <= MAX_MAGNITUDE)
+        if too_large.any():
+            raise InvalidInput(
+                f"{argument} must be at most {MAX_MAGNITUDE:g} in magnitude after scaling, got {y[too_large][0]:g}"
+            )
+        return np.asarray(scaled)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Scaling:
+        """From the fields by name."""
+        return cls(**{field: arrays[field] for field in cls._fields})
+
+
+def _deviation(values: np.ndarray) -> np.ndarray:
+    deviation = values.std(0)
+    return np.where(deviation > 1e-12 * (1 + np.abs(values.mean(0))), deviation, 1.0)

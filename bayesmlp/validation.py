@@ -1,0 +1,63 @@
+"""Checks at the public edge, once, before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .inference.errors import InvalidInput
+
+__all__ = ["MAX_MAGNITUDE", "as_host_array", "check_inputs", "check_weights"]
+
+MAX_MAGNITUDE = 1e6
+"""Largest magnitude of an input after scaling; beyond it float32 products are no longer safe."""
+
+
+def as_host_array(values: Any, argument: str) -> np.ndarray:
+    """NumPy, torch, JAX or pandas data, or nested lists of numbers, as a NumPy array."""
+    if hasattr(values, "detach"):  # a torch tensor, perhaps on a GPU or with gradients
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InvalidInput(f"{argument} must be an array of numbers, got a ragged {type(values).__name__}") from error
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(f"{argument} must hold real numbers, got dtype {array.dtype}")
+    return array
+
+
+def check_inputs(values: Any, num_inputs: int | None, argument: str = "X") -> np.ndarray:
+    """Inputs as float64, shape (rows, num_inputs).
+
+    Raises:
+        InvalidInput: not numeric, not two-dimensional, empty, of another width, or not finite.
+    """
+    array = as_host_array(values, argument)
+    width = "inputs" if num_inputs is None else num_inputs
+    if array.ndim != 2 or (num_inputs is not None and array.shape[1] != num_inputs) or array.shape[1] == 0:
+        raise InvalidInput(f"{argument} must have shape (rows, {width}), got shape {array.shape}")
+    if array.shape[0] == 0:
+        raise InvalidInput(f"{argument} must have at least one row, got shape {array.shape}")
+    array = array.astype(np.float64)
+    finite = np.isfinite(array)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise InvalidInput(f"{argument} must be finite, got {array[row, column]} in row {row}, column {column}")
+    return array
+
+
+def check_weights(values: Any, rows: int, argument: str = "weight") -> np.ndarray:
+    """Weights of rows as float64, shape (rows,); None means 1 each, a number the same for all.
+
+    Raises:
+        InvalidInput: of another length, negative, not finite, or above 10⁶.
+    """
+    array = np.ones(rows) if values is None else np.asarray(as_host_array(values, argument), dtype=np.float64)
+    array = np.full(rows, array) if array.ndim == 0 else array
+    if array.shape != (rows,):
+        raise InvalidInput(f"{argument} must be a number or have shape ({rows},), got shape {array.shape}")
+    wrong = ~((array >= 0) & (array <= MAX_MAGNITUDE))
+    if wrong.any():
+        raise InvalidInput(f"{argument} must be from 0 to {MAX_MAGNITUDE:g}, got {array[wrong][0]}")
+    return array
