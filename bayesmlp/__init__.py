@@ -29,6 +29,12 @@ _HOME = {
     "Variational": "inference.variational",
     "PerLayer": "inference.per_layer",
     "TrainingOptions": "inference.objective",
+    "PosteriorStore": "store",
+    "open_store": "store",
+    "OnlineUpdater": "updater",
+    "Receipt": "updater",
+    "load": "replay",
+    "errors": "inference.errors",
 }
 
 __all__ = ["__version__", *_HOME]
@@ -37,7 +43,8 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bayesmlp' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    module = importlib.import_module(f".{_HOME[name]}", __name__)
+    value = module if name == "errors" else getattr(module, name)
     globals()[name] = value
     return value
 

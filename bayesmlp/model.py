@@ -124,6 +124,16 @@ class BayesianMLP:
         return self._posterior
 
     @property
+    def prior_state(self) -> Any:
+        """The structure's state that the dynamics relax to; None where the dynamics are static."""
+        return self._prior_state
+
+    def set_posterior(self, posterior: Posterior) -> None:
+        """Take over a posterior of this very model."""
+        self.num_inputs  # noqa: B018 (raises)
+        self._posterior = posterior
+
+    @property
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
         return FilterModel(self.network, self.likelihood, self._resolved, self.dynamics)

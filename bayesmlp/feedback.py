@@ -1,0 +1,90 @@
+"""The kinds of feedback, and their checks."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .inference.errors import InvalidInput
+from .inference.likelihoods import Likelihood
+from .scaling import Scaling
+from .validation import as_host_array, check_inputs, check_weights
+
+__all__ = ["Observation", "check_event_id"]
+
+_MAX_ID_LENGTH = 200
+
+
+def check_event_id(event_id: Any, argument: str = "event_id") -> str:
+    """An event id as it is stored; None draws a fresh one.
+
+    Raises:
+        InvalidInput: not a string of 1 to 200 printable characters.
+    """
+    if event_id is None:
+        return uuid.uuid4().hex
+    if not isinstance(event_id, str) or not 0 < len(event_id) <= _MAX_ID_LENGTH or not event_id.isprintable():
+        raise InvalidInput(f"{argument} must be a string of 1 to {_MAX_ID_LENGTH} printable characters, got {event_id!r}")
+    return event_id
+
+
+class Observation(NamedTuple):
+    """Inputs and what was seen for them, in the user's units.
+
+    Attributes:
+        x: (rows, inputs), float64.
+        y: as the likelihood prepared it, (rows, ...).
+        weight: of each row, (rows,).
+        time: of the event in seconds since the epoch, if the sender gave one.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+    time: float | None = None
+
+    @classmethod
+    def check(
+        cls, x: Any, y: Any, weight: Any, time: Any, *, num_inputs: int, likelihood: Likelihood, scaling: Scaling
+    ) -> Observation:
+        """An observation, checked against the model it is for; one row may come without its row axis.
+
+        Raises:
+            InvalidInput: names the argument, what was expected and what came.
+        """
+        inputs = as_host_array(x, "x")
+        if inputs.ndim == 1:
+            inputs = inputs[None]
+        inputs = check_inputs(inputs, num_inputs, "x")
+        targets = as_host_array(y, "y")
+        if targets.ndim == 0 or (targets.ndim == 1 and len(inputs) == 1 and len(targets) == likelihood.num_outputs > 1):
+            targets = targets[None]
+        targets = likelihood.prepare(targets, "y")
+        if len(targets) != len(inputs):
+            raise InvalidInput(f"y must have as many rows as x ({len(inputs)}), got {len(targets)}")
+        weights = check_weights(weight, len(inputs))
+        if time is not None and not (isinstance(time, int | float) and math.isfinite(time)):
+            raise InvalidInput(f"time must be seconds since the epoch, got {time!r}")
+        scaling.inputs(inputs, "x")
+        scaling.targets(targets, "y")
+        return cls(inputs, targets, weights, None if time is None else float(time))
+
+    def to_body(self) -> dict[str, Any]:
+        """As JSON values; every number survives the way there and back."""
+        body: dict[str, Any] = {"x": self.x.tolist(), "y": self.y.tolist()}
+        if not np.all(self.weight == 1):
+            body["weight"] = self.weight.tolist()
+        if self.time is not None:
+            body["time"] = self.time
+        return body
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any], likelihood: Likelihood) -> Observation:
+        """The inverse of :meth:`to_body`."""
+        x = np.asarray(body["x"], dtype=np.float64)
+        weight = np.asarray(body.get("weight", np.ones(len(x))), dtype=np.float64)
+        return cls(x, likelihood.prepare(np.asarray(body["y"])), weight, body.get("time"))

@@ -1,0 +1,100 @@
+"""From a log to a posterior: the newest sound snapshot, and the records after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from .feedback import Observation
+from .inference.engines import Engine
+from .inference.errors import InvalidInput, UnknownModel
+from .model import BayesianMLP, default_engine
+from .stepper import Effect, Stepper
+from .store.fold import Fold
+from .store.store import PosteriorStore
+
+__all__ = ["Replay", "load", "replay"]
+
+
+class Replay(NamedTuple):
+    """Attributes:
+    stepper: holds the posterior.
+    fold: the line that was folded.
+    effects: of the records that were folded again, by offset.
+    replayed: how many those were.
+    """
+
+    stepper: Stepper
+    fold: Fold
+    effects: dict[int, Effect]
+    replayed: int
+
+    @property
+    def model(self) -> BayesianMLP:
+        """The model with the posterior."""
+        return self.stepper.model
+
+
+def replay(
+    store: PosteriorStore,
+    name: str,
+    *,
+    engine: str | Engine | None = None,
+    version: int | None = None,
+    stepper: Stepper | None = None,
+) -> Replay:
+    """Rebuild a model's posterior from its log.
+
+    Args:
+        store: where it is.
+        name: of the model.
+        engine: to run on.
+        version: None for the newest.
+        stepper: of the same model, to fold with, so that nothing is compiled again.
+
+    Raises:
+        UnknownModel: no such model or version.
+        CorruptStore: no sound snapshot is left.
+    """
+    with store.read() as connection:
+        model_id = store.model_id(connection, name)
+        fold = store.fold(connection, model_id, version)
+        if not fold.line or (version is not None and version != fold.head):
+            raise UnknownModel(f"model {name!r} has no version {version!r}; its versions are the offsets of its history")
+        covered, snapshot = store.nearest_snapshot(connection, model_id, fold)
+        if stepper is None or stepper.model.spec() != snapshot.spec:
+            chosen = default_engine() if engine is None else engine
+            stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, chosen))
+        else:
+            stepper.reset(snapshot.arrays)
+        effects = {}
+        for record in fold.line[covered:]:
+            if record.event_id is None:  # a handover: the line goes on
+                continue
+            body = store.body(connection, model_id, record.offset)
+            effects[record.offset] = stepper.apply(Observation.from_body(body, stepper.model.likelihood))
+        return Replay(stepper, fold, effects, len(effects))
+
+
+def load(
+    store: str | Path | PosteriorStore, name: str, *, engine: str | Engine | None = None, version: int | None = None
+) -> BayesianMLP:
+    """A model from a store as it is, or as it was at an earlier version, on any engine.
+
+    Args:
+        store: a store, or the path of one.
+        name: of the model.
+        engine: as for :class:`~bayesmlp.BayesianMLP`.
+        version: a version from the store's ``history``; None for the newest.
+
+    Raises:
+        UnknownModel: no such model, or no such version of it.
+        InvalidInput: there is no store at that path.
+        CorruptStore: no sound snapshot is left.
+    """
+    if isinstance(store, PosteriorStore):
+        return replay(store, name, engine=engine, version=version).model
+    if not Path(store).is_file():
+        raise InvalidInput(f"store must be the path of a store, got {str(store)!r}, which is not there")
+    with PosteriorStore(store) as opened:
+        return replay(opened, name, engine=engine, version=version).model

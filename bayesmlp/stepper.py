@@ -1,0 +1,73 @@
+"""The one place that folds observations into a posterior's own memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .feedback import Observation
+from .inference.engines import Engine
+from .inference.filtering import Posterior
+from .model import BayesianMLP
+
+__all__ = ["Effect", "Stepper", "step_fingerprint"]
+
+STEP_VERSION = 1
+"""Raised whenever a change of the code changes the bits of a step."""
+
+
+class Effect(NamedTuple):
+    """What folding one record did.
+
+    Attributes:
+        outcome: ``"applied"``, or ``"failed"``: the step would not have been finite, the posterior is as it was.
+        surprise: minus the log predictive density of the observation before it was learned, in nats.
+        information: gained, in nats.
+    """
+
+    outcome: str
+    surprise: float | None
+    information: float | None
+
+
+def step_fingerprint(engine: Engine) -> dict[str, str]:
+    """What the bits of a step may depend on: within one fingerprint, the same log gives the same digest."""
+    return {**engine.fingerprint(), "dtype": engine.dtype, "step": str(STEP_VERSION)}
+
+
+class Stepper:
+    """Applies observations one after the other, each one Bayes step, in memory that nobody else holds.
+
+    Args:
+        model: whose posterior to start from; the model itself is not touched again, :attr:`model` is a copy.
+    """
+
+    def __init__(self, model: BayesianMLP) -> None:
+        self.model = model.to_engine(model.engine)
+        self._step = self.model.filter_model.compile_in_place(self.model.engine)
+
+    @property
+    def posterior(self) -> Posterior:
+        """The current posterior; its memory is written by the next step."""
+        return self.model.posterior
+
+    def reset(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from another posterior of the same model."""
+        self.model.set_posterior(self.model.posterior_from_arrays(arrays))
+
+    def apply(self, observation: Observation) -> Effect:
+        """Fold one observation."""
+        model = self.model
+        batch = model.batch(
+            model.scaling.inputs(observation.x), model.scaling.targets(observation.y), observation.weight, 1.0
+        )
+        posterior, info = self._step(model.posterior, model.prior_state, *batch)
+        model.set_posterior(posterior)
+        if not bool(info.ok):
+            return Effect("failed", None, None)
+        return Effect("applied", -float(info.log_predictive), float(info.information))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """A copy of the posterior and of what goes with it, on the host."""
+        return self.model.to_arrays()

@@ -1,0 +1,107 @@
+"""Which records of a log count: one pure function.
+
+The posterior is a fold over the *live* records of its log, in order:
+
+========  ===============================================================================================
+publish   starts a new line: the posterior is the one published; what came before is superseded
+event     one row, one Bayes step
+batch     several rows, one Bayes step
+retract   takes events out, whenever they came; for good, also across a later rollback
+rollback  goes back to the line as it was after an earlier offset; what came since is rolled back
+handover  the line goes on under another fingerprint (framework, processor); carries a snapshot
+========  ===============================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..inference.errors import CorruptStore
+from .digest import extend_chain
+
+__all__ = ["Fold", "Record", "effective"]
+
+
+class Record(NamedTuple):
+    """One record of a log.
+
+    Attributes:
+        offset: its place, from 1.
+        kind: see the module's table.
+        event_id: of an event or a batch.
+        body: what it says.
+    """
+
+    offset: int
+    kind: str
+    event_id: str | None
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is live.
+
+    Attributes:
+        line: live records that make the posterior, in order; the first is a publish.
+        status: of each event or batch by offset: ``live``, ``retracted``, ``rolled back`` or ``superseded``.
+        head: offset of the newest record of the log.
+    """
+
+    line: tuple[Record, ...]
+    status: Mapping[int, str]
+    head: int
+
+    def chains(self) -> list[str]:
+        """The chain hash after each record of the line."""
+        chain, chains = "", []
+        for record in self.line:
+            chain = extend_chain(chain, [record.offset])
+            chains.append(chain)
+        return chains
+
+
+def effective(records: Iterable[Record]) -> Fold:
+    """The live records of a log.
+
+    Args:
+        records: of one model, in order of offset.
+
+    Raises:
+        CorruptStore: a record of unknown kind, or a rollback to where no posterior was.
+    """
+    tip: tuple[Record, Any] | None = None  # a linked list, newest first
+    tips: dict[int, tuple[Record, Any] | None] = {}
+    status: dict[int, str] = {}
+    retracted: set[str] = set()
+    head = 0
+    for record in records:
+        head = record.offset
+        if record.kind == "publish":
+            tip = (record, None)
+        elif record.kind in ("event", "batch"):
+            status[head] = "rolled back"
+            tip = (record, tip)
+        elif record.kind == "handover":
+            tip = (record, tip)
+        elif record.kind == "retract":
+            retracted.update(record.body["event_ids"])
+        elif record.kind == "rollback":
+            if tips.get(record.body["version"]) is None:
+                raise CorruptStore(f"record {head} rolls back to version {record.body['version']}, which is not there")
+            tip = tips[record.body["version"]]
+        else:
+            raise CorruptStore(f"record {head} is of kind {record.kind!r}, which this version does not know")
+        tips[head] = tip
+    line: list[Record] = []
+    while tip is not None:
+        record, tip = tip
+        if record.event_id is None or record.event_id not in retracted:
+            line.append(record)
+    line.reverse()
+    start = line[0].offset if line else head + 1
+    status.update((offset, "superseded") for offset in status if offset < start)
+    status.update((record.offset, "live") for record in line if record.event_id is not None)
+    return Fold(tuple(line), status, head)

@@ -1,0 +1,437 @@
+"""A model in service: it answers, and learns from feedback, durably and exactly once."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from .feedback import Observation, check_event_id
+from .inference.engines import Engine
+from .inference.errors import InvalidInput, StoreError
+from .model import BayesianMLP
+from .predictive import Predictive
+from .replay import Replay, replay
+from .stepper import Effect, step_fingerprint
+from .store.digest import extend_chain, posterior_digest
+from .store.store import Entry, NewRecord, PosteriorStore, StoredEvent
+from .validation import check_inputs
+
+__all__ = ["OnlineUpdater", "Receipt", "Retraction"]
+
+WAITS = ("applied", "durable")
+
+
+class Receipt(NamedTuple):
+    """What became of an event.
+
+    Attributes:
+        event_id: its id.
+        version: its place in the log: the model's version after it.
+        status: ``applied``; ``pending``: durable, not yet applied; ``failed``: durable, but its step would not have been
+            finite, so the posterior is as it was; or, for a repeated event, ``retracted``, ``rolled back``,
+            ``superseded``.
+        surprise: minus the log predictive density of the observation before it was learned, in nats.
+        information: gained, in nats.
+        repeated: whether the event had been there before; then nothing was done.
+    """
+
+    event_id: str
+    version: int
+    status: str
+    surprise: float | None
+    information: float | None
+    repeated: bool
+
+
+class Retraction(NamedTuple):
+    """What a retraction did.
+
+    Attributes:
+        version: the model's version after it.
+        events: how many events it named.
+        replayed: how many records were folded again, in one pass.
+        seconds: that took.
+    """
+
+    version: int
+    events: int
+    replayed: int
+    seconds: float
+
+
+class OnlineUpdater:
+    """The one writer of a model in a store.
+
+    Methods may be called from several threads; each call is atomic. Use it as a context manager, or call :meth:`close`.
+
+    Args:
+        store: where the model is.
+        name: of the model.
+        engine: to run on; the framework's default where None. Another one than before is recorded as a handover.
+        snapshot_every: records between snapshots; also one at :meth:`close`.
+        answer_time_to_live: how long answers with a prediction id wait for feedback, in seconds.
+
+    Raises:
+        UnknownModel: no such model.
+        LeaseHeld: another updater is writing to it.
+    """
+
+    def __init__(
+        self,
+        store: PosteriorStore,
+        name: str,
+        *,
+        engine: str | Engine | None = None,
+        snapshot_every: int = 1000,
+        answer_time_to_live: float = 30 * 86400.0,
+    ) -> None:
+        if snapshot_every < 1:
+            raise InvalidInput(f"snapshot_every must be at least 1, got {snapshot_every!r}")
+        if not answer_time_to_live > 0:
+            raise InvalidInput(f"answer_time_to_live must be positive, got {answer_time_to_live!r}")
+        self.store = store
+        self.name = name
+        self.snapshot_every = snapshot_every
+        self.answer_time_to_live = answer_time_to_live
+        self._lock = threading.RLock()
+        self._waiting: list[tuple[int, Observation]] = []
+        self._done: dict[int, Effect] = {}
+        self._closed = False
+        self._writer = store.writer(name)
+        try:
+            self._adopt(replay(store, name, engine=engine))
+            self._hand_over()
+        except BaseException:
+            self._writer.release()
+            raise
+
+    def __repr__(self) -> str:
+        return f"OnlineUpdater({self.name!r}, version {self._head}, {self.model.engine.name})"
+
+    def __enter__(self) -> OnlineUpdater:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- state ----------------------------------------------------------------------------------------------------
+    @property
+    def model(self) -> BayesianMLP:
+        """The live model. Its posterior is written in place: to keep it, take ``model.to_engine(...)``."""
+        return self._stepper.model
+
+    @property
+    def version(self) -> int:
+        """Offset of the newest record that is applied."""
+        with self._lock:
+            self._apply_waiting()
+            return self._head
+
+    def digest(self) -> str:
+        """SHA-256 of the posterior; equal digests mean equal posteriors, to the last bit."""
+        with self._lock:
+            self._apply_waiting()
+            return posterior_digest(self.model.spec(), self._stepper.to_arrays())
+
+    def history(self) -> list[Entry]:
+        """Every record of the log; see :meth:`PosteriorStore.history`."""
+        with self._lock:
+            self._apply_waiting()
+            self._writer.append([], self._take_done())
+            return self.store.history(self.name)
+
+    def _adopt(self, result: Replay) -> None:
+        self._stepper = result.stepper
+        self._head = result.fold.head
+        self._status = dict(result.fold.status)
+        self._chain = result.fold.chains()[-1]
+        self._done |= result.effects
+        self._since_snapshot = result.replayed
+
+    def _hand_over(self) -> None:
+        """Record that the line goes on under another fingerprint."""
+        fingerprint = step_fingerprint(self.model.engine)
+        if self._writer.last_fingerprint() != fingerprint:
+            arrays = self._stepper.to_arrays()
+            self._head = self._writer.append_snapshot(
+                "handover", {"fingerprint": fingerprint}, self.model.spec(), arrays
+            )
+            self._chain = extend_chain(self._chain, [self._head])
+            self._since_snapshot = 0
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"this updater of model {self.name!r} is closed")
+
+    # -- answering ------------------------------------------------------------------------------------------------
+    def predict(self, x: Any, *, method: str = "linearized") -> Predictive:
+        """Answer, and keep the inputs so that feedback may name the answer.
+
+        Args:
+            x: inputs of one row (inputs,) or of several (rows, inputs).
+            method: see :meth:`BayesianMLP.predict`.
+
+        Returns:
+            The predictive distribution, with its ``prediction_id`` and the ``version`` that answered.
+        """
+        with self._lock:
+            self._require_open()
+            inputs = check_inputs(_rows(x), self.model.num_inputs, "x")
+            self._apply_waiting()
+            answer = self.model.predict(inputs, method=method)
+            kept = self.store.answers.keep(self.name, self._head, inputs, self.answer_time_to_live)
+            return dataclasses.replace(answer, prediction_id=kept, version=self._head)
+
+    # -- learning -------------------------------------------------------------------------------------------------
+    def observe(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        event_id: str | None = None,
+        weight: float = 1.0,
+        source: str | None = None,
+        time: float | None = None,
+        wait: str = "applied",
+    ) -> Receipt:
+        """Learn from one observation. When it returns, the event is durable.
+
+        Args:
+            x: inputs of one row, in the user's units.
+            y: what was seen.
+            event_id: chosen by the sender; sent again, it is not learned again. None: this event can't be repeated.
+            weight: 2 counts as two observations, 0.5 as half of one.
+            source: who sent it, for :meth:`retract`.
+            time: of the event, in seconds since the epoch.
+            wait: ``"applied"``: return when it is learned; ``"durable"``: when it is stored.
+
+        Raises:
+            InvalidInput: names what is wrong; nothing is stored or learned.
+            ConflictingEvent: the id was sent before with another body; the first one stands.
+            LeaseLost: another updater took over; nothing is stored.
+        """
+        return self._learn("event", [(x, y, event_id, weight, time)], source, wait)[0]
+
+    def observe_many(
+        self,
+        x: Sequence[Any],
+        y: Sequence[Any],
+        *,
+        event_ids: Sequence[str] | None = None,
+        source: str | None = None,
+        wait: str = "applied",
+    ) -> list[Receipt]:
+        """Several events, each its own Bayes step, stored in one commit: as :meth:`observe` in a loop, but faster.
+
+        Args:
+            x: inputs, (rows, inputs).
+            y: what was seen, one for each row.
+            event_ids: one for each row.
+            source: who sent them.
+            wait: see :meth:`observe`.
+
+        Raises:
+            InvalidInput: one of them is bad; none is stored.
+        """
+        if len(x) != len(y) or (event_ids is not None and len(event_ids) != len(x)):
+            count = "none" if event_ids is None else len(event_ids)
+            raise InvalidInput(f"x, y and event_ids must be equally long, got {len(x)}, {len(y)} and {count}")
+        ids = [None] * len(x) if event_ids is None else event_ids
+        return self._learn("event", [(a, b, c, 1.0, None) for a, b, c in zip(x, y, ids, strict=True)], source, wait)
+
+    def observe_batch(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        event_id: str | None = None,
+        weight: Any = None,
+        source: str | None = None,
+        time: float | None = None,
+    ) -> Receipt:
+        """Several rows as one event and one Bayes step.
+
+        Args:
+            x: inputs, (rows, inputs).
+            y: what was seen, one for each row.
+            event_id: of the whole batch.
+            weight: of each row.
+            source: see :meth:`observe`.
+            time: see :meth:`observe`.
+        """
+        return self._learn("batch", [(x, y, event_id, weight, time)], source, "applied")[0]
+
+    def feedback(
+        self, prediction_id: str, y: Any, *, event_id: str | None = None, source: str | None = None, wait: str = "applied"
+    ) -> Receipt:
+        """Late feedback on an answer of :meth:`predict`, by its prediction id.
+
+        Args:
+            prediction_id: of the answer.
+            y: what was seen, one for each row of the answer.
+            event_id: by default it follows from the prediction id, so that feedback sent twice is learned once.
+            source: see :meth:`observe`.
+            wait: see :meth:`observe`.
+
+        Raises:
+            UnknownPrediction: the model gave no such answer.
+            ExpiredPrediction: the answer's time to live has passed.
+        """
+        inputs = self.store.answers.inputs(self.name, prediction_id)
+        kind = "event" if len(inputs) == 1 else "batch"
+        chosen = f"feedback-{prediction_id}" if event_id is None else event_id
+        return self._learn(kind, [(inputs, y, chosen, None, None)], source, wait)[0]
+
+    def _learn(self, kind: str, events: Sequence[Any], source: str | None, wait: str) -> list[Receipt]:
+        if wait not in WAITS:
+            raise InvalidInput(f"wait must be one of {', '.join(WAITS)}, got {wait!r}")
+        if source is not None:
+            check_event_id(source, "source")
+        with self._lock:
+            self._require_open()
+            ids, observations = [], []
+            for x, y, event_id, weight, when in events:
+                ids.append(check_event_id(event_id))
+                observations.append(self._check(kind, x, y, weight, when))
+            new = [NewRecord(kind, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
+            stored = self._writer.append(new, self._take_done())
+            for event, observation in zip(stored, observations, strict=True):
+                self._enqueue(event, observation)
+            if wait == "applied":
+                self._apply_waiting()
+            return [self._receipt(i, event) for i, event in zip(ids, stored, strict=True)]
+
+    def _check(self, kind: str, x: Any, y: Any, weight: Any, when: Any) -> Observation:
+        model = self.model
+        checked = Observation.check(
+            x, y, weight, when, num_inputs=model.num_inputs, likelihood=model.likelihood, scaling=model.scaling
+        )
+        if kind == "event" and len(checked.x) != 1:
+            raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")
+        return checked
+
+    def _enqueue(self, event: StoredEvent, observation: Observation) -> None:
+        known = self._head + len(self._waiting)
+        if event.offset <= known:
+            return  # a repeat
+        # A repeat beyond what is known was stored by a commit that reported an error: it is learned now.
+        if event.offset != known + 1:
+            raise StoreError(f"model {self.name!r} has records this updater did not write; open a new updater")
+        self._waiting.append((event.offset, observation))
+
+    def _apply_waiting(self) -> None:
+        while self._waiting:
+            offset, observation = self._waiting[0]
+            effect = self._stepper.apply(observation)
+            self._waiting.pop(0)
+            self._head = offset
+            self._status[offset] = "live"
+            self._done[offset] = effect
+            self._chain = extend_chain(self._chain, [offset])
+            self._since_snapshot += 1
+            if self._since_snapshot >= self.snapshot_every:
+                self.snapshot()
+
+    def _take_done(self) -> dict[int, Effect]:
+        """Effects that are still to be stored; they are derived, so losing them to a crash loses nothing."""
+        done, self._done = self._done, {}
+        return done
+
+    def _receipt(self, event_id: str, event: StoredEvent) -> Receipt:
+        status = self._status.get(event.offset, "pending")
+        effect = Effect("pending", None, None)
+        if status == "live":
+            effect = self._done.get(event.offset) or self._writer.effect(event.offset) or effect
+            status = effect.outcome
+        return Receipt(event_id, event.offset, status, effect.surprise, effect.information, event.repeated)
+
+    # -- taking back ----------------------------------------------------------------------------------------------
+    def retract(
+        self, event_ids: Iterable[str] | None = None, *, source: str | None = None, since: float | None = None
+    ) -> Retraction:
+        """Take events out as if they had never come, in one fold; for good.
+
+        What the model was published with can't be retracted: it was learned before the log began.
+
+        Args:
+            event_ids: of the events; or
+            source: all events of a source; and/or
+            since: all events stored at or after a time, seconds since the epoch.
+
+        Raises:
+            InvalidInput: nothing or everything was named.
+            UnknownEvent: an id that is not in the log; nothing is retracted.
+        """
+        with self._lock:
+            self._require_open()
+            ids = self._chosen(event_ids, source, since)
+            self._apply_waiting()
+            started = time.perf_counter()
+            self._writer.append([NewRecord("retract", None, {"event_ids": ids})], self._take_done())
+            replayed = self._fold_again()
+            return Retraction(self._head, len(ids), replayed, time.perf_counter() - started)
+
+    def _chosen(self, event_ids: Iterable[str] | None, source: str | None, since: float | None) -> list[str]:
+        by_query = {key: value for key, value in (("source", source), ("since", since)) if value is not None}
+        if (event_ids is None) == (not by_query):
+            raise InvalidInput("retract takes either event_ids, or source and/or since")
+        if event_ids is None:
+            return self._writer.event_ids(by_query)
+        if isinstance(event_ids, str):
+            raise InvalidInput(f"event_ids must be a collection of ids, got the string {event_ids!r}")
+        ids = [check_event_id(event_id, "event_ids") for event_id in event_ids]
+        if not ids:
+            raise InvalidInput("event_ids must name at least one event")
+        self._writer.offsets_of(ids)
+        return sorted(set(ids))
+
+    def rollback(self, version: int) -> int:
+        """Go back to an earlier version; see :meth:`PosteriorStore.rollback`."""
+        with self._lock:
+            self._require_open()
+            self._apply_waiting()
+            self._writer.append([], self._take_done())
+            self._writer.append_rollback(version)
+            self._fold_again()
+            return self._head
+
+    def _fold_again(self) -> int:
+        result = replay(self.store, self.name, engine=self.model.engine, stepper=self._stepper)
+        self._adopt(result)
+        if result.replayed:
+            self.snapshot()
+        return result.replayed
+
+    # -- keeping --------------------------------------------------------------------------------------------------
+    def snapshot(self) -> None:
+        """Store the posterior, so that opening the model need not fold what came before."""
+        with self._lock:
+            fingerprint = step_fingerprint(self.model.engine)
+            arrays = self._stepper.to_arrays()
+            done = self._take_done()
+            self._writer.snapshot(self._head, self._chain, self.model.spec(), arrays, fingerprint, done)
+            self._since_snapshot = 0
+
+    def close(self) -> None:
+        """Learn what waits, store a snapshot, and give the model free for another updater."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._apply_waiting()
+                if self._since_snapshot or self._done:
+                    self.snapshot()
+            finally:
+                self._writer.release()
+
+
+def _rows(x: Any) -> Any:
+    """One row without its row axis as a matrix of one row."""
+    dimensions = getattr(x, "ndim", None)
+    if dimensions is None and isinstance(x, Sequence) and len(x) and not isinstance(x[0], Sequence):
+        dimensions = getattr(x[0], "ndim", 0) + 1
+    return [x] if dimensions == 1 and not hasattr(x, "reshape") else x.reshape(1, -1) if dimensions == 1 else x
