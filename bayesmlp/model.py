@@ -93,7 +93,7 @@ class BayesianMLP:
         self._scaling: Scaling | None = None
         self._posterior: Posterior | None = None
         self._prior_state: Any = None
-        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._compiled: dict[str, Any] = {}
         self._resolved = self.structure.resolve(network.num_layers)
         self.prior.precision(network.shapes(1, likelihood.num_outputs))
 
@@ -266,7 +266,11 @@ class BayesianMLP:
             y = np.concatenate([y, np.repeat(y[:1], missing, axis=0)])
             weight = np.concatenate([weight, np.zeros(missing)])
         convert = self.engine.asarray
-        return convert(x), convert(y), convert(weight), convert(np.float64(elapsed))
+        if np.all(weight == 1):
+            weights = self._cached(f"ones {len(x)}", lambda: convert(np.ones(len(x))))
+        else:
+            weights = convert(weight)
+        return convert(x), convert(y), weights, self._cached(f"elapsed {elapsed}", lambda: convert(np.float64(elapsed)))
 
     def start_from_prior(self, num_inputs: int) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
@@ -397,7 +401,7 @@ class BayesianMLP:
         padded = np.concatenate([x, np.repeat(x[:1], -len(x) % size, axis=0)])
         return [self.engine.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
 
-    def _cached(self, name: str, build: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    def _cached(self, name: str, build: Callable[[], Any]) -> Any:
         if name not in self._compiled:
             self._compiled[name] = build()
         return self._compiled[name]

@@ -35,6 +35,8 @@ class LayerFactors(NamedTuple):
 
     def pull_back(self, residual: Float[Array, "N K"]) -> tuple[Float[Array, "N I"], Float[Array, "N O"]]:
         """Columns and rows whose summed outer products are ``Jᵀ residual``, in the shape of W."""
+        if residual.shape[0] == 1:
+            return self.inputs, residual @ self.rows[0]
         return self.inputs, (residual[:, None, :] @ self.rows)[:, 0, :]
 
     def squares(self, engine: Engine) -> tuple[Float[Array, "N I"], Float[Array, "N O"]]:

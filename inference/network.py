@@ -19,7 +19,7 @@ Weights = tuple[Array, ...]
 
 
 def _relu(engine: Engine, z: Array) -> tuple[Array, Array]:
-    slope = engine.xp.astype(z > 0, z.dtype)
+    slope = z > 0  # a product with booleans keeps the floating-point type
     return z * slope, slope
 
 
@@ -142,7 +142,8 @@ class MLP:
         """Outputs, and the factors of every layer (one forward pass, K rows back)."""
         xp = engine.xp
         activate = ACTIVATIONS[self.activation]
-        ones = xp.ones_like(x[:, :1])
+        ones = engine.constant(np.ones((1, 1)), x)
+        ones = ones if x.shape[0] == 1 else xp.broadcast_to(ones, (x.shape[0], 1))
         inputs, slopes = [], []
         for index, matrix in enumerate(weights):
             extended = xp.concat([x, ones], axis=1)
@@ -153,7 +154,8 @@ class MLP:
                 slopes.append(slope)
         num_outputs = x.shape[1]
         rows = engine.eye(num_outputs, x)[None]
-        rows = xp.broadcast_to(rows, (x.shape[0], num_outputs, num_outputs))
+        if x.shape[0] > 1:
+            rows = xp.broadcast_to(rows, (x.shape[0], num_outputs, num_outputs))
         factors = [LayerFactors(inputs[-1], rows)]
         for matrix, extended, slope in zip(weights[:0:-1], inputs[-2::-1], slopes[::-1], strict=True):
             rows = (rows @ matrix[:-1, :].mT) * slope[:, None, :]

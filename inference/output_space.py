@@ -19,7 +19,18 @@ __all__ = ["OutputSolution", "solve_in_output_space"]
 
 _STEP_LENGTHS = 0.5 ** np.arange(10.0)  # candidates of the line search
 _MAX_ITERATIONS = 50
-_TOLERANCE = 1e-9  # relative; Newton's error after the last step is of its square
+_ROUNDING = 1e-10  # relative differences of the objective below this are rounding
+_TOLERANCE = 1e-11  # of score(f + C r) - r, which bounds the error of r, relative to r
+
+
+class _Newton(NamedTuple):
+    """Where the iteration is: r, C r, the gradient and √weight · L there, and how many steps were taken."""
+
+    r: Float[Array, " M"]
+    shift: Float[Array, " M"]
+    gradient: Float[Array, " M"]
+    factor: Float[Array, "N K R"]
+    count: Float[Array, ""]
 
 
 class OutputSolution(NamedTuple):
@@ -72,48 +83,49 @@ def solve_in_output_space(
     num_rows, num_outputs = outputs.shape
     size = num_rows * num_outputs
     identity = engine.eye(size, outputs)
-    lengths = engine.constant(_STEP_LENGTHS, outputs)
-    weight_per_output = xp.repeat(weight, num_outputs)
+    lengths = engine.constant(_STEP_LENGTHS, outputs)[:, None]
+    root_weight = xp.sqrt(weight)[:, None, None]
+    rows_of_covariance = xp.reshape(covariance, (num_rows, num_outputs, size))
 
-    def fisher(at: Array) -> Array:
-        return xp.sqrt(weight)[:, None, None] * likelihood.fisher_factor(engine, at)
+    def moved(shift: Array) -> Array:
+        """Outputs for shifts C r, (..., M)."""
+        return outputs + xp.reshape(shift, (*shift.shape[:-1], num_rows, num_outputs))
 
-    def moved(r: Array) -> Array:
-        """Outputs for residuals (..., M)."""
-        return outputs + xp.reshape(r @ covariance, (*r.shape[:-1], num_rows, num_outputs))
+    def derivatives(r: Array, shift: Array) -> tuple[Array, Array]:
+        """score(f + C r) - r, which is 0 at the mode, and √weight · L there."""
+        score, factor = likelihood.unit_derivatives(engine, moved(shift), y)
+        return xp.reshape(weight[:, None] * score, (size,)) - r, root_weight * factor
 
-    def objective(r: Array) -> Array:
-        fit = xp.sum(weight * likelihood.unit_log_prob(engine, moved(r), y), axis=-1)
-        return fit - 0.5 * xp.sum(r * (r @ covariance), axis=-1)
+    def objective(r: Array, shift: Array) -> Array:
+        """log p(y | f + C r) - ½ rᵀ C r."""
+        fit = likelihood.unit_log_prob(engine, moved(shift), y) @ weight
+        return fit - 0.5 * xp.sum(r * shift, axis=-1)
 
-    def iterate(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        r, count, _ = carry  # residuals, iterations so far, size of the last step relative to them
-        at = moved(r)
-        factor = fisher(at)
-        gradient = weight_per_output * xp.reshape(likelihood.unit_score(engine, at, y), (size,)) - r
-        rows = xp.reshape(covariance, (num_rows, num_outputs, size))
-        system = identity + xp.reshape(factor @ (factor.mT @ rows), (size, size))
-        direction = xp.linalg.solve(system, gradient[:, None])[:, 0]
-        values = objective(r + lengths[:, None] * direction)
-        values = xp.where(xp.isnan(values), -xp.inf, values)
-        step = lengths[xp.argmax(values)] * direction
-        return r + step, count + 1, xp.max(xp.abs(step)) / (1 + xp.max(xp.abs(r)))
+    def iterate(carry: _Newton) -> _Newton:
+        system = identity + xp.reshape(carry.factor @ (carry.factor.mT @ rows_of_covariance), (size, size))
+        direction = xp.linalg.solve(system, carry.gradient[:, None])[:, 0]
+        candidates = carry.r + lengths * direction
+        shifts = candidates @ covariance
+        values = objective(candidates, shifts)
+        values = xp.where(xp.isnan(values), -math.inf, values)
+        highest = xp.max(values)
+        as_good = values >= highest - _ROUNDING * (1 + xp.abs(highest))
+        best = xp.argmax(xp.astype(as_good, xp.int32))  # the longest step among the best
+        r, shift = candidates[best], shifts[best]
+        return _Newton(r, shift, *derivatives(r, shift), carry.count + 1)
 
-    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
-        return (carry[2] > _TOLERANCE) & (carry[1] < _MAX_ITERATIONS)
+    def unfinished(carry: _Newton) -> Array:
+        size_of_gradient = xp.max(xp.abs(carry.gradient))
+        return (size_of_gradient > _TOLERANCE * (1 + xp.max(xp.abs(carry.r)))) & (carry.count < _MAX_ITERATIONS)
 
-    start = (
-        engine.constant(np.zeros(size), outputs),
-        engine.constant(0.0, outputs),
-        engine.constant(math.inf, outputs),
-    )
-    r, iterations, _ = engine.while_loop(unfinished, iterate, start)
+    zero = engine.constant(np.zeros(size), outputs)
+    start = _Newton(zero, zero, *derivatives(zero, zero), engine.constant(0.0, outputs))
+    r, shift, _, factor, iterations = engine.while_loop(unfinished, iterate, start)
 
-    factor = fisher(moved(r))
     after = likelihood.update_state(engine, state, outputs, covariance, y, weight)
-    information, ok = _information(engine, likelihood, covariance, factor, r, after, state)
+    information, ok = _information(engine, likelihood, covariance, factor, r @ shift, after, state)
     log_predictive = _log_predictive(engine, likelihood, outputs, covariance, y, weight, state)
-    finite = xp.all(xp.isfinite(r)) & xp.all(xp.isfinite(factor)) & xp.isfinite(log_predictive)
+    finite = xp.isfinite(xp.sum(r) + xp.sum(factor) + log_predictive + information)
     return OutputSolution(
         xp.reshape(r, (num_rows, num_outputs)),
         factor,
@@ -121,26 +133,27 @@ def solve_in_output_space(
         log_predictive,
         information,
         iterations,
-        ok & finite & xp.isfinite(information),
+        ok & finite,
     )
 
 
 def _information(
-    engine: Engine, likelihood: Likelihood, covariance: Array, factor: Array, r: Array, after: Any, before: Any
+    engine: Engine, likelihood: Likelihood, covariance: Array, factor: Array, squares: Array, after: Any, before: Any
 ) -> tuple[Array, Array]:
-    """½ (log det(I + G) - tr(G (I + G)⁻¹) + rᵀCr / φ) with G = LᵀCL, and what the likelihood's state gained."""
+    """½ (log det(I + G) - tr(G (I + G)⁻¹) + rᵀCr / φ) with G = LᵀCL, and what the likelihood's state gained;
+    ``squares`` is rᵀCr."""
     xp = engine.xp
     num_rows, num_outputs, rank = factor.shape
-    blocks = xp.reshape(covariance, (num_rows, num_outputs, num_rows, num_outputs))
-    gram = xp.einsum("nkr,nkml,mls->nrms", factor, blocks, factor)
-    gram = xp.reshape(gram, (num_rows * rank, num_rows * rank))
+    left = factor.mT @ xp.reshape(covariance, (num_rows, num_outputs, -1))  # Lᵀ C, by rows of the batch
+    right = factor.mT @ xp.reshape(xp.reshape(left, (num_rows * rank, -1)).mT, (num_rows, num_outputs, -1))
+    gram = xp.reshape(right, (num_rows * rank, num_rows * rank))
     identity = engine.eye(num_rows * rank, gram)
     root, ok = engine.cholesky(identity + 0.5 * (gram + gram.mT))
     inverse_root = engine.solve_triangular(root, identity)
     log_determinant = 2 * xp.sum(xp.log(xp.sum(root * identity, axis=-1)))
     shrinkage = num_rows * rank - xp.sum(inverse_root * inverse_root)
-    squares = xp.sum(r * (r @ covariance)) / likelihood.dispersion(after)
-    return 0.5 * (log_determinant - shrinkage + squares) + likelihood.state_information(engine, after, before), ok
+    moved = squares / likelihood.dispersion(after)
+    return 0.5 * (log_determinant - shrinkage + moved) + likelihood.state_information(engine, after, before), ok
 
 
 def _log_predictive(
@@ -148,7 +161,8 @@ def _log_predictive(
 ) -> Array:
     xp = engine.xp
     num_rows, num_outputs = outputs.shape
-    blocks = xp.reshape(covariance, (num_rows, num_outputs, num_rows, num_outputs))
-    own = xp.einsum("nknl->nkl", blocks) * likelihood.dispersion(state)
+    own = xp.reshape(covariance, (num_rows, num_outputs, num_rows, num_outputs))
+    own = own[:, :, 0, :] if num_rows == 1 else xp.einsum("nknl->nkl", own)
+    own = own * likelihood.dispersion(state)
     values = likelihood.predictive_log_prob(engine, outputs, own, y, state)
     return xp.sum(xp.where(weight > 0, values, 0.0))

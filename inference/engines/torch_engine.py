@@ -69,6 +69,15 @@ class TorchEngine(Engine):
             return tensor.to(getattr(torch, dtype))
         return tensor.to(self.float_dtype) if tensor.dtype.is_floating_point else tensor
 
+    def constant(self, values: Any, like: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+
+    def eye(self, size: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.eye(size, dtype=like.dtype, device=like.device)
+
+    def cast(self, tree: Any) -> Any:
+        return map_arrays(lambda a: a.to(self.float_dtype), tree)
+
     def to_numpy(self, array: Any) -> np.ndarray:
         if not isinstance(array, torch.Tensor):  # a small system's results may already be on the host
             return np.array(array)
@@ -187,10 +196,12 @@ class TorchEngine(Engine):
         return torch.erf(array)
 
     def add_outer(self, matrix: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        if len(column) == 1:  # a broadcast product is faster than a matrix product of rank one
+            return matrix.addcmul_(column.T, row) if self.in_place else torch.addcmul(matrix, column.T, row)
         return matrix.addmm_(column.T, row) if self.in_place else torch.addmm(matrix, column.T, row)
 
     def add_outer_over(self, matrix: Any, column: Any, row: Any, divisor: Any) -> torch.Tensor:
-        outer = column.T @ row
+        outer = column.T * row if len(column) == 1 else column.T @ row
         return matrix.addcdiv_(outer, divisor) if self.in_place else torch.addcdiv(matrix, outer, divisor)
 
     def subtract_product(self, matrix: Any, left: Any, right: Any) -> torch.Tensor:

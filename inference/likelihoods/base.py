@@ -88,6 +88,12 @@ class Likelihood(ABC):
     def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
         """L with L Lᵀ the Fisher information of the outputs at unit dispersion."""
 
+    def unit_derivatives(
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K R"]]:
+        """:meth:`unit_score` and :meth:`fisher_factor`; override it where they share work."""
+        return self.unit_score(engine, outputs, y), self.fisher_factor(engine, outputs)
+
     def log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any) -> Float[Array, "*S N"]:
         """log p(y | outputs, state)."""
         return self.unit_log_prob(engine, outputs, y)
@@ -123,10 +129,9 @@ class Likelihood(ABC):
         host_nodes, host_weights = normal_nodes(size)
         nodes = engine.constant(host_nodes, mean)
         weights = engine.constant(host_weights, mean)
-        identity = engine.eye(size, mean)
-        trace = xp.sum(covariance * identity, axis=(-2, -1))
         jitter = 1e-10 if mean.dtype == xp.float64 else 1e-6
-        floor = jitter * (trace + jitter)[:, None, None] * identity
+        scale = xp.sum(covariance * covariance, axis=(-2, -1), keepdims=True)
+        floor = (jitter * xp.sqrt(scale + jitter)) * engine.eye(size, mean)
         factor, _ = engine.cholesky(covariance + floor)
         return mean + xp.permute_dims(nodes @ factor.mT, (1, 0, 2)), weights
 

@@ -64,11 +64,18 @@ class Categorical(Likelihood):
 
     def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
         """diag(√p) - p √pᵀ, whose square is diag(p) - p pᵀ."""
-        xp = engine.xp
+        return self._fisher_factor(engine, self.mean(engine, outputs))
+
+    def unit_derivatives(
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K R"]]:
         probabilities = self.mean(engine, outputs)
-        root = xp.sqrt(probabilities)
-        identity = engine.eye(self.num_classes, outputs)
-        return root[:, :, None] * identity - probabilities[:, :, None] * root[:, None, :]
+        return self._one_hot(engine, outputs, y) - probabilities, self._fisher_factor(engine, probabilities)
+
+    def _fisher_factor(self, engine: Engine, probabilities: Array) -> Array:
+        root = engine.xp.sqrt(probabilities)
+        identity = engine.eye(self.num_classes, probabilities)
+        return (identity - probabilities[:, :, None]) * root[:, None, :]
 
     def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:
         xp = engine.xp

@@ -38,7 +38,7 @@ class Diagonal(Structure):
         self, engine: Engine, state: DiagonalState, factors: Factors, *, joint: bool = False
     ) -> Array:
         layers = zip(factors, state.precision, strict=True)
-        grams = [factor.gram(engine, 1 / precision, joint) for factor, precision in layers]
+        grams = [factor.gram(engine, engine.xp.reciprocal(precision), joint) for factor, precision in layers]
         return sum(grams[1:], start=grams[0])
 
     def shift(

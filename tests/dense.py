@@ -1,0 +1,184 @@
+"""Dense references in float64, written apart from the library: no layer factors, no engines, no structures.
+
+Weights are one vector, the matrices of the layers flattened by rows, first layer first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import linalg, special
+
+import bayesmlp as bm
+from bayesmlp.inference.likelihoods import Likelihood
+from bayesmlp.inference.structures import Structure
+
+Shapes = Sequence[tuple[int, int]]
+
+
+def flatten(layers: Sequence[np.ndarray]) -> np.ndarray:
+    """The matrices of all layers as one vector."""
+    return np.concatenate([np.asarray(layer, np.float64).reshape(-1) for layer in layers])
+
+
+def split(flat: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
+    """The inverse of :func:`flatten`; also takes complex vectors."""
+    ends = np.cumsum([rows * columns for rows, columns in shapes])
+    return [piece.reshape(shape) for piece, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)]
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+ACTIVATIONS: dict[str, Any] = {
+    "relu": lambda z: np.where(z.real > 0, z, 0),
+    "tanh": np.tanh,
+    "gelu": lambda z: 0.5 * z * (1 + special.erf(z / np.sqrt(2))),
+    "silu": lambda z: z / (1 + np.exp(-z)),
+}
+
+
+def outputs(activation: str, layers: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """The network, for real or complex weights."""
+    for index, matrix in enumerate(layers):
+        x = x @ matrix[:-1] + matrix[-1]
+        if index < len(layers) - 1:
+            x = ACTIVATIONS[activation](x)
+    return x
+
+
+def jacobian(activation: str, layers: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Derivatives of the outputs with respect to every weight, (N, K, P).
+
+    By complex steps: f'(θ) = Im f(θ + ih)/h has no cancellation, so it is exact to rounding (Squire and Trapp 1998).
+    """
+    shapes, flat, step = [layer.shape for layer in layers], flatten(layers), 1e-40
+    columns = []
+    for index in range(flat.size):
+        moved = flat.astype(np.complex128)
+        moved[index] += 1j * step
+        columns.append(outputs(activation, split(moved, shapes), x).imag / step)
+    return np.stack(columns, axis=-1)
+
+
+# -- structures -------------------------------------------------------------------------------------------------------
+def weight_indices(shapes: Shapes, layers: Sequence[int]) -> np.ndarray:
+    """Positions of some layers' weights in the flat vector."""
+    numbers = split(np.arange(sum(rows * columns for rows, columns in shapes)), shapes)
+    return np.concatenate([numbers[layer].reshape(-1) for layer in layers])
+
+
+def own_arrays(arrays: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+    """The arrays of one block."""
+    return {name.removeprefix(f"{index}."): a for name, a in arrays.items() if name.startswith(f"{index}.")}
+
+
+def layers_of(field: str, arrays: Mapping[str, np.ndarray], num_layers: int) -> list[np.ndarray]:
+    """A field that holds one array for each layer."""
+    return [np.asarray(arrays[f"{field}.{i}"], np.float64) for i in range(num_layers)]
+
+
+def mean(structure: Structure, arrays: Mapping[str, np.ndarray], shapes: Shapes) -> np.ndarray:
+    """The posterior mean from a structure's stored arrays."""
+    if not isinstance(structure, bm.Blocks):
+        return flatten(layers_of("mean", arrays, len(shapes)))
+    joined = np.full(sum(rows * columns for rows, columns in shapes), np.nan)
+    for index, (part, layers) in enumerate(structure.parts):
+        own = mean(part, own_arrays(arrays, index), [shapes[layer] for layer in layers])
+        joined[weight_indices(shapes, layers)] = own
+    return joined
+
+
+def precision(structure: Structure, arrays: Mapping[str, np.ndarray], shapes: Shapes) -> np.ndarray:
+    """The precision matrix that a structure's stored arrays stand for."""
+    if isinstance(structure, bm.Diagonal):
+        return np.diag(flatten(layers_of("precision", arrays, len(shapes))))
+    if isinstance(structure, bm.LowRank):
+        columns = low_rank_columns(arrays, shapes)
+        return np.diag(flatten(layers_of("diagonal", arrays, len(shapes)))) + columns @ columns.T
+    if isinstance(structure, bm.Full):
+        inverse_root = np.linalg.inv(np.asarray(arrays["covariance_root"], np.float64))
+        return inverse_root.T @ inverse_root
+    assert isinstance(structure, bm.Blocks)
+    size = sum(rows * columns for rows, columns in shapes)
+    joined = np.zeros((size, size))
+    for index, (part, layers) in enumerate(structure.parts):
+        where = weight_indices(shapes, layers)
+        own = precision(part, own_arrays(arrays, index), [shapes[layer] for layer in layers])
+        joined[np.ix_(where, where)] = own
+    return joined
+
+
+def low_rank_columns(arrays: Mapping[str, np.ndarray], shapes: Shapes) -> np.ndarray:
+    """W of a low-rank posterior, (P, R)."""
+    layers = layers_of("columns", arrays, len(shapes))
+    return np.concatenate([layer.reshape(len(layer), -1) for layer in layers], axis=1).T
+
+
+# -- likelihoods, at unit dispersion ----------------------------------------------------------------------------------
+def log_prob(likelihood: Likelihood, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """log p(y | outputs), (N,); y as the likelihood prepared it."""
+    if isinstance(likelihood, bm.Categorical):
+        return special.log_softmax(f, axis=-1)[np.arange(len(f)), y]
+    if isinstance(likelihood, bm.Bernoulli):
+        return (y * special.log_expit(f) + (1 - y) * special.log_expit(-f)).sum(-1)
+    assert isinstance(likelihood, bm.Gaussian)
+    variance = likelihood.noise_variance or 1.0
+    return (-0.5 * (y - f) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)).sum(-1)
+
+
+def score_and_fisher(likelihood: Likelihood, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """∂log p/∂outputs (N, K), and -∂²log p/∂outputs² (N, K, K)."""
+    identity = np.eye(f.shape[1])
+    if isinstance(likelihood, bm.Categorical):
+        p = special.softmax(f, axis=-1)
+        return identity[y] - p, p[:, :, None] * identity - p[:, :, None] * p[:, None, :]
+    if isinstance(likelihood, bm.Bernoulli):
+        p = special.expit(f)
+        return y - p, (p * special.expit(-f))[:, :, None] * identity
+    assert isinstance(likelihood, bm.Gaussian)
+    variance = likelihood.noise_variance or 1.0
+    return (y - f) / variance, np.broadcast_to(identity / variance, (len(f), *identity.shape))
+
+
+# -- Gaussians --------------------------------------------------------------------------------------------------------
+def linearised_posterior(
+    likelihood: Likelihood,
+    f: np.ndarray,
+    jac: np.ndarray,
+    prior_precision: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Step from the mean to the mode of Σ w log p(y | f + J δ) - ½ δᵀΛδ, and Λ + Jᵀ F J there.
+
+    Newton's method on the weights, with halved steps while the objective falls; quadratic, so that the last step of
+    relative size 1e-13 leaves an error of rounding.
+    """
+    step = np.zeros(len(prior_precision))
+
+    def objective(delta: np.ndarray) -> float:
+        return float(weight @ log_prob(likelihood, f + jac @ delta, y) - 0.5 * delta @ prior_precision @ delta)
+
+    for _ in range(200):
+        score, fisher = score_and_fisher(likelihood, f + jac @ step, y)
+        gradient = np.einsum("nkp,nk,n->p", jac, score, weight) - prior_precision @ step
+        hessian = prior_precision + np.einsum("nkp,nkl,nlq,n->pq", jac, fisher, jac, weight)
+        direction = linalg.solve(hessian, gradient, assume_a="pos")
+        if np.max(np.abs(direction)) < 1e-13 * (1 + np.max(np.abs(step))):
+            return step, hessian
+        length = 1.0
+        while objective(step + length * direction) < objective(step) - 1e-12 * (1 + abs(objective(step))):
+            length /= 2
+        step = step + length * direction
+    raise AssertionError("the reference itself did not converge")
+
+
+def gaussian_kl(
+    new_mean: np.ndarray, new_precision: np.ndarray, old_mean: np.ndarray, old_precision: np.ndarray
+) -> float:
+    """KL divergence of N(new_mean, new_precision⁻¹) from N(old_mean, old_precision⁻¹)."""
+    difference = new_mean - old_mean
+    log_ratio = np.linalg.slogdet(new_precision)[1] - np.linalg.slogdet(old_precision)[1]
+    trace = np.trace(linalg.solve(new_precision, old_precision, assume_a="pos"))
+    return float(0.5 * (log_ratio - len(difference) + trace + difference @ old_precision @ difference))
