@@ -251,7 +251,7 @@ class BayesianMLP:
             rows = slice(start, start + size)
             batch = self.batch(x[rows], y[rows], weight[rows], elapsed if start == 0 else 0.0)
             posterior, info = step(self.posterior, self._prior_state, *batch)
-            info = UpdateInfo(*(float(value) for value in info))
+            info = UpdateInfo(*(float(value) for value in self.engine.fetch(info)))
             if not info.ok:
                 raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
             self._posterior = posterior
@@ -265,7 +265,7 @@ class BayesianMLP:
             x = np.concatenate([x, np.repeat(x[:1], missing, axis=0)])
             y = np.concatenate([y, np.repeat(y[:1], missing, axis=0)])
             weight = np.concatenate([weight, np.zeros(missing)])
-        convert = self.engine.asarray
+        convert = self.engine.as_batch
         if np.all(weight == 1):
             weights = self._cached(f"ones {len(x)}", lambda: convert(np.ones(len(x))))
         else:

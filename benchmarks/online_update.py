@@ -104,7 +104,7 @@ def bare_step(model: bm.BayesianMLP, x: np.ndarray, y: np.ndarray) -> Callable[[
     rows, targets = x.astype(np.float32), y
 
     def step(i: int) -> None:
-        convert = model.engine.asarray
+        convert = model.engine.as_batch
         state["weights"] = compiled(state["weights"], convert(rows[i : i + 1]), convert(targets[i : i + 1]))
         wait(model.engine, state["weights"])
 
@@ -160,6 +160,7 @@ def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
     def full_step(i: int) -> None:
         rows = own.batch(x[i : i + 1], prepared[i : i + 1], np.ones(1), 1.0)
         state["posterior"], info = compiled(state["posterior"], None, *rows)
+        info = own.engine.fetch(info)
         assert float(info.log_predictive) < np.inf
         assert float(info.information) >= 0
         assert bool(info.ok)

@@ -74,6 +74,12 @@ class JaxEngine(Engine):
         with self.scope():
             return jax.device_put(host.copy(), self.device)
 
+    def as_batch(self, values: np.ndarray) -> np.ndarray:
+        return np.array(values, dtype=self.dtype if values.dtype.kind == "f" else None)  # dispatch moves it
+
+    def fetch(self, tree: Any) -> Any:
+        return jax.device_get(tree)
+
     def constant(self, values: Any, like: Any) -> jax.Array:
         return jnp.asarray(values, dtype=like.dtype)  # the scope's device; a traced array has none
 
