@@ -28,6 +28,8 @@ _HOME = {
     "Laplace": "inference.laplace",
     "Variational": "inference.variational",
     "PerLayer": "inference.per_layer",
+    "NUTS": "inference.sampling.nuts",
+    "SampledPosterior": "sampled",
     "TrainingOptions": "inference.objective",
     "PosteriorStore": "store",
     "open_store": "store",

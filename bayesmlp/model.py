@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,10 +18,13 @@ from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP
 from .inference.priors import NormalPrior
+from .inference.sampling.nuts import NUTS
+from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
 from .inference.structures import LastLayer, Structure
 from .inference.structures.base import chunk_rows
 from .predictive import Predictive
+from .sampled import SampledPosterior
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
 
@@ -196,8 +200,8 @@ class BayesianMLP:
             structure=self._resolved,
             prior_precision=self.prior.precision(shapes),
             start=self.network.initialise(x.shape[1], self.likelihood.num_outputs, self.seed),
-            x=self.engine.asarray(scaling.inputs(x)),
-            y=self.engine.asarray(scaling.targets(targets)),
+            x=self.engine.asarray(x),
+            y=self.engine.asarray(targets),
             weight=weights,
             seed=self.seed,
             on_epoch=on_epoch,
@@ -209,6 +213,21 @@ class BayesianMLP:
         self.history = result.history
         self._set(x.shape[1], scaling, result.posterior)
         return self
+
+    def _training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray, Scaling]:  # noqa: N803
+        """Checked, scaled inputs and targets, and the scaling."""
+        x = check_inputs(X, None)
+        targets = self._prepare(y, len(x))
+        if not self.engine.has_gradients:
+            raise InvalidInput(f"engine {self.engine.name!r} has no gradients: fit with 'torch' or 'jax'")
+        scaling = Scaling.estimate(
+            x,
+            targets,
+            inputs=self.standardize,
+            targets=self.standardize and self.likelihood.scales_targets,
+            num_outputs=self.likelihood.num_outputs,
+        )
+        return scaling.inputs(x), scaling.targets(targets), scaling
 
     def update(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> UpdateInfo:  # noqa: N803
         """One online Bayes step, in memory; a model without data starts from its prior.
@@ -306,6 +325,57 @@ class BayesianMLP:
         if len(targets) != rows:
             raise InvalidInput(f"y must have as many rows as X ({rows}), got {len(targets)}")
         return targets
+
+    # -- sampling -------------------------------------------------------------------------------------------------
+    def to_numpyro(self, num_inputs: int | None = None) -> Program:
+        """The model as a NumPyro program ``program(x, y=None)`` of scaled inputs: any kernel or guide works on it.
+
+        Args:
+            num_inputs: number of inputs, for a model that has seen no data.
+
+        Raises:
+            InvalidInput: the engine is not jax.
+            MissingDependency: NumPyro is not installed.
+        """
+        return self._program("jax", "numpyro", num_inputs)
+
+    def to_pyro(self, num_inputs: int | None = None) -> Program:
+        """The model as a Pyro program; see :meth:`to_numpyro`. The engine must be torch."""
+        return self._program("torch", "pyro", num_inputs)
+
+    def _program(self, framework: str, language: str, num_inputs: int | None) -> Program:
+        if not self.engine.name.startswith(framework):
+            raise InvalidInput(f"{language} runs on {framework}: use to_engine({framework!r}) first")
+        try:
+            modules = importlib.import_module(language), importlib.import_module(f"{language}.distributions")
+        except ImportError as error:
+            raise MissingDependency(language, framework) from error
+        shapes = self.network.shapes(num_inputs or self.num_inputs, self.likelihood.num_outputs)
+        return probabilistic_program(
+            *modules, self.engine, self.network, self.likelihood, self.prior.precision(shapes)
+        )
+
+    def sample(self, X: Any, y: Any, *, method: NUTS | None = None) -> SampledPosterior:  # noqa: N803
+        """Draws from the exact posterior given a data set: NumPyro's on jax, Pyro's on torch.
+
+        The model's own posterior is left as it is.
+
+        Args:
+            X: inputs, (rows, inputs).
+            y: targets.
+            method: the sampler.
+
+        Raises:
+            InvalidInput: bad data, or an engine without gradients.
+            MissingDependency: the framework's probabilistic language is not installed.
+        """
+        x, targets, scaling = self._training_data(X, y)
+        language = self.to_numpyro if self.engine.name.startswith("jax") else self.to_pyro
+        program = language(x.shape[1])
+        chains = (method or NUTS()).run(
+            self.engine, program, self.engine.asarray(x), self.engine.asarray(targets), self.seed
+        )
+        return SampledPosterior(self.network, self.likelihood, scaling, chains, x, targets)
 
     # -- answering ------------------------------------------------------------------------------------------------
     def predict(

@@ -1,0 +1,84 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .inference.errors import BayesMLPError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Bayesian networks that keep learning.")
+_console = Console()
+
+StorePath = Annotated[Path, typer.Argument(help="The store's file.", exists=True, dir_okay=False)]
+ModelName = Annotated[str, typer.Argument(help="The model's name.")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the store and the pictures go.")] = Path("demo-output"),
+    engine: Annotated[str | None, typer.Option(help="torch or jax; the first that is installed.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and the fit.")] = 0,
+) -> None:
+    """Learn handwritten digits from a stream of corrections, move between frameworks, unlearn."""
+    from .demo import run
+
+    started = time.perf_counter()
+    run(folder, engine=engine, seed=seed, console=_console)
+    _console.print(f"   ({time.perf_counter() - started:.0f} s)")
+
+
+@app.command()
+def models(store: StorePath) -> None:
+    """The models of a store."""
+    from .store import open_store
+
+    with open_store(store) as opened:
+        for name in opened.names():
+            _console.print(name)
+
+
+@app.command()
+def history(
+    store: StorePath,
+    name: ModelName,
+    last: Annotated[int, typer.Option(help="How many records, from the newest.", min=1)] = 20,
+) -> None:
+    """What happened to a model, record by record."""
+    from .store import open_store
+
+    with open_store(store) as opened:
+        entries = opened.history(name)
+    table = Table("version", "kind", "event", "status", "surprise", "information", "note")
+    for entry in entries[-last:]:
+        numbers = ["" if value is None else f"{value:.3f}" for value in (entry.surprise, entry.information)]
+        table.add_row(str(entry.version), entry.kind, entry.event_id or "", entry.status, *numbers, entry.note)
+    _console.print(table)
+    _console.print(f"{len(entries)} records")
+
+
+@app.command()
+def rollback(
+    store: StorePath, name: ModelName, version: Annotated[int, typer.Argument(help="A version of its history.")]
+) -> None:
+    """Go back to an earlier version of a model."""
+    from .store import open_store
+
+    with open_store(store) as opened:
+        _console.print(f"version {opened.rollback(name, version)}: as version {version} was")
+
+
+def main() -> None:
+    """Run; the library's own errors are shown as one line."""
+    try:
+        app()
+    except BayesMLPError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}")
+        raise SystemExit(1) from error

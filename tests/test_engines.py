@@ -1,0 +1,460 @@
+"""What every engine must supply, and that the engines agree: the same noise gives the same result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import (
+    LIKELIHOODS,
+    NETWORK,
+    STRUCTURES,
+    TOLERANCE,
+    make_inputs,
+    make_likelihood_state,
+    make_targets,
+    needs,
+    random_arrays,
+    relative_error,
+    shapes_of,
+)
+from dense import precision
+from scipy import linalg, special
+
+import bayesmlp as bm
+from bayesmlp.inference.engines import Engine, NumpyEngine, engine_of, get_engine, map_arrays
+from bayesmlp.inference.errors import DeviceUnavailable, InvalidInput
+from bayesmlp.inference.filtering import FilterModel, Posterior, UpdateInfo, filter_step
+from bayesmlp.inference.structures import Structure
+
+
+def close(engine: Engine, got: Any, expected: Any) -> None:
+    """Equal to the tolerance of the engine's floating-point type."""
+    assert relative_error(engine.to_numpy(got), expected) < TOLERANCE[engine.dtype]
+
+
+def random_matrix(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+# -- arrays -----------------------------------------------------------------------------------------------------------
+def test_asarray_takes_the_engines_dtype_unless_told(engine: Engine) -> None:
+    assert str(engine.to_numpy(engine.asarray(np.ones(3))).dtype) == engine.dtype
+    assert str(engine.to_numpy(engine.asarray(np.ones(3, np.float32))).dtype) == engine.dtype
+    assert engine.to_numpy(engine.asarray(np.ones(3), "float64")).dtype == np.float64
+    assert engine.to_numpy(engine.asarray(np.arange(3, dtype=np.int32))).dtype == np.int32
+
+
+def test_asarray_and_to_numpy_copy(engine: Engine) -> None:
+    host = np.ones(64, engine.dtype)
+    array = engine.asarray(host)
+    host[:] = 2
+    np.testing.assert_array_equal(engine.to_numpy(array), np.ones(64))
+    again = engine.asarray(array)
+    copy = engine.to_numpy(array)
+    copy[:] = 3
+    np.testing.assert_array_equal(engine.to_numpy(array), np.ones(64))
+    np.testing.assert_array_equal(engine.to_numpy(again), np.ones(64))
+
+
+def test_constants_take_the_dtype_of_their_model(engine: Engine) -> None:
+    with engine.scope():
+        like = engine.asarray(np.ones(2), "float64")
+        assert engine.to_numpy(engine.constant([0.5], like)).dtype == np.float64
+        assert engine.to_numpy(engine.eye(2, like)).dtype == np.float64
+        cast = engine.cast({"a": (like,), "b": None})
+    assert str(engine.to_numpy(cast["a"][0]).dtype) == engine.dtype
+    assert cast["b"] is None
+
+
+def test_engine_of_an_array_is_its_framework(framework: str) -> None:
+    array = get_engine(framework).asarray(np.ones(2))
+    assert engine_of(array).name == framework
+    assert engine_of([1.0, 2.0]).name == "numpy"
+
+
+def test_fingerprint_names_engine_and_version(engine: Engine) -> None:
+    fingerprint = engine.fingerprint()
+    assert fingerprint["engine"] == engine.name
+    assert fingerprint[engine.name]
+    assert all(isinstance(value, str) for value in fingerprint.values())
+
+
+# -- scopes and transformations ---------------------------------------------------------------------------------------
+def test_while_loop(engine: Engine) -> None:
+    start = engine.asarray(np.float64(0.0)), engine.asarray(np.ones(2))
+
+    def double_up_to_five(count: Any, values: Any) -> Any:
+        return engine.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1] * 2), (count, values))
+
+    count, values = engine.jit(double_up_to_five)(*start)
+    assert float(count) == 5
+    close(engine, values, np.full(2, 32.0))
+
+
+def test_scan_folds_and_stacks(engine: Engine) -> None:
+    rows = random_matrix(4, 3)
+
+    def cumulative(start: Any, sequence: Any) -> Any:
+        return engine.scan(lambda total, row: (total + row["x"], (total, row["x"] * 2)), start, sequence)
+
+    total, (before, doubled) = engine.jit(cumulative)(engine.asarray(np.zeros(3)), {"x": engine.asarray(rows)})
+    close(engine, total, rows.sum(0))
+    close(engine, before, np.cumsum(rows, axis=0) - rows)
+    close(engine, doubled, 2 * rows)
+
+
+def test_vmap_maps_leading_axes(engine: Engine) -> None:
+    left, right = random_matrix(5, 2, 3), random_matrix(3, 4, seed=1)
+    mapped = engine.vmap(lambda a, b: a @ b, in_axes=(0, None))
+    close(engine, engine.jit(mapped)(engine.asarray(left), engine.asarray(right)), left @ right)
+    both = engine.vmap(lambda a, b: a + b)
+    close(engine, engine.jit(both)(engine.asarray(left), engine.asarray(2 * left)), 3 * left)
+
+
+def test_value_and_grad_of_a_tree(gradient_engine64: Engine) -> None:
+    engine, xp = gradient_engine64, gradient_engine64.xp
+    first, second = random_matrix(3), random_matrix(2, 3, seed=1)
+
+    def function(parameters: Any, shift: Any) -> Any:
+        return xp.sum(xp.exp(parameters[0] + shift)) + xp.sum(parameters[1] ** 3)
+
+    arguments = (engine.asarray(first), engine.asarray(second)), engine.asarray(np.float64(0.5))
+    value, gradient = engine.jit(engine.value_and_grad(function))(*arguments)
+    close(engine, value, np.exp(first + 0.5).sum() + (second**3).sum())
+    close(engine, gradient[0], np.exp(first + 0.5))
+    close(engine, gradient[1], 3 * second**2)
+
+
+def test_numpy_refuses_gradients_and_says_what_to_do() -> None:
+    engine = NumpyEngine()
+    assert not engine.has_gradients
+    for call in (lambda: engine.value_and_grad(np.sum), lambda: engine.minimise()):
+        with pytest.raises(InvalidInput, match=r"has no gradients.*engine='torch'"):
+            call()
+
+
+def test_minimise_finds_the_minimum_and_reports_each_epoch(gradient_engine64: Engine) -> None:
+    engine, xp = gradient_engine64, gradient_engine64.xp
+    x = random_matrix(32, 2)
+    weights = np.array([0.5, -0.3])
+    data = engine.asarray(x), engine.asarray(x @ weights)
+    batches = np.random.default_rng(0).permuted(np.tile(np.arange(32), (40, 1)), axis=1).reshape(40, 4, 8)
+    rates = np.linspace(0.05, 0, 160).reshape(40, 4)
+    start = {"weights": engine.asarray(np.zeros(2))}
+    seen: list[int] = []
+
+    def loss(parameters: Any, batch: Any, key: Any) -> Any:
+        rows, targets = batch
+        return xp.mean((rows @ parameters["weights"] - targets) ** 2)
+
+    result, history = engine.minimise(
+        loss, start, data, batches, rates, seed=0, on_epoch=lambda epoch, _: seen.append(epoch)
+    )
+    np.testing.assert_allclose(engine.to_numpy(result["weights"]), weights, atol=1e-3)
+    np.testing.assert_array_equal(engine.to_numpy(start["weights"]), np.zeros(2))
+    assert seen == list(range(40))
+    assert len(history) == 40
+    assert history[-1] < 1e-3 * history[0]
+
+
+def test_in_float64_widens_and_keeps_integers(engine: Engine) -> None:
+    def inner(inner_engine: Engine, matrix: Any, labels: Any) -> Any:
+        assert inner_engine.dtype == "float64"
+        return matrix + 1e-12, labels
+
+    matrix, labels = engine.asarray(np.ones(2)), engine.asarray(np.arange(2, dtype=np.int32))
+    widened, kept = engine.jit(lambda a, b: engine.in_float64(inner, a, b))(matrix, labels)
+    np.testing.assert_array_equal(engine.to_numpy(widened), np.ones(2) + 1e-12)
+    assert engine.to_numpy(kept).dtype == np.int32
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_guarded_takes_the_update_only_where_it_is_sound(engine: Engine, ok: bool) -> None:
+    old = (engine.asarray(np.zeros(2)),)
+    flag = engine.asarray(np.array(ok))
+    result = engine.jit(lambda flag, old: engine.guarded(flag, lambda: (old[0] + 1,), old))(flag, old)
+    close(engine, result[0], np.full(2, float(ok)))
+
+
+def test_jax_compiles_once_for_each_shape() -> None:
+    pytest.importorskip("jax", reason="jax is not installed: pip install 'bayesmlp[jax]'")
+    engine = get_engine("jax")
+    compiled = engine.jit(lambda a: a * 2)
+    compiled(engine.asarray(np.ones(3)))
+    assert compiled.cache_size() == 1
+    compiled(engine.asarray(np.zeros(3)))
+    assert compiled.cache_size() == 1
+    compiled(engine.asarray(np.zeros(4)))
+    assert compiled.cache_size() == 2
+
+
+def test_jax_compiles_a_filter_step_once_for_a_stream() -> None:
+    pytest.importorskip("jax", reason="jax is not installed: pip install 'bayesmlp[jax]'")
+    engine = get_engine("jax")
+    model = bm.BayesianMLP(bm.MLP((3,)), bm.Categorical(3), structure=bm.LowRank(2), engine=engine)
+    model.start_from_prior(2)
+    step, posterior = model.filter_model.compile(engine), model.posterior
+    for row in range(5):
+        x = make_inputs(1, seed=row)
+        posterior, _ = step(posterior, None, *model.batch(x, np.array([row % 3], np.int32), np.ones(1), 1.0))
+    assert step.cache_size() == 1
+
+
+def test_the_scope_leaves_torch_as_it_was() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'bayesmlp[torch]'")
+    engine = get_engine("torch")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                with engine.scope():
+                    assert not torch.is_grad_enabled()
+                    assert torch.get_num_threads() == 1
+                assert torch.is_grad_enabled() is grad
+                assert torch.get_num_threads() == 2
+                with pytest.raises(KeyError), engine.scope():
+                    raise KeyError
+                assert torch.is_grad_enabled() is grad
+                assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_scope_leaves_jax_as_it_was() -> None:
+    jax = pytest.importorskip("jax", reason="jax is not installed: pip install 'bayesmlp[jax]'")
+    engine = get_engine("jax")
+    before = jax.config.jax_enable_x64, jax.config.jax_default_device
+    with engine.scope():
+        assert jax.numpy.ones(2, "float64").dtype == np.float64
+    assert (jax.config.jax_enable_x64, jax.config.jax_default_device) == before
+    engine.jit(lambda a: a)(engine.asarray(np.ones(2), "float64"))
+    assert (jax.config.jax_enable_x64, jax.config.jax_default_device) == before
+
+
+# -- devices ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        pytest.param("torch:cuda:99", "use engine='torch'", marks=needs("torch")),
+        pytest.param("jax:gpu:99", "use engine='jax'", marks=needs("jax")),
+        pytest.param("jax:cpu:99", "use engine='jax'", marks=needs("jax")),
+        pytest.param("torch:abacus", "use engine='torch'", marks=needs("torch")),
+        pytest.param("jax:abacus", "use engine='jax'", marks=needs("jax")),
+    ],
+)
+def test_a_missing_device_is_named_with_a_way_out(name: str, hint: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=f"engine '{name}'") as error:
+        get_engine(name)
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "numpy:gpu", ""])
+def test_an_unknown_engine_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="engine must be 'numpy', 'torch"):
+        get_engine(name)
+
+
+def test_an_unknown_dtype_is_refused(framework: str) -> None:
+    with pytest.raises(InvalidInput, match="dtype must be 'float32' or 'float64', got 'float16'"):
+        get_engine(framework, "float16")
+
+
+# -- randomness -------------------------------------------------------------------------------------------------------
+def draw(engine: Engine, seed: int, *folds: int) -> np.ndarray:
+    with engine.scope():
+        key = engine.key(seed)
+        for data in folds:
+            key = engine.fold_in(key, data)
+        return engine.to_numpy(engine.normal(key, (2, 3)))
+
+
+def test_the_same_seed_gives_the_same_draws(engine: Engine) -> None:
+    np.testing.assert_array_equal(draw(engine, 7), draw(engine, 7))
+    np.testing.assert_array_equal(draw(engine, 7, 1, 2), draw(engine, 7, 1, 2))
+    assert str(draw(engine, 7).dtype) == engine.dtype
+
+
+def test_seeds_and_folds_give_other_draws(engine: Engine) -> None:
+    draws = [draw(engine, *key).tobytes() for key in ((7,), (8,), (7, 0), (7, 1), (8, 1), (7, 0, 1), (7, 1, 0))]
+    assert len(set(draws)) == len(draws)
+
+
+def test_normal_draws_are_standard_normal(engine: Engine) -> None:
+    with engine.scope():
+        values = engine.to_numpy(engine.normal(engine.key(11), (40_000,)))
+    size = len(values)
+    assert abs(values.mean()) < 5 / size**0.5
+    assert abs((values**2).mean() - 1) < 5 * (2 / size) ** 0.5
+    assert abs((values**4).mean() - 3) < 5 * (96 / size) ** 0.5
+
+
+# -- linear algebra and special functions -----------------------------------------------------------------------------
+def test_cholesky_reports_whether_all_matrices_are_positive_definite(engine: Engine) -> None:
+    root = random_matrix(2, 3, 4)
+    matrices = root @ root.mT
+    cholesky = engine.jit(engine.cholesky)
+    factor, ok = cholesky(engine.asarray(matrices))
+    assert bool(ok)
+    close(engine, factor, np.linalg.cholesky(matrices))
+    matrices[1] -= 5 * np.eye(3)
+    assert np.linalg.eigvalsh(matrices[1]).min() < 0
+    _, ok = cholesky(engine.asarray(matrices))
+    assert not bool(ok)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_solve_triangular(engine: Engine, lower: bool, transpose: bool) -> None:
+    factors = np.tril(random_matrix(2, 3, 3)) + 3 * np.eye(3)
+    factors = factors if lower else factors.mT
+    right = random_matrix(2, 3, 4, seed=1)
+    solve = engine.jit(lambda a, b: engine.solve_triangular(a, b, lower=lower, transpose=transpose))
+    got = solve(engine.asarray(factors), engine.asarray(right))
+    expected = [
+        linalg.solve_triangular(a, b, lower=lower, trans=int(transpose)) for a, b in zip(factors, right, strict=True)
+    ]
+    close(engine, got, np.stack(expected))
+
+
+def test_special_functions(engine: Engine) -> None:
+    positive = np.array([0.01, 0.5, 1.3, 7.0, 200.0])
+    signed = np.array([-3.0, -0.5, 0.0, 1e-3, 2.0])
+
+    def special_functions(positive: Any, signed: Any) -> Any:
+        return engine.lgamma(positive), engine.digamma(positive), engine.erf(signed)
+
+    got = engine.jit(special_functions)(engine.asarray(positive), engine.asarray(signed))
+    expected = special.gammaln(positive), special.digamma(positive), special.erf(signed)
+    for value, reference in zip(got, expected, strict=True):
+        close(engine, value, reference)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_logsumexp_does_not_overflow(engine: Engine, axis: int) -> None:
+    values = 500 * random_matrix(3, 4)
+    got = engine.jit(lambda a: engine.logsumexp(a, axis=axis))(engine.asarray(values))
+    close(engine, got, special.logsumexp(values, axis=axis))
+
+
+def test_the_writes_of_a_step(engine: Engine) -> None:
+    matrix, column, row = random_matrix(3, 4), random_matrix(2, 3, seed=1), random_matrix(2, 4, seed=2)
+    divisor = np.exp(random_matrix(3, 4, seed=3))
+    for owner in (engine, engine.owning()):
+        for rows in (1, 2):
+            outer = column[:rows].T @ row[:rows]
+            left, right, under = (engine.asarray(a) for a in (column[:rows], row[:rows], divisor))
+            with engine.scope():
+                close(engine, owner.add_outer(engine.asarray(matrix), left, right), matrix + outer)
+                close(
+                    engine, owner.add_outer_over(engine.asarray(matrix), left, right, under), matrix + outer / divisor
+                )
+                close(engine, owner.subtract_product(engine.asarray(matrix), left.T, right), matrix - outer)
+
+
+# -- parity -----------------------------------------------------------------------------------------------------------
+LIKELIHOOD = LIKELIHOODS["categorical"]
+SHAPES = shapes_of(LIKELIHOOD)
+
+
+def run_everything(engine: Engine, structure: Structure) -> dict[str, Any]:
+    """Forgetting, a filter step, samples from given noise and their predictions, for the same numbers on any engine."""
+    x = make_inputs(4, seed=70)
+    y = LIKELIHOOD.prepare(make_targets(LIKELIHOOD, x, seed=71))
+    weights = structure.from_arrays(engine, random_arrays(structure, SHAPES, seed=72))
+    prior = structure.from_arrays(engine, random_arrays(structure, SHAPES, seed=73))
+    rng = np.random.default_rng(74)
+    noise = tuple(engine.asarray(rng.standard_normal((3, *shape))) for shape in structure.noise_shapes(weights))
+    model = FilterModel(NETWORK, LIKELIHOOD, structure, bm.Forgetting(0.9))
+
+    def everything(posterior: Any, prior: Any, noise: Any, x: Any, y: Any, weight: Any, elapsed: Any) -> Any:
+        after, info = filter_step(engine, model, posterior, prior, x, y, weight, elapsed)
+        sampled = structure.sample(engine, after.weights, noise)
+        outputs, factors = NETWORK.factors(engine, structure.mean(after.weights), x)
+        return (
+            after,
+            info,
+            {
+                "samples": sampled,
+                "outputs": outputs,
+                "covariance": structure.output_covariance(engine, after.weights, factors),
+                "sampled_outputs": NETWORK.apply(engine, sampled, x),
+                "variance": structure.marginal_variance(engine, after.weights),
+                "kl": structure.kl(engine, after.weights, weights),
+            },
+        )
+
+    batch = [engine.asarray(a) for a in (x, y, np.array([1.0, 0.5, 2.0, 0.0]), np.float64(2.0))]
+    posterior = Posterior(weights, make_likelihood_state(LIKELIHOOD, engine))
+    after, info, answers = engine.jit(everything)(posterior, prior, noise, *batch)
+    host = map_arrays(engine.to_numpy, answers)
+    info = UpdateInfo(*(engine.to_numpy(value) for value in info))
+    arrays = structure.to_arrays(engine, after.weights)
+    assert bool(info.ok)
+    return host | {
+        "precision": precision(structure, arrays, SHAPES),  # signs of low-rank columns are free
+        "mean": map_arrays(engine.to_numpy, structure.mean(after.weights)),
+        "information": info.information,
+        "log_predictive": info.log_predictive,
+    }
+
+
+@pytest.fixture(params=STRUCTURES, scope="module")
+def structure(request: pytest.FixtureRequest) -> Structure:
+    """Each structure in turn, resolved."""
+    return STRUCTURES[request.param].resolve(NETWORK.num_layers)
+
+
+def test_same_noise_same_result(engine: Engine, structure: Structure) -> None:
+    reference = run_everything(NumpyEngine(), structure)
+    got = run_everything(engine, structure)
+    assert got.keys() == reference.keys()
+    for name, expected in reference.items():
+        pairs = zip(got[name], expected, strict=True) if isinstance(expected, tuple) else [(got[name], expected)]
+        for value, target in pairs:
+            assert relative_error(value, target) < TOLERANCE[engine.dtype], name
+
+
+def test_an_owning_step_does_what_a_pure_step_does(framework: str, structure: Structure) -> None:
+    engine = get_engine(framework, "float32")
+    likelihood = LIKELIHOODS["gaussian"]
+    arrays = random_arrays(structure, shapes_of(likelihood), seed=75)
+    x = make_inputs(2, seed=76)
+    y = likelihood.prepare(make_targets(likelihood, x, seed=77))
+    batch = [engine.asarray(a) for a in (x, y, np.ones(2), np.float64(1.0))]
+    model = FilterModel(NETWORK, likelihood, structure)
+
+    def fresh() -> Posterior:
+        return Posterior(structure.from_arrays(engine, arrays), make_likelihood_state(likelihood, engine))
+
+    kept = fresh()
+    pure, _ = model.compile(engine)(kept, None, *batch)
+    unchanged = structure.to_arrays(engine, kept.weights)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(unchanged[name], array.astype(np.float32), err_msg=name)
+    owning = model.compile_in_place(engine)
+    owned, _ = owning(fresh(), None, *batch)
+    first, second = (structure.to_arrays(engine, posterior.weights) for posterior in (pure, owned))
+    shapes = shapes_of(likelihood)
+    assert relative_error(precision(structure, second, shapes), precision(structure, first, shapes)) < 1e-5
+
+    batch[0] = engine.asarray(np.full((2, 2), np.inf))
+    failed, info = owning(fresh(), None, *batch)
+    assert not bool(info.ok)
+    kept_arrays = structure.to_arrays(engine, failed.weights)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(kept_arrays[name], array.astype(np.float32), err_msg=name)
+
+
+def test_models_predict_the_same_on_every_engine(engine: Engine, structure: Structure) -> None:
+    likelihood = LIKELIHOODS["gaussian"]
+    x = make_inputs(6, seed=78)
+    reference = bm.BayesianMLP(NETWORK, likelihood, structure=structure, engine="numpy", dtype="float64")
+    reference.update(x, make_targets(likelihood, x, seed=79))
+    spec = reference.spec() | {"dtype": engine.dtype}
+    model = bm.BayesianMLP.from_parts(spec, reference.to_arrays(), engine)
+    expected, got = reference.predict(x), model.predict(x)
+    for name in ("mean", "std", "epistemic_variance", "aleatoric_variance"):
+        assert relative_error(getattr(got, name), getattr(expected, name)) < TOLERANCE[engine.dtype], name
