@@ -74,7 +74,7 @@ def build_model(engine: str, seed: int) -> BayesianMLP:
     return BayesianMLP(
         MLP(hidden=(32,), activation="relu"),
         Categorical(10),
-        prior=NormalPrior(scale=4.0),
+        prior=NormalPrior(scale=(6.0, 2.0)),
         structure=LastLayer(last=Full(), hidden=LowRank(rank=20)),
         engine=engine,
         standardize=False,

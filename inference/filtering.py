@@ -24,6 +24,8 @@ from .structures.base import Structure
 
 __all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step"]
 
+_LARGEST_STEP = {"float32": 1e20, "float64": 1e200}
+
 
 class Posterior(NamedTuple):
     """What is known.
@@ -112,7 +114,7 @@ def filter_step(
     covariance = structure.output_covariance(engine, weights, factors, joint=True)
 
     def small(small_engine: Engine, *arrays: Any) -> Any:
-        return solve_in_output_space(small_engine, model.likelihood, *arrays)
+        return solve_in_output_space(small_engine, model.likelihood, *arrays, largest=_LARGEST_STEP[engine.dtype])
 
     solution = engine.in_float64(small, outputs, covariance, y, weight, posterior.likelihood)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)

@@ -64,6 +64,7 @@ def solve_in_output_space(
     y: Array,
     weight: Float[Array, " N"],
     state: Any,
+    largest: float = math.inf,
 ) -> OutputSolution:
     """Mode, Fisher information and diagnostics of the linearised posterior, by damped Newton steps.
 
@@ -78,6 +79,9 @@ def solve_in_output_space(
         y: targets, as the likelihood prepared them.
         weight: of each row, at least 0; a row of weight 0 (padding) changes nothing.
         state: of the likelihood.
+        largest: magnitude that r, L², LᵀCL and rᵀCr must stay below for the step to be taken, so that the weights'
+            own arithmetic does not overflow: (LᵀCL) bounds what is added to each precision, relative to it, and rᵀCr
+            the move of each weight, relative to its standard deviation.
     """
     xp = engine.xp
     num_rows, num_outputs = outputs.shape
@@ -123,9 +127,11 @@ def solve_in_output_space(
     r, shift, _, factor, iterations = engine.while_loop(unfinished, iterate, start)
 
     after = likelihood.update_state(engine, state, outputs, covariance, y, weight)
-    information, ok = _information(engine, likelihood, covariance, factor, r @ shift, after, state)
+    squares = r @ shift
+    information, growth, ok = _information(engine, likelihood, covariance, factor, squares, after, state)
     log_predictive = _log_predictive(engine, likelihood, outputs, covariance, y, weight, state)
-    finite = xp.isfinite(xp.sum(r) + xp.sum(factor) + log_predictive + information)
+    size_of_step = xp.max(xp.abs(r)) + xp.sum(factor * factor) + growth + squares
+    representable = xp.isfinite(size_of_step + log_predictive + information) & (size_of_step <= largest)
     return OutputSolution(
         xp.reshape(r, (num_rows, num_outputs)),
         factor,
@@ -133,14 +139,15 @@ def solve_in_output_space(
         log_predictive,
         information,
         iterations,
-        ok & finite,
+        ok & representable,
     )
 
 
 def _information(
     engine: Engine, likelihood: Likelihood, covariance: Array, factor: Array, squares: Array, after: Any, before: Any
-) -> tuple[Array, Array]:
-    """½ (log det(I + G) - tr(G (I + G)⁻¹) + rᵀCr / φ) with G = LᵀCL, and what the likelihood's state gained;
+) -> tuple[Array, Array, Array]:
+    """½ (log det(I + G) - tr(G (I + G)⁻¹) + rᵀCr / φ) with G = LᵀCL, and what the likelihood's state gained; tr G; ok.
+
     ``squares`` is rᵀCr."""
     xp = engine.xp
     num_rows, num_outputs, rank = factor.shape
@@ -153,7 +160,8 @@ def _information(
     log_determinant = 2 * xp.sum(xp.log(xp.sum(root * identity, axis=-1)))
     shrinkage = num_rows * rank - xp.sum(inverse_root * inverse_root)
     moved = squares / likelihood.dispersion(after)
-    return 0.5 * (log_determinant - shrinkage + moved) + likelihood.state_information(engine, after, before), ok
+    gained = 0.5 * (log_determinant - shrinkage + moved) + likelihood.state_information(engine, after, before)
+    return gained, xp.sum(gram * identity), ok
 
 
 def _log_predictive(

@@ -75,6 +75,7 @@ def effective(records: Iterable[Record]) -> Fold:
     tip: tuple[Record, Any] | None = None  # a linked list, newest first
     tips: dict[int, tuple[Record, Any] | None] = {}
     status: dict[int, str] = {}
+    events: dict[int, str | None] = {}
     retracted: set[str] = set()
     head = 0
     for record in records:
@@ -83,6 +84,7 @@ def effective(records: Iterable[Record]) -> Fold:
             tip = (record, None)
         elif record.kind in ("event", "batch"):
             status[head] = "rolled back"
+            events[head] = record.event_id
             tip = (record, tip)
         elif record.kind == "handover":
             tip = (record, tip)
@@ -104,4 +106,5 @@ def effective(records: Iterable[Record]) -> Fold:
     start = line[0].offset if line else head + 1
     status.update((offset, "superseded") for offset in status if offset < start)
     status.update((record.offset, "live") for record in line if record.event_id is not None)
+    status.update((offset, "retracted") for offset, event_id in events.items() if event_id in retracted)
     return Fold(tuple(line), status, head)

@@ -1,0 +1,102 @@
+"""The fold of a log: which records are live, whatever the order of retractions and rollbacks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bayesmlp.inference.errors import CorruptStore
+from bayesmlp.store.fold import Record, effective
+
+
+def publish(offset: int) -> Record:
+    return Record(offset, "publish", None, {})
+
+
+def event(offset: int) -> Record:
+    return Record(offset, "event", f"e{offset}", {})
+
+
+def line(records: list[Record]) -> list[int]:
+    return [record.offset for record in effective(records).line]
+
+
+def test_events_follow_their_publish() -> None:
+    assert line([publish(1), event(2), event(3)]) == [1, 2, 3]
+
+
+def test_a_second_publish_supersedes_what_came_before() -> None:
+    fold = effective([publish(1), event(2), publish(3), event(4)])
+    assert [record.offset for record in fold.line] == [3, 4]
+    assert fold.status == {2: "superseded", 4: "live"}
+
+
+def test_retraction_takes_out_and_stays_across_a_rollback() -> None:
+    records = [publish(1), event(2), event(3), Record(4, "retract", None, {"event_ids": ["e2"]}), event(5)]
+    assert line(records) == [1, 3, 5]
+    fold = effective([*records, Record(6, "rollback", None, {"version": 3}), event(7)])
+    assert [record.offset for record in fold.line] == [1, 3, 7]
+    assert fold.status == {2: "retracted", 3: "live", 5: "rolled back", 7: "live"}
+
+
+def test_rollback_of_a_rollback_brings_the_line_back() -> None:
+    records = [publish(1), event(2), event(3), Record(4, "rollback", None, {"version": 2})]
+    assert line(records) == [1, 2]
+    assert line([*records, Record(5, "rollback", None, {"version": 3})]) == [1, 2, 3]
+
+
+def test_rollback_across_a_publish_restores_the_old_line() -> None:
+    assert line([publish(1), event(2), publish(3), Record(4, "rollback", None, {"version": 2})]) == [1, 2]
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(CorruptStore, match="record 2 is of kind 'teleport'"):
+        effective([publish(1), Record(2, "teleport", None, {})])
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Record]:
+    records = [publish(1)]
+    for offset in range(2, draw(st.integers(2, 25))):
+        kind = draw(st.sampled_from(["event", "event", "event", "retract", "rollback", "publish", "handover"]))
+        if kind == "event":
+            records.append(event(offset))
+        elif kind == "retract":
+            ids = [r.event_id for r in records if r.event_id]
+            chosen = draw(st.lists(st.sampled_from(ids), unique=True)) if ids else []
+            records.append(Record(offset, "retract", None, {"event_ids": chosen}))
+        elif kind == "rollback":
+            records.append(Record(offset, "rollback", None, {"version": draw(st.integers(1, offset - 1))}))
+        else:
+            records.append(Record(offset, kind, None, {}))
+    return records
+
+
+@settings(max_examples=300, deadline=None)
+@given(logs())
+def test_properties_of_any_log(records: list[Record]) -> None:
+    fold = effective(records)
+    offsets = [record.offset for record in fold.line]
+    assert offsets == sorted(set(offsets))
+    assert fold.line[0].kind == "publish"
+    assert sum(record.kind == "publish" for record in fold.line) == 1
+    retracted = {i for record in records if record.kind == "retract" for i in record.body["event_ids"]}
+    assert not retracted & {record.event_id for record in fold.line}
+    events = [record for record in records if record.event_id]
+    assert set(fold.status) == {record.offset for record in events}
+    assert {o for o, s in fold.status.items() if s == "live"} == {r.offset for r in fold.line if r.event_id}
+    assert all(fold.status[r.offset] != "live" for r in events if r.event_id in retracted)
+    chains = fold.chains()
+    assert len(set(chains)) == len(chains) == len(offsets)
+
+
+@settings(max_examples=200, deadline=None)
+@given(logs())
+def test_a_log_without_the_retracted_events_folds_to_the_same_line(records: list[Record]) -> None:
+    retracted = {i for record in records if record.kind == "retract" for i in record.body["event_ids"]}
+    never = [r for r in records if r.event_id not in retracted and r.kind != "retract"]
+    known = {r.offset for r in never}
+    if any(r.kind == "rollback" and r.body["version"] not in known for r in never):
+        return  # it rolls back to a version that such a log would not have
+    assert line(records) == line(never)
