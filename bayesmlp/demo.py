@@ -52,6 +52,7 @@ def load_digits_split(seed: int) -> Digits:
 
     Raises:
         MissingDependency: scikit-learn is not installed.
+
     """
     try:
         from sklearn.datasets import load_digits
@@ -102,6 +103,7 @@ def run(folder: Path, *, engine: str | None, seed: int, console: Console) -> Non
         engine: ``"torch"`` or ``"jax"``; None for the first that is installed.
         seed: of the split, the fit and the order of the stream.
         console: to print on.
+
     """
     installed = [name for name in ("torch", "jax") if importlib.util.find_spec(name)]
     if not installed:
@@ -216,16 +218,14 @@ def _before_and_after(
     console.print(f"   (the batch fit took {batch_seconds:.1f} s; the updater never saw a digit twice)")
 
 
-def _other_framework(
-    console: Console, store: PosteriorStore, first: str, second: str | None, digits: Digits
-) -> None:
+def _other_framework(console: Console, store: PosteriorStore, first: str, second: str | None, digits: Digits) -> None:
     if second is None:
         console.print(f"4. Only {first} is installed: with the other framework too, it would answer alike here.")
         return
     x = scale_pixels(digits.test_x)
     here, there = (load(store, "digits", engine=name).predict(x).probabilities for name in (first, second))
     console.print(
-        f"4. Reopened in {second}: class probabilities differ from {first}'s by at most {np.abs(here - there).max():.1e}."
+        f"4. Reopened in {second}: probabilities differ from {first}'s by at most {np.abs(here - there).max():.1e}."
     )
 
 
@@ -267,4 +267,3 @@ def _pictures(
     figure = demo_figure(curve, digits.test_x, digits.test_y, before, after)
     figure.savefig(target, dpi=110)
     console.print(f"6. Pictures: {target}")
-

@@ -24,11 +24,14 @@ def check_event_id(event_id: Any, argument: str = "event_id") -> str:
 
     Raises:
         InvalidInput: not a string of 1 to 200 printable characters.
+
     """
     if event_id is None:
         return uuid.uuid4().hex
     if not isinstance(event_id, str) or not 0 < len(event_id) <= _MAX_ID_LENGTH or not event_id.isprintable():
-        raise InvalidInput(f"{argument} must be a string of 1 to {_MAX_ID_LENGTH} printable characters, got {event_id!r}")
+        raise InvalidInput(
+            f"{argument} must be a string of 1 to {_MAX_ID_LENGTH} printable characters, got {event_id!r}"
+        )
     return event_id
 
 
@@ -40,6 +43,7 @@ class Observation(NamedTuple):
         y: as the likelihood prepared it, (rows, ...).
         weight: of each row, (rows,).
         time: of the event in seconds since the epoch, if the sender gave one.
+
     """
 
     x: np.ndarray
@@ -55,6 +59,7 @@ class Observation(NamedTuple):
 
         Raises:
             InvalidInput: names the argument, what was expected and what came.
+
         """
         inputs = as_host_array(x, "x")
         if inputs.ndim == 1:

@@ -45,8 +45,8 @@ def default_engine() -> str:
 class BayesianMLP:
     """A multi-layer perceptron with a posterior over its weights.
 
-    The posterior comes from :meth:`fit`, or grows from the prior by :meth:`update` alone; either way :meth:`update` goes
-    on from it. NumPy in, NumPy out; torch tensors, JAX arrays and data frames are accepted.
+    The posterior comes from :meth:`fit`, or grows from the prior by :meth:`update` alone; either way :meth:`update`
+    goes on from it. NumPy in, NumPy out; torch tensors, JAX arrays and data frames are accepted.
 
     Args:
         network: sizes and activation.
@@ -65,6 +65,7 @@ class BayesianMLP:
         InvalidInput: arguments that do not go together.
         MissingDependency: the engine's framework is not installed.
         DeviceUnavailable: the engine's device is not on this machine.
+
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class BayesianMLP:
         Raises:
             InvalidInput: bad data, or an engine without gradients.
             NumericalFailure: the fit diverged; the model is as it was.
+
         """
         x = check_inputs(X, None)
         targets = self._prepare(y, len(x))
@@ -246,6 +248,7 @@ class BayesianMLP:
         Raises:
             InvalidInput: bad data; the model is as it was.
             NumericalFailure: the step would not have been finite; the model is as it was.
+
         """
         x = check_inputs(X, self._num_inputs)
         targets = self._prepare(y, len(x))
@@ -275,7 +278,7 @@ class BayesianMLP:
                 raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
             self._posterior = posterior
             totals += [info.log_predictive, info.information, info.iterations]
-        return UpdateInfo(*(float(total) for total in totals), ok=True)
+        return UpdateInfo(float(totals[0]), float(totals[1]), float(totals[2]), True)
 
     def batch(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> tuple[Any, ...]:
         """Scaled host rows as the engine's arrays, padded with rows of weight 0 to the next power of two."""
@@ -289,13 +292,19 @@ class BayesianMLP:
             weights = self._cached(f"ones {len(x)}", lambda: convert(np.ones(len(x))))
         else:
             weights = convert(weight)
-        return convert(x), convert(y), weights, self._cached(f"elapsed {elapsed}", lambda: convert(np.float64(elapsed)))
+        return (
+            convert(x),
+            convert(y),
+            weights,
+            self._cached(f"elapsed {elapsed}", lambda: convert(np.asarray(elapsed, dtype=np.float64))),
+        )
 
     def start_from_prior(self, num_inputs: int) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
 
         Args:
             num_inputs: number of inputs.
+
         """
         start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed)
         state = self.likelihood.initial_state()
@@ -336,6 +345,7 @@ class BayesianMLP:
         Raises:
             InvalidInput: the engine is not jax.
             MissingDependency: NumPyro is not installed.
+
         """
         return self._program("jax", "numpyro", num_inputs)
 
@@ -351,9 +361,7 @@ class BayesianMLP:
         except ImportError as error:
             raise MissingDependency(language, framework) from error
         shapes = self.network.shapes(num_inputs or self.num_inputs, self.likelihood.num_outputs)
-        return probabilistic_program(
-            *modules, self.engine, self.network, self.likelihood, self.prior.precision(shapes)
-        )
+        return probabilistic_program(*modules, self.engine, self.network, self.likelihood, self.prior.precision(shapes))
 
     def sample(self, X: Any, y: Any, *, method: NUTS | None = None) -> SampledPosterior:  # noqa: N803
         """Draws from the exact posterior given a data set: NumPyro's on jax, Pyro's on torch.
@@ -368,6 +376,7 @@ class BayesianMLP:
         Raises:
             InvalidInput: bad data, or an engine without gradients.
             MissingDependency: the framework's probabilistic language is not installed.
+
         """
         x, targets, scaling = self._training_data(X, y)
         language = self.to_numpyro if self.engine.name.startswith("jax") else self.to_pyro
@@ -398,6 +407,7 @@ class BayesianMLP:
         Raises:
             InvalidInput: bad inputs or an unknown method.
             NotFitted: the model has seen no data.
+
         """
         if method not in PREDICTION_METHODS:
             raise InvalidInput(f"method must be one of {', '.join(PREDICTION_METHODS)}, got {method!r}")
@@ -405,7 +415,12 @@ class BayesianMLP:
             raise InvalidInput(f"num_samples must be at least 1, got {num_samples!r}")
         x = self.scaling.inputs(check_inputs(X, self.num_inputs))
         state = self._host_likelihood_state()
-        common = dict(method=method, likelihood=self.likelihood, likelihood_state=state, scaling=self.scaling)
+        common = {
+            "method": method,
+            "likelihood": self.likelihood,
+            "likelihood_state": state,
+            "scaling": self.scaling,
+        }
         if method == "samples":
             samples, dispersions = self._sampled_outputs(x, num_samples, self.seed if seed is None else seed)
             return Predictive(
@@ -459,9 +474,7 @@ class BayesianMLP:
                     for i, shape in enumerate(structure.noise_shapes(self.posterior.weights))
                 )
             scale = engine.asarray(spread[start : start + size])
-            parts = [
-                engine.to_numpy(compiled(self.posterior.weights, noise, scale, rows)) for rows in self._chunks(x)
-            ]
+            parts = [engine.to_numpy(compiled(self.posterior.weights, noise, scale, rows)) for rows in self._chunks(x)]
             columns.append(np.concatenate(parts, axis=1)[:, : len(x)])
         return np.concatenate(columns).astype(np.float64), dispersions
 
@@ -485,6 +498,7 @@ class BayesianMLP:
 
         Args:
             engine: a name as for the constructor.
+
         """
         return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine)
 
@@ -522,9 +536,7 @@ class BayesianMLP:
         return arrays
 
     @classmethod
-    def from_parts(
-        cls, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], engine: str | Engine
-    ) -> BayesianMLP:
+    def from_parts(cls, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], engine: str | Engine) -> BayesianMLP:
         """The model from :meth:`spec` and :meth:`to_arrays`, on any engine."""
         model = cls(
             from_spec(spec["network"]),

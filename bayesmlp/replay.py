@@ -55,12 +55,15 @@ def replay(
     Raises:
         UnknownModel: no such model or version.
         CorruptStore: no sound snapshot is left.
+
     """
     with store.read() as connection:
         model_id = store.model_id(connection, name)
         fold = store.fold(connection, model_id, version)
         if not fold.line or (version is not None and version != fold.head):
-            raise UnknownModel(f"model {name!r} has no version {version!r}; its versions are the offsets of its history")
+            raise UnknownModel(
+                f"model {name!r} has no version {version!r}; its versions are the offsets of its history"
+            )
         covered, snapshot = store.nearest_snapshot(connection, model_id, fold)
         if stepper is None or stepper.model.spec() != snapshot.spec:
             chosen = default_engine() if engine is None else engine
@@ -91,6 +94,7 @@ def load(
         UnknownModel: no such model, or no such version of it.
         InvalidInput: there is no store at that path.
         CorruptStore: no sound snapshot is left.
+
     """
     if isinstance(store, PosteriorStore):
         return replay(store, name, engine=engine, version=version).model

@@ -33,6 +33,7 @@ class SampledPosterior:
         chains: the draws.
         x: scaled inputs that they are given, (N, I).
         y: scaled, prepared targets that they are given.
+
     """
 
     network: MLP
@@ -62,6 +63,7 @@ class SampledPosterior:
 
         Args:
             X: inputs, (rows, inputs), in the user's units.
+
         """
         x = self.scaling.inputs(check_inputs(X, self.x.shape[1]))
         outputs = self._outputs(x)
@@ -94,6 +96,7 @@ class SampledPosterior:
 
         Raises:
             MissingDependency: ArviZ is not installed.
+
         """
         try:
             import arviz

@@ -30,12 +30,13 @@ class Receipt(NamedTuple):
     Attributes:
         event_id: its id.
         version: its place in the log: the model's version after it.
-        status: ``applied``; ``pending``: durable, not yet applied; ``failed``: durable, but its step would not have been
-            finite, so the posterior is as it was; or, for a repeated event, ``retracted``, ``rolled back``,
+        status: ``applied``; ``pending``: durable, not yet applied; ``failed``: durable, but its step would not
+            have been finite, so the posterior is as it was; or, for a repeated event, ``retracted``, ``rolled back``,
             ``superseded``.
         surprise: minus the log predictive density of the observation before it was learned, in nats.
         information: gained, in nats.
         repeated: whether the event had been there before; then nothing was done.
+
     """
 
     event_id: str
@@ -54,6 +55,7 @@ class Retraction(NamedTuple):
         events: how many events it named.
         replayed: how many records were folded again, in one pass.
         seconds: that took.
+
     """
 
     version: int
@@ -77,6 +79,7 @@ class OnlineUpdater:
     Raises:
         UnknownModel: no such model.
         LeaseHeld: another updater is writing to it.
+
     """
 
     def __init__(
@@ -176,6 +179,7 @@ class OnlineUpdater:
 
         Returns:
             The predictive distribution, with its ``prediction_id`` and the ``version`` that answered.
+
         """
         with self._lock:
             self._require_open()
@@ -212,13 +216,14 @@ class OnlineUpdater:
             InvalidInput: names what is wrong; nothing is stored or learned.
             ConflictingEvent: the id was sent before with another body; the first one stands.
             LeaseLost: another updater took over; nothing is stored.
+
         """
         return self._learn("event", [(x, y, event_id, weight, time)], source, wait)[0]
 
     def observe_many(
         self,
-        x: Sequence[Any],
-        y: Sequence[Any],
+        x: Any,
+        y: Any,
         *,
         event_ids: Sequence[str] | None = None,
         source: str | None = None,
@@ -235,6 +240,7 @@ class OnlineUpdater:
 
         Raises:
             InvalidInput: one of them is bad; none is stored.
+
         """
         if len(x) != len(y) or (event_ids is not None and len(event_ids) != len(x)):
             count = "none" if event_ids is None else len(event_ids)
@@ -261,11 +267,18 @@ class OnlineUpdater:
             weight: of each row.
             source: see :meth:`observe`.
             time: see :meth:`observe`.
+
         """
         return self._learn("batch", [(x, y, event_id, weight, time)], source, "applied")[0]
 
     def feedback(
-        self, prediction_id: str, y: Any, *, event_id: str | None = None, source: str | None = None, wait: str = "applied"
+        self,
+        prediction_id: str,
+        y: Any,
+        *,
+        event_id: str | None = None,
+        source: str | None = None,
+        wait: str = "applied",
     ) -> Receipt:
         """Late feedback on an answer of :meth:`predict`, by its prediction id.
 
@@ -279,6 +292,7 @@ class OnlineUpdater:
         Raises:
             UnknownPrediction: the model gave no such answer.
             ExpiredPrediction: the answer's time to live has passed.
+
         """
         inputs = self.store.answers.inputs(self.name, prediction_id)
         kind = "event" if len(inputs) == 1 else "batch"
@@ -364,6 +378,7 @@ class OnlineUpdater:
         Raises:
             InvalidInput: nothing or everything was named.
             UnknownEvent: an id that is not in the log; nothing is retracted.
+
         """
         with self._lock:
             self._require_open()

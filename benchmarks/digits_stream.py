@@ -61,8 +61,10 @@ def main() -> None:
     console.print(table)
     gap = mean[1] - mean[2]
     sound = mean[2, 0] >= 0.970 and mean[2, 1] <= 0.12
-    console.print(f"batch fit sound: {sound}; stream - batch: accuracy {100 * gap[0]:+.1f} points, NLL {gap[1]:+.3f} "
-                  f"(at the mean), {gap[2]:+.3f} (linearised); mean of {len(results)} seeds")
+    console.print(
+        f"batch fit sound: {sound}; stream - batch: accuracy {100 * gap[0]:+.1f} points, NLL {gap[1]:+.3f} "
+        f"(at the mean), {gap[2]:+.3f} (linearised); mean of {len(results)} seeds"
+    )
 
 
 if __name__ == "__main__":

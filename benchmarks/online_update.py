@@ -146,9 +146,7 @@ def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
     if classes:  # ten clusters, as images have
         y = rng.integers(0, 10, events)
         x = 0.5 * x + 0.5 * rng.standard_normal((10, num_inputs))[y]
-    model = bm.BayesianMLP(
-        bm.MLP(hidden), likelihood, structure=bm.Diagonal(), engine=framework, standardize=False
-    )
+    model = bm.BayesianMLP(bm.MLP(hidden), likelihood, structure=bm.Diagonal(), engine=framework, standardize=False)
     model.start_from_prior(num_inputs)
     weights = list(model.mean_weights())
     prepared = likelihood.prepare(y)

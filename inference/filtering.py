@@ -2,9 +2,9 @@
 
 One step linearises the network at the mean, solves for the mode of the linearised posterior in output space
 (:mod:`.output_space`), moves every block of weights with its old precision and then adds what was learned to the
-precision. It is the (iterated) extended Kalman filter, online Gauss-Newton Laplace, and Bayesian online natural gradient
-with linearisation at once (Jones, Chang and Murphy 2024, "Bayesian online natural gradient"; Ollivier 2018, "Online
-natural gradient as a Kalman filter").
+precision. It is the (iterated) extended Kalman filter, online Gauss-Newton Laplace, and Bayesian online natural
+gradient with linearisation at once (Jones, Chang and Murphy 2024, "Bayesian online natural gradient"; Ollivier 2018,
+"Online natural gradient as a Kalman filter").
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Posterior(NamedTuple):
     Attributes:
         weights: state of the structure, at unit dispersion.
         likelihood: state of the likelihood.
+
     """
 
     weights: Any
@@ -47,6 +48,7 @@ class UpdateInfo(NamedTuple):
         information: information gained, in nats; see :class:`~.output_space.OutputSolution`.
         iterations: Newton iterations taken in output space.
         ok: False if the step would not have been finite; then the posterior is the one before.
+
     """
 
     log_predictive: Float[Array, ""]
@@ -64,6 +66,7 @@ class FilterModel:
         likelihood: the observation model.
         structure: form of the posterior, resolved for the network.
         dynamics: what happens to the weights before each step.
+
     """
 
     network: MLP
@@ -105,6 +108,7 @@ def filter_step(
     Returns:
         The posterior after the batch, and what the step did. Where it would not have been finite, the old posterior
         (after the dynamics) is returned and ``info.ok`` is False.
+
     """
     structure = model.structure
     weights = posterior.weights
@@ -114,7 +118,7 @@ def filter_step(
     covariance = structure.output_covariance(engine, weights, factors, joint=True)
 
     def small(small_engine: Engine, *arrays: Any) -> Any:
-        return solve_in_output_space(small_engine, model.likelihood, *arrays, largest=_LARGEST_STEP[engine.dtype])
+        return solve_in_output_space(small_engine, model.likelihood, _LARGEST_STEP[engine.dtype], *arrays)
 
     solution = engine.in_float64(small, outputs, covariance, y, weight, posterior.likelihood)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)

@@ -36,6 +36,7 @@ def add_curvature(
         x: inputs (N, I).
         weight: of each row (N,), on the host.
         layers: for each layer, whether it takes part; the others' weights are held fixed.
+
     """
 
     def add(state: Any, rows: Array, row_weight: Array) -> Any:
@@ -53,7 +54,7 @@ def add_curvature(
 
 
 def pad_rows(engine: Engine, size: int, x: Array, weight: np.ndarray) -> tuple[Array, Array]:
-    """A chunk padded to ``size`` rows with copies of its first row at weight 0, so that compiled steps keep one shape."""
+    """A chunk padded to ``size`` rows by its first row at weight 0, so that compiled steps keep one shape."""
     missing = size - x.shape[0]
     padded = np.concatenate([weight, np.zeros(missing)])
     with engine.scope():

@@ -19,6 +19,7 @@ class Laplace(Method):
 
     Args:
         training: how the mode is found.
+
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)

@@ -36,6 +36,7 @@ class FitProblem:
         weight: of each row (N,), on the host.
         seed: of everything random.
         on_epoch: called with epoch, number of epochs, mean objective per row.
+
     """
 
     engine: Engine

@@ -1,8 +1,8 @@
 """What a batch fit minimises, and the fit: layers with point weights beside layers with variational ones.
 
 The objective is E_q(v)[-log p(y | v, θ)] + KL(q(v) ‖ p(v)) - log p(θ) for variational layers v and point layers θ. With
-no variational layer it is the negative log posterior, whose minimum a Laplace approximation expands; with no point layer
-it is the negative evidence lower bound.
+no variational layer it is the negative log posterior, whose minimum a Laplace approximation expands; with no point
+layer it is the negative evidence lower bound.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class TrainingOptions:
         steps: least number of steps when ``epochs`` is None.
         batch_size: rows of a step.
         learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0).
+
     """
 
     epochs: int | None = None
@@ -101,6 +102,7 @@ def fit_layers(
 
     Raises:
         NumericalFailure: the objective became infinite or undefined.
+
     """
     xp = engine.xp
     num_rows = int(x.shape[0])

@@ -1,7 +1,8 @@
 """The Bayes step of a linearised network, solved in its outputs.
 
-Around the mean m the network is f + J(θ - m), and the prior of the M = N·K outputs is N(f, C) with C = J Λ⁻¹ Jᵀ. The mode
-of the posterior is θ = m + Λ⁻¹ Jᵀ r with r = score(f + C r): a system of M equations, whatever the number of weights.
+Around the mean m the network is f + J(θ - m), and the prior of the M = N·K outputs is N(f, C) with C = J Λ⁻¹ Jᵀ. The
+mode of the posterior is θ = m + Λ⁻¹ Jᵀ r with r = score(f + C r): a system of M equations, whatever the number of
+weights.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class OutputSolution(NamedTuple):
             that holds every correlation this is its own KL.
         iterations: Newton iterations taken.
         ok: whether all of it is finite and the system was positive definite.
+
     """
 
     residual: Float[Array, "N K"]
@@ -59,12 +61,12 @@ class OutputSolution(NamedTuple):
 def solve_in_output_space(
     engine: Engine,
     likelihood: Likelihood,
+    largest: float,
     outputs: Float[Array, "N K"],
     covariance: Float[Array, "M M"],
     y: Array,
     weight: Float[Array, " N"],
     state: Any,
-    largest: float = math.inf,
 ) -> OutputSolution:
     """Mode, Fisher information and diagnostics of the linearised posterior, by damped Newton steps.
 
@@ -74,14 +76,15 @@ def solve_in_output_space(
     Args:
         engine: of float64 arrays.
         likelihood: the observation model.
+        largest: magnitude that r, L², LᵀCL and rᵀCr must stay below for the step to be taken, so that the weights'
+            own arithmetic does not overflow: (LᵀCL) bounds what is added to each precision, relative to it, and rᵀCr
+            the move of each weight, relative to its standard deviation.
         outputs: f, the network's outputs at the mean.
         covariance: C at unit dispersion, M = N·K.
         y: targets, as the likelihood prepared them.
         weight: of each row, at least 0; a row of weight 0 (padding) changes nothing.
         state: of the likelihood.
-        largest: magnitude that r, L², LᵀCL and rᵀCr must stay below for the step to be taken, so that the weights'
-            own arithmetic does not overflow: (LᵀCL) bounds what is added to each precision, relative to it, and rᵀCr
-            the move of each weight, relative to its standard deviation.
+
     """
     xp = engine.xp
     num_rows, num_outputs = outputs.shape
@@ -101,7 +104,7 @@ def solve_in_output_space(
         return xp.reshape(weight[:, None] * score, (size,)) - r, root_weight * factor
 
     def objective(r: Array, shift: Array) -> Array:
-        """log p(y | f + C r) - ½ rᵀ C r."""
+        """Log p(y | f + C r) - ½ rᵀ C r."""
         fit = likelihood.unit_log_prob(engine, moved(shift), y) @ weight
         return fit - 0.5 * xp.sum(r * shift, axis=-1)
 
@@ -148,7 +151,8 @@ def _information(
 ) -> tuple[Array, Array, Array]:
     """½ (log det(I + G) - tr(G (I + G)⁻¹) + rᵀCr / φ) with G = LᵀCL, and what the likelihood's state gained; tr G; ok.
 
-    ``squares`` is rᵀCr."""
+    ``squares`` is rᵀCr.
+    """
     xp = engine.xp
     num_rows, num_outputs, rank = factor.shape
     left = factor.mT @ xp.reshape(covariance, (num_rows, num_outputs, -1))  # Lᵀ C, by rows of the batch

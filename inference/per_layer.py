@@ -1,7 +1,7 @@
 """Variational layers and Laplace layers in one network.
 
-The network is trained once, on E_q(v)[-log p(y | v, θ)] + KL(q(v) ‖ p(v)) - log p(θ) for variational weights v and point
-weights θ; then the Laplace layers take the Gauss-Newton curvature of all rows at (E[v], θ*).
+The network is trained once, on E_q(v)[-log p(y | v, θ)] + KL(q(v) ‖ p(v)) - log p(θ) for variational weights v and
+point weights θ; then the Laplace layers take the Gauss-Newton curvature of all rows at (E[v], θ*).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class PerLayer(Method):
 
     Raises:
         InvalidInput: another method, or two different trainings: one network is trained once.
+
     """
 
     hidden: Any

@@ -25,6 +25,7 @@ class NormalPrior:
 
     Raises:
         InvalidInput: a scale that is not positive and finite.
+
     """
 
     scale: float | tuple[float, ...] = 2.0

@@ -1,7 +1,7 @@
 """Mean-field variational inference: independent normal weights that maximise the evidence lower bound.
 
-Blundell et al. (2015), "Weight uncertainty in neural networks", with the local reparametrisation of Kingma, Salimans and
-Welling (2015).
+Blundell et al. (2015), "Weight uncertainty in neural networks", with the local reparametrisation of Kingma, Salimans
+and Welling (2015).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Variational(Method):
     Args:
         training: how the bound is maximised.
         initial_deviation: starting standard deviation of a weight, relative to its prior's.
+
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)

@@ -25,6 +25,13 @@ PAIRS = [
     for j, likelihood in enumerate(LIKELIHOODS)
 ]
 """Every structure with every likelihood, and either of them with every method."""
+COMPILED_PAIRS = [
+    (list(STRUCTURES)[(2 * i + 3 * j) % len(STRUCTURES)], method, likelihood)
+    for i, method in enumerate(METHODS)
+    for j, likelihood in enumerate(LIKELIHOODS)
+]
+"""Every method with every likelihood, each structure twice: for JAX, where a case takes seconds to compile."""
+LIVES = [("torch", *pair) for pair in PAIRS] + [("jax", *pair) for pair in COMPILED_PAIRS]
 ROWS = 40
 
 
@@ -51,6 +58,13 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def assert_same_answers(got: bm.Predictive, expected: bm.Predictive) -> None:
+    """Equal to float32; means relative to the scale on which y varies, since they may be near 0."""
+    tolerance = TOLERANCE["float32"] * expected.std.max()
+    np.testing.assert_allclose(got.mean, expected.mean, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got.std, expected.std, rtol=0, atol=tolerance)
+
+
 def make_model(structure: str, likelihood: str, engine: str, **options: Any) -> bm.BayesianMLP:
     return bm.BayesianMLP(
         NETWORK, LIKELIHOODS[likelihood], structure=STRUCTURES[structure], engine=engine, seed=1, **options
@@ -58,7 +72,7 @@ def make_model(structure: str, likelihood: str, engine: str, **options: Any) -> 
 
 
 @pytest.fixture(
-    params=[pytest.param((engine, *pair), marks=needs(engine)) for engine in ("torch", "jax") for pair in PAIRS],
+    params=[pytest.param(case, marks=needs(case[0])) for case in LIVES],
     ids=lambda case: "-".join(case),
     scope="module",
 )
@@ -100,9 +114,8 @@ def test_an_update_learns_the_rows_it_was_given(life: Life) -> None:
 
 def test_an_update_leaves_older_values_alone(life: Life) -> None:
     """The posterior is a value: what was taken from the model before the update is as it was."""
-    again = bm.BayesianMLP.from_parts(life.model.spec(), life.fitted_arrays, "numpy").predict(life.x_new)
-    for before, now in ((life.fitted.mean, again.mean), (life.fitted.epistemic_variance, again.epistemic_variance)):
-        assert relative_error(before, now) < TOLERANCE["float32"]
+    again = bm.BayesianMLP.from_parts(life.model.spec(), life.fitted_arrays, "numpy")
+    assert_same_answers(again.predict(life.x_new), life.fitted)
 
 
 def test_the_posterior_moves_to_numpy_and_back(life: Life) -> None:
@@ -114,30 +127,26 @@ def test_the_posterior_moves_to_numpy_and_back(life: Life) -> None:
         assert array.dtype == returned[name].dtype
         np.testing.assert_array_equal(array, returned[name], err_msg=name)
     assert back.spec() == life.model.spec()
-    for name in ("mean", "std"):
-        expected = getattr(life.updated, name)
-        assert relative_error(getattr(there.predict(life.x_new), name), expected) < TOLERANCE["float32"], name
+    assert_same_answers(there.predict(life.x_new), life.updated)
 
 
 def test_numpy_goes_on_where_the_fit_ended(life: Life) -> None:
     host = bm.BayesianMLP.from_parts(life.model.spec(), life.fitted_arrays, "numpy")
     info = host.update(life.x_new, life.y_new)
     assert relative_error(np.array(info[:2]), np.array(life.info[:2])) < TOLERANCE["float32"]
-    predictive = host.predict(life.x_new)
-    for name in ("mean", "std"):
-        expected = getattr(life.updated, name)
-        assert relative_error(getattr(predictive, name), expected) < TOLERANCE["float32"], name
+    assert_same_answers(host.predict(life.x_new), life.updated)
 
 
-@pytest.mark.parametrize("engine", on("torch", "jax"))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("engine", "method"),
+    [pytest.param("torch", method, marks=needs("torch")) for method in METHODS]
+    + [pytest.param("jax", "per_layer", marks=needs("jax"))],
+)
 def test_the_same_seed_fits_the_same_posterior(engine: str, method: str) -> None:
     x = make_inputs(ROWS, seed=83)
     models = []
     for seed in (1, 1, 2):
-        model = bm.BayesianMLP(
-            bm.MLP((3,)), bm.Categorical(3), structure=bm.LastLayer(hidden=bm.LowRank(2)), engine=engine, seed=seed
-        )
+        model = bm.BayesianMLP(bm.MLP((3,)), bm.Categorical(3), structure=bm.Diagonal(), engine=engine, seed=seed)
         models.append(model.fit(x, make_targets(model.likelihood, x, seed=84), method=METHODS[method]))
     first, again, other = (model.to_arrays() for model in models)
     for name, array in first.items():
@@ -151,20 +160,17 @@ def test_the_same_seed_fits_the_same_posterior(engine: str, method: str) -> None
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_prior_alone_learns(structure: str, likelihood: str, engine: str) -> None:
+    """A stream in small batches, as linearisation at the prior's draw is no promise for a single large step."""
     model = make_model(structure, likelihood, engine)
-    x = make_inputs(16, seed=85)
+    x = make_inputs(128, seed=85)
     y = make_targets(model.likelihood, x, seed=86)
     with pytest.raises(NotFitted, match="call fit or update first"):
         model.predict(x)
     model.start_from_prior(x.shape[1])
     before = model.predict(x).log_prob(y).mean()
-    uncertainty = model.predict(x).output_covariance
-    info = model.update(x, y)
-    after = model.predict(x)
-    assert info.ok
-    assert after.log_prob(y).mean() > before
-    traces = [np.einsum("nkk->", covariance) for covariance in (after.output_covariance, uncertainty)]
-    assert traces[0] < traces[1]
+    for start in range(0, len(x), 4):
+        assert model.update(x[start : start + 4], y[start : start + 4]).ok
+    assert model.predict(x).log_prob(y).mean() > before
 
 
 def test_the_prior_alone_learns_in_jax() -> None:

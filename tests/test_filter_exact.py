@@ -34,6 +34,7 @@ from bayesmlp.inference.structures import Structure
 EXACT = 1e-10
 ALL_STRUCTURES = STRUCTURES | {"low_rank_wide": bm.LowRank(12)}
 """The wide one has room for every column of these cases' batches, so that nothing is cut off."""
+CASES = [(s, k) for s in STRUCTURES for k in LIKELIHOODS] + [("low_rank_wide", "categorical")]
 
 
 # -- linear models: conjugate answers ---------------------------------------------------------------------------------
@@ -176,9 +177,7 @@ def take_step(framework: str, structure: Structure, likelihood: Likelihood) -> S
     )
 
 
-@pytest.fixture(
-    params=[(s, k) for s in ALL_STRUCTURES for k in LIKELIHOODS], ids=lambda case: "-".join(case), scope="module"
-)
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case), scope="module")
 def taken(request: pytest.FixtureRequest, framework: str) -> Step:
     """One step for each structure, likelihood and framework."""
     structure, likelihood = request.param

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from store_cases import published, small_model, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
 from bayesmlp.store.database import wal_is_safe
 from bayesmlp.store.digest import posterior_digest
-
-from store_cases import published, small_model, stream
 
 ENGINES = ["numpy", "torch", "jax"]
 

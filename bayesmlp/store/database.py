@@ -1,7 +1,7 @@
 """The database: tables, and connections that keep what they acknowledge.
 
-SQLite is opened with ``synchronous=EXTRA`` set before the journal mode. Versions before the fix of the WAL-reset bug (3.51.3,
-3.50.7 and 3.44.6) use a TRUNCATE journal, the others WAL.
+SQLite is opened with ``synchronous=EXTRA`` set before the journal mode. Versions before the fix of the WAL-reset bug
+(3.51.3, 3.50.7 and 3.44.6) use a TRUNCATE journal, the others WAL.
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from ..inference.errors import InvalidInput
 
-__all__ = ["FORMAT_VERSION", "answers", "answers_metadata", "blobs", "connect", "effects", "leases", "metadata", "models"]
+__all__ = [
+    "FORMAT_VERSION",
+    "answers",
+    "answers_metadata",
+    "blobs",
+    "connect",
+    "effects",
+    "leases",
+    "metadata",
+    "models",
+]
 
 FORMAT_VERSION = 1
 DURABILITIES = {"full": "EXTRA", "normal": "NORMAL"}
@@ -127,6 +137,7 @@ def connect(path: Path, schema: MetaData, *, durability: str, exclusive: bool) -
 
     Raises:
         InvalidInput: an unknown durability.
+
     """
     if durability not in DURABILITIES:
         raise InvalidInput(f"durability must be 'full' or 'normal', got {durability!r}")

@@ -1,7 +1,8 @@
 """One writer per model: a lease with a fencing epoch.
 
-Taking the lease raises the epoch; every commit checks that the epoch is still the writer's own, in the same transaction.
-So a writer that was superseded (it slept, its machine froze) can never commit again, whatever it believes.
+Taking the lease raises the epoch; every commit checks that the epoch is still the writer's own, in the same
+transaction. So a writer that was superseded (it slept, its machine froze) can never commit again, whatever it
+believes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def acquire(connection: Connection, model_id: int, model: str) -> int:
 
     Raises:
         LeaseHeld: the holder is alive, or on another machine.
+
     """
     row = connection.execute(select(leases).where(leases.c.model_id == model_id)).first()
     if row is not None and row.owner is not None:
@@ -61,7 +63,9 @@ def release(connection: Connection, model_id: int, epoch: int) -> None:
 def _started(pid: int) -> str | None:
     """When a process of this machine started, in clock ticks since boot; None if there is no such process."""
     with contextlib.suppress(OSError):
-        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        state, *fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        )
         if state != "Z":
             return fields[18]
         return None

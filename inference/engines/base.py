@@ -51,6 +51,7 @@ class Engine(ABC):
         dtype: ``"float32"`` or ``"float64"``.
         in_place: whether :meth:`add_outer` and its kin may write into their first argument. Only a private
             stepper that owns its buffers sets it.
+
     """
 
     device: Any = None
@@ -128,6 +129,7 @@ class Engine(ABC):
         Args:
             function: a pure function of arrays and trees of arrays.
             donate: positions of arguments whose memory the result may take over.
+
         """
 
     @abstractmethod
@@ -179,6 +181,7 @@ class Engine(ABC):
             learning_rates: one per step, shape (epochs, steps).
             seed: of the keys handed to ``loss``.
             on_epoch: called with the epoch's number and its mean loss.
+
         """
 
     # -- randomness -----------------------------------------------------------------------------------------------
@@ -205,7 +208,7 @@ class Engine(ABC):
 
     @abstractmethod
     def logsumexp(self, array: Array, axis: int) -> Array:
-        """log Σ exp along an axis."""
+        """Log Σ exp along an axis."""
 
     @abstractmethod
     def lgamma(self, array: Array) -> Array:

@@ -25,7 +25,7 @@ __all__ = ["JaxEngine", "jax_engine"]
 
 
 def jax_engine(device: str, dtype: str) -> JaxEngine:
-    """The engine on a JAX platform (``"cpu"``, ``"gpu"``, ``"gpu:1"``); :class:`DeviceUnavailable` if it is not there."""
+    """The engine on a JAX platform: ``"cpu"``, ``"gpu"``, ``"gpu:1"``; raises :class:`DeviceUnavailable`."""
     platform, _, index = device.partition(":")
     try:
         handle = jax.devices(platform)[int(index or 0)]

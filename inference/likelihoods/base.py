@@ -2,8 +2,8 @@
 
 Outputs are natural inputs: mean, logits, log rate. All methods are array mathematics over ``engine.xp`` and broadcast
 over leading axes of ``outputs``. A likelihood may carry state that learns beside the weights (the noise of
-:class:`~.gaussian.Gaussian`): then the weights' posterior is held at *unit dispersion*, that is θ | φ ~ N(m, φ Λ⁻¹), and
-``dispersion(state)`` estimates φ. Where there is none, φ = 1 and the two views are one.
+:class:`~.gaussian.Gaussian`): then the weights' posterior is held at *unit dispersion*, that is θ | φ ~ N(m, φ Λ⁻¹),
+and ``dispersion(state)`` estimates φ. Where there is none, φ = 1 and the two views are one.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Likelihood(ABC):
 
         Raises:
             InvalidInput: names the argument, what was expected and what came.
+
         """
 
     @abstractmethod
@@ -78,7 +79,7 @@ class Likelihood(ABC):
     # -- densities ------------------------------------------------------------------------------------------------
     @abstractmethod
     def unit_log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array) -> Float[Array, "*S N"]:
-        """log p(y | outputs) at unit dispersion."""
+        """Log p(y | outputs) at unit dispersion."""
 
     @abstractmethod
     def unit_score(self, engine: Engine, outputs: Float[Array, "N K"], y: Array) -> Float[Array, "N K"]:
@@ -95,7 +96,7 @@ class Likelihood(ABC):
         return self.unit_score(engine, outputs, y), self.fisher_factor(engine, outputs)
 
     def log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any) -> Float[Array, "*S N"]:
-        """log p(y | outputs, state)."""
+        """Log p(y | outputs, state)."""
         return self.unit_log_prob(engine, outputs, y)
 
     @abstractmethod
@@ -112,11 +113,11 @@ class Likelihood(ABC):
         return ()
 
     def fit_log_prob(self, engine: Engine, outputs: Float[Array, "N K"], y: Array, parameters: Any) -> Array:
-        """log p(y | outputs, parameters), shape (N,)."""
+        """Log p(y | outputs, parameters), shape (N,)."""
         return self.unit_log_prob(engine, outputs, y)
 
     def fit_log_prior(self, engine: Engine, parameters: Any) -> Any:
-        """log p(parameters)."""
+        """Log p(parameters)."""
         return 0.0
 
     # -- predictive -----------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ class Likelihood(ABC):
     def predictive_log_prob(
         self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"], y: Array, state: Any
     ) -> Float[Array, " N"]:
-        """log ∫ p(y | outputs) N(outputs; mean, covariance), by the nodes of :meth:`output_nodes`."""
+        """Log ∫ p(y | outputs) N(outputs; mean, covariance), by the nodes of :meth:`output_nodes`."""
         outputs, weights = self.output_nodes(engine, mean, covariance)
         log_weights = engine.xp.log(weights)[:, None]
         return engine.logsumexp(log_weights + self.log_prob(engine, outputs, y, state), axis=0)

@@ -24,6 +24,7 @@ class Categorical(Likelihood):
 
     Raises:
         InvalidInput: fewer than two classes.
+
     """
 
     num_classes: int

@@ -51,6 +51,7 @@ def probabilistic_program(
 
     Raises:
         InvalidInput: another likelihood.
+
     """
     if not isinstance(likelihood, Gaussian | Categorical | Bernoulli):
         raise InvalidInput(f"there is no {language.__name__} program for {type(likelihood).__name__}")
@@ -61,7 +62,7 @@ def probabilistic_program(
             return distributions.Categorical(logits=outputs)
         if isinstance(likelihood, Bernoulli):
             return distributions.Bernoulli(logits=outputs).to_event(1)
-        if not likelihood.learns_noise:
+        if likelihood.noise_variance is not None:
             return distributions.Normal(outputs, likelihood.noise_variance**0.5).to_event(1)
         shape = engine.asarray(np.float64(likelihood.prior_shape))
         rate = engine.asarray(np.float64(likelihood.prior_rate))

@@ -1,8 +1,8 @@
 """The contract of a posterior structure: a Gaussian over some layers' weights, in one parameterisation.
 
-A structure is a small immutable description (``Diagonal()``, ``LowRank(rank=10)``); its state is a named tuple of arrays.
-Every method that fits, and the filter step that learns on, use these primitives and nothing else; a new structure is
-one new file. All precisions are at unit dispersion (see :mod:`..likelihoods.base`).
+A structure is a small immutable description (``Diagonal()``, ``LowRank(rank=10)``); its state is a named tuple of
+arrays. Every method that fits, and the filter step that learns on, use these primitives and nothing else; a new
+structure is one new file. All precisions are at unit dispersion (see :mod:`..likelihoods.base`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Structure(ABC):
 
     @abstractmethod
     def log_determinant(self, engine: Engine, state: Any) -> Array:
-        """log det Λ, accumulated in float64."""
+        """Log det Λ, accumulated in float64."""
 
     @abstractmethod
     def kl(self, engine: Engine, new: Any, old: Any) -> Array:
@@ -105,7 +105,7 @@ class Structure(ABC):
     # -- storage --------------------------------------------------------------------------------------------------
     def to_arrays(self, engine: Engine, state: Any) -> dict[str, np.ndarray]:
         """The state as named host arrays: ``field`` or ``field.layer``."""
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for field in self.state_type._fields:
             value = getattr(state, field)
             if field in self.per_layer:
@@ -148,4 +148,3 @@ def split_layers(engine: Engine, flat: Array, like: Layers) -> Layers:
 def sum_float64(engine: Engine, array: Array) -> Array:
     """Σ in float64."""
     return engine.xp.sum(array, dtype=engine.xp.float64)
-

@@ -39,6 +39,7 @@ class Blocks(Structure):
 
     Raises:
         InvalidInput: a layer that is named twice.
+
     """
 
     parts: tuple[tuple[Structure, Any], ...]
@@ -162,5 +163,6 @@ def LastLayer(last: Structure | None = None, hidden: Structure | None = None) ->
     Args:
         last: structure of the last layer; ``Full()`` if not given.
         hidden: structure of the other layers, as one block; ``Diagonal()`` if not given.
+
     """
     return Blocks(((hidden or Diagonal(), "rest"), (last or Full(), (-1,))))

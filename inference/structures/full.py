@@ -110,7 +110,6 @@ def _diag(engine: Engine, values: Array) -> Array:
 
 def _andrews_gain(engine: Engine, gram: Array) -> Array:
     """X of :meth:`Full.add_precision`."""
-    xp = engine.xp
     identity = engine.eye(gram.shape[0], gram)
     factor, _ = engine.cholesky(identity + gram)
     inverse = engine.solve_triangular(factor + identity, identity)

@@ -37,6 +37,7 @@ class LowRank(Structure):
 
     Args:
         rank: R, at least 1.
+
     """
 
     rank: int = 10
@@ -68,7 +69,9 @@ class LowRank(Structure):
     def output_covariance(self, engine: Engine, state: LowRankState, factors: Factors, *, joint: bool = False) -> Array:
         """JΥ⁻¹Jᵀ - (JΥ⁻¹W)(I + WᵀΥ⁻¹W)⁻¹(JΥ⁻¹W)ᵀ."""
         layers = list(zip(factors, state.diagonal, state.columns, strict=True))
-        prior = sum((f.gram(engine, 1 / d, joint) for f, d, _ in layers[1:]), start=_gram(engine, *layers[0][:2], joint))
+        prior = sum(
+            (f.gram(engine, 1 / d, joint) for f, d, _ in layers[1:]), start=_gram(engine, *layers[0][:2], joint)
+        )
         parts = [f.push_forward(engine, w / d) for f, d, w in layers]
         projected = sum(parts[1:], start=parts[0])  # N, K, R
         num_rows, num_outputs, rank = projected.shape
@@ -88,9 +91,7 @@ class LowRank(Structure):
     def _solve(self, engine: Engine, state: LowRankState, gradient: Layers) -> Layers:
         """Λ⁻¹ times a direction in weight space."""
         scaled = tuple(g / d for g, d in zip(gradient, state.diagonal, strict=True))
-        parts = [
-            _flat(engine, w) @ engine.xp.reshape(s, (-1,)) for w, s in zip(state.columns, scaled, strict=True)
-        ]
+        parts = [_flat(engine, w) @ engine.xp.reshape(s, (-1,)) for w, s in zip(state.columns, scaled, strict=True)]
         core = self._core(engine, state)
         coefficients = engine.cast(engine.in_float64(_solve_core, core, sum(parts[1:], start=parts[0])))
         return tuple(
