@@ -15,7 +15,6 @@ from .inference.errors import BayesMLPError
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Bayesian networks that keep learning.")
-_console = Console()
 
 StorePath = Annotated[Path, typer.Argument(help="The store's file.", exists=True, dir_okay=False)]
 ModelName = Annotated[str, typer.Argument(help="The model's name.")]
@@ -31,8 +30,8 @@ def demo(
     from .demo import run
 
     started = time.perf_counter()
-    run(folder, engine=engine, seed=seed, console=_console)
-    _console.print(f"   ({time.perf_counter() - started:.0f} s)")
+    run(folder, engine=engine, seed=seed, console=Console())
+    Console().print(f"   ({time.perf_counter() - started:.0f} s)")
 
 
 @app.command()
@@ -42,7 +41,7 @@ def models(store: StorePath) -> None:
 
     with open_store(store) as opened:
         for name in opened.names():
-            _console.print(name)
+            Console().print(name)
 
 
 @app.command()
@@ -60,8 +59,8 @@ def history(
     for entry in entries[-last:]:
         numbers = ["" if value is None else f"{value:.3f}" for value in (entry.surprise, entry.information)]
         table.add_row(str(entry.version), entry.kind, entry.event_id or "", entry.status, *numbers, entry.note)
-    _console.print(table)
-    _console.print(f"{len(entries)} records")
+    Console().print(table)
+    Console().print(f"{len(entries)} records")
 
 
 @app.command()
@@ -72,7 +71,7 @@ def rollback(
     from .store import open_store
 
     with open_store(store) as opened:
-        _console.print(f"version {opened.rollback(name, version)}: as version {version} was")
+        Console().print(f"version {opened.rollback(name, version)}: as version {version} was")
 
 
 def main() -> None:

@@ -181,19 +181,8 @@ class BayesianMLP:
             NumericalFailure: the fit diverged; the model is as it was.
 
         """
-        x = check_inputs(X, None)
-        targets = self._prepare(y, len(x))
+        x, targets, scaling = self._training_data(X, y)
         weights = check_weights(weight, len(x))
-        if not self.engine.has_gradients:
-            raise InvalidInput(f"engine {self.engine.name!r} has no gradients: fit with 'torch' or 'jax'")
-        scale_targets = self.standardize and self.likelihood.scales_targets
-        scaling = Scaling.estimate(
-            x,
-            targets,
-            inputs=self.standardize,
-            targets=scale_targets,
-            num_outputs=self.likelihood.num_outputs,
-        )
         shapes = self.network.shapes(x.shape[1], self.likelihood.num_outputs)
         problem = FitProblem(
             engine=self.engine,

@@ -1,20 +1,20 @@
-"""Every error the library raises on purpose, in one tree.
+"""Every error the library raises on purpose, in one tree::
 
-BayesMLPError
-├── InvalidInput (ValueError)            an argument or an event is not what it must be
-├── MissingDependency (ImportError)      an optional package is needed; names the extra
-├── DeviceUnavailable (RuntimeError)     the requested device is not on this machine
-├── NumericalFailure (ArithmeticError)   a result would not be finite or positive definite
-├── NotFitted (RuntimeError)             the model has no posterior yet
-└── StoreError
-    ├── UnknownModel (KeyError)          no model of that name in the store
-    ├── UnknownEvent (KeyError)          no event of that id in the log
-    ├── UnknownPrediction (KeyError)     no answer of that prediction id was ever kept
-    ├── ExpiredPrediction                the answer was kept, and its time to live has passed
-    ├── ConflictingEvent                 an event id was sent again with another body
-    ├── LeaseHeld                        another updater is writing to the model
-    ├── LeaseLost                        this updater was superseded and may not commit
-    └── CorruptStore                     bytes read back are not the bytes written
+    BayesMLPError
+    ├── InvalidInput (ValueError)            an argument or an event is not what it must be
+    ├── MissingDependency (ImportError)      an optional package is needed; names the extra
+    ├── DeviceUnavailable (RuntimeError)     the requested device is not on this machine
+    ├── NumericalFailure (ArithmeticError)   a result would not be finite or positive definite
+    ├── NotFitted (RuntimeError)             the model has no posterior yet
+    └── StoreError
+        ├── UnknownModel (KeyError)          no model of that name in the store
+        ├── UnknownEvent (KeyError)          no event of that id in the log
+        ├── UnknownPrediction (KeyError)     no answer of that prediction id was ever kept
+        ├── ExpiredPrediction                the answer was kept, and its time to live has passed
+        ├── ConflictingEvent                 an event id was sent again with another body
+        ├── LeaseHeld                        another updater is writing to the model
+        ├── LeaseLost                        this updater was superseded and may not commit
+        └── CorruptStore                     bytes read back are not the bytes written
 """
 
 from __future__ import annotations

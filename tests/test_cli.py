@@ -22,5 +22,5 @@ def test_models_history_and_rollback(tmp_path: Path) -> None:
     assert "applied" in shown
     assert "4 records" in shown
     assert run(app, ["rollback", path, "m", "2"]).output == "version 5: as version 2 was\n"
-    assert "rolled back" in run(app, ["history", path, "m"], terminal_width=200).output
+    assert "rolled back" in run(app, ["history", path, "m"], env={"COLUMNS": "200"}).output
     assert run(app, ["history", str(tmp_path / "none.db"), "m"]).exit_code == 2

@@ -213,6 +213,19 @@ def test_a_step_that_would_not_be_finite_changes_nothing(engine: str) -> None:
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
+def test_a_failure_in_a_later_chunk_takes_the_earlier_ones_back() -> None:
+    network = bm.MLP((4, 4, 4), activation="relu")
+    model = bm.BayesianMLP(network, bm.Gaussian(), structure=bm.LowRank(2), engine="numpy", dtype="float32")
+    x = make_inputs(600, seed=93)  # a chunk of 512 rows, and the rest
+    y = make_targets(model.likelihood, x, seed=94)
+    model.update(x[:4], y[:4])
+    posterior = model.posterior
+    x[-2:], y[-2:] = 1e6, 1e6
+    with pytest.raises(NumericalFailure, match="nothing was learned"):
+        model.update(x, y, weight=np.where(np.arange(600) < 598, 1.0, 1e6))
+    assert model.posterior is posterior
+
+
 @pytest.mark.parametrize("engine", on("torch", "jax"))
 def test_a_fit_that_diverges_changes_nothing_and_says_what_to_do(engine: str) -> None:
     model = bm.BayesianMLP(bm.MLP((4,)), bm.Gaussian(), engine=engine)

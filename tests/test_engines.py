@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import (
-    BLOCKS,
+    FRAMEWORKS,
     LIKELIHOODS,
     NETWORK,
     STRUCTURES,
@@ -402,28 +402,35 @@ def run_everything(engine: Engine, structure: Structure) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=STRUCTURES, scope="module")
-def structure(request: pytest.FixtureRequest) -> Structure:
-    """Each structure in turn, resolved."""
-    return STRUCTURES[request.param].resolve(NETWORK.num_layers)
+PAIRS = [
+    pytest.param(name, dtype, structure, marks=needs(name))
+    for name in FRAMEWORKS
+    for dtype in ("float64", "float32")
+    for structure in STRUCTURES
+    if (name, dtype) != ("jax", "float64") or structure == "blocks"
+]
+"""In JAX, where a case takes seconds to compile, float64 is left to the blocks, which hold every kind of structure."""
 
 
-def test_same_noise_same_result(engine: Engine, structure: Structure) -> None:
-    if (engine.name, engine.dtype) == ("jax", "float64") and structure != BLOCKS:
-        pytest.skip("saves compilations: the blocks hold every kind of structure")
+@pytest.mark.parametrize(("name", "dtype", "structure_name"), PAIRS)
+def test_same_noise_same_result(name: str, dtype: str, structure_name: str) -> None:
+    engine, structure = get_engine(name, dtype), STRUCTURES[structure_name].resolve(NETWORK.num_layers)
     reference = run_everything(NumpyEngine(), structure)
     got = run_everything(engine, structure)
     assert got.keys() == reference.keys()
-    for name, expected in reference.items():
-        pairs = zip(got[name], expected, strict=True) if isinstance(expected, tuple) else [(got[name], expected)]
+    for what, expected in reference.items():
+        pairs = zip(got[what], expected, strict=True) if isinstance(expected, tuple) else [(got[what], expected)]
         for value, target in pairs:
-            assert relative_error(value, target) < TOLERANCE[engine.dtype], name
+            assert relative_error(value, target) < TOLERANCE[dtype], what
 
 
-def test_an_owning_step_does_what_a_pure_step_does(framework: str, structure: Structure) -> None:
-    if framework == "jax" and structure != BLOCKS:
-        pytest.skip("saves compilations: the blocks hold every kind of structure")
-    engine = get_engine(framework, "float32")
+@pytest.mark.parametrize(
+    ("name", "structure_name"),
+    [pytest.param(name, s, marks=needs(name)) for name in ("numpy", "torch") for s in STRUCTURES]
+    + [pytest.param("jax", "blocks", marks=needs("jax"))],
+)
+def test_an_owning_step_does_what_a_pure_step_does(name: str, structure_name: str) -> None:
+    engine, structure = get_engine(name, "float32"), STRUCTURES[structure_name].resolve(NETWORK.num_layers)
     likelihood = LIKELIHOODS["gaussian"]
     arrays = random_arrays(structure, shapes_of(likelihood), seed=75)
     x = make_inputs(2, seed=76)
@@ -437,8 +444,8 @@ def test_an_owning_step_does_what_a_pure_step_does(framework: str, structure: St
     kept = fresh()
     pure, _ = model.compile(engine)(kept, None, *batch)
     unchanged = structure.to_arrays(engine, kept.weights)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(unchanged[name], array.astype(np.float32), err_msg=name)
+    for field, array in arrays.items():
+        np.testing.assert_array_equal(unchanged[field], array.astype(np.float32), err_msg=field)
     owning = model.compile_in_place(engine)
     owned, _ = owning(fresh(), None, *batch)
     first, second = (structure.to_arrays(engine, posterior.weights) for posterior in (pure, owned))
@@ -449,14 +456,15 @@ def test_an_owning_step_does_what_a_pure_step_does(framework: str, structure: St
     failed, info = owning(fresh(), None, *batch)
     assert not bool(info.ok)
     kept_arrays = structure.to_arrays(engine, failed.weights)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(kept_arrays[name], array.astype(np.float32), err_msg=name)
+    for field, array in arrays.items():
+        np.testing.assert_array_equal(kept_arrays[field], array.astype(np.float32), err_msg=field)
 
 
-def test_models_predict_the_same_on_every_engine(engine: Engine, structure: Structure) -> None:
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_models_predict_the_same_on_every_engine(engine: Engine, structure: str) -> None:
     likelihood = LIKELIHOODS["gaussian"]
     x = make_inputs(6, seed=78)
-    reference = bm.BayesianMLP(NETWORK, likelihood, structure=structure, engine="numpy", dtype="float64")
+    reference = bm.BayesianMLP(NETWORK, likelihood, structure=STRUCTURES[structure], engine="numpy", dtype="float64")
     reference.update(x, make_targets(likelihood, x, seed=79))
     spec = reference.spec() | {"dtype": engine.dtype}
     model = bm.BayesianMLP.from_parts(spec, reference.to_arrays(), engine)

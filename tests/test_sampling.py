@@ -39,6 +39,7 @@ def test_nuts_finds_the_posterior_of_a_linear_model(engine: str) -> None:
     exact_deviation = np.sqrt(np.diag(np.linalg.inv(precision)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # ArviZ announces its next version when it is imported
+        warnings.simplefilter("ignore", UserWarning)  # and warns of a Pareto shape that few rows bring about
         import arviz
 
         data = sampled.to_arviz()
