@@ -15,6 +15,8 @@
         ├── LeaseHeld                        another updater is writing to the model
         ├── LeaseLost                        this updater was superseded and may not commit
         └── CorruptStore                     bytes read back are not the bytes written
+
+A message names the argument, what was expected and what came.
 """
 
 from __future__ import annotations
