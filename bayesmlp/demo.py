@@ -52,7 +52,6 @@ def load_digits_split(seed: int) -> Digits:
 
     Raises:
         MissingDependency: scikit-learn is not installed.
-
     """
     try:
         from sklearn.datasets import load_digits
@@ -103,7 +102,6 @@ def run(folder: Path, *, engine: str | None, seed: int, console: Console) -> Non
         engine: ``"torch"`` or ``"jax"``; None for the first that is installed.
         seed: of the split, the fit and the order of the stream.
         console: to print on.
-
     """
     installed = [name for name in ("torch", "jax") if importlib.util.find_spec(name)]
     if not installed:

@@ -24,7 +24,6 @@ def check_event_id(event_id: Any, argument: str = "event_id") -> str:
 
     Raises:
         InvalidInput: not a string of 1 to 200 printable characters.
-
     """
     if event_id is None:
         return uuid.uuid4().hex
@@ -43,7 +42,6 @@ class Observation(NamedTuple):
         y: as the likelihood prepared it, (rows, ...).
         weight: of each row, (rows,).
         time: of the event in seconds since the epoch, if the sender gave one.
-
     """
 
     x: np.ndarray
@@ -59,7 +57,6 @@ class Observation(NamedTuple):
 
         Raises:
             InvalidInput: names the argument, what was expected and what came.
-
         """
         inputs = as_host_array(x, "x")
         if inputs.ndim == 1:

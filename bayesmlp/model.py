@@ -65,7 +65,6 @@ class BayesianMLP:
         InvalidInput: arguments that do not go together.
         MissingDependency: the engine's framework is not installed.
         DeviceUnavailable: the engine's device is not on this machine.
-
     """
 
     def __init__(
@@ -179,7 +178,6 @@ class BayesianMLP:
         Raises:
             InvalidInput: bad data, or an engine without gradients.
             NumericalFailure: the fit diverged; the model is as it was.
-
         """
         x, targets, scaling = self._training_data(X, y)
         weights = check_weights(weight, len(x))
@@ -237,7 +235,6 @@ class BayesianMLP:
         Raises:
             InvalidInput: bad data; the model is as it was.
             NumericalFailure: the step would not have been finite; the model is as it was.
-
         """
         x = check_inputs(X, self._num_inputs)
         targets = self._prepare(y, len(x))
@@ -293,7 +290,6 @@ class BayesianMLP:
 
         Args:
             num_inputs: number of inputs.
-
         """
         start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed)
         state = self.likelihood.initial_state()
@@ -334,7 +330,6 @@ class BayesianMLP:
         Raises:
             InvalidInput: the engine is not jax.
             MissingDependency: NumPyro is not installed.
-
         """
         return self._program("jax", "numpyro", num_inputs)
 
@@ -365,7 +360,6 @@ class BayesianMLP:
         Raises:
             InvalidInput: bad data, or an engine without gradients.
             MissingDependency: the framework's probabilistic language is not installed.
-
         """
         x, targets, scaling = self._training_data(X, y)
         language = self.to_numpyro if self.engine.name.startswith("jax") else self.to_pyro
@@ -396,7 +390,6 @@ class BayesianMLP:
         Raises:
             InvalidInput: bad inputs or an unknown method.
             NotFitted: the model has seen no data.
-
         """
         if method not in PREDICTION_METHODS:
             raise InvalidInput(f"method must be one of {', '.join(PREDICTION_METHODS)}, got {method!r}")
@@ -487,7 +480,6 @@ class BayesianMLP:
 
         Args:
             engine: a name as for the constructor.
-
         """
         return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine)
 

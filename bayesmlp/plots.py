@@ -31,7 +31,6 @@ def learning_curve(axes: Any, right: np.ndarray, surprise: np.ndarray, window: i
         right: 1 where the answer was right, in order of the events.
         surprise: of each event, in nats.
         window: events averaged.
-
     """
     twin = axes.twinx()
     for target, values, colour, name in (
@@ -57,7 +56,6 @@ def reliability_diagram(axes: Any, answers: dict[str, Predictive], labels: np.nd
         axes: to draw on.
         answers: predictives of the same rows, by name.
         labels: of the rows.
-
     """
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1)
     for (name, answer), colour in zip(answers.items(), (_ORANGE, _BLUE), strict=False):
@@ -78,7 +76,6 @@ def picture_grid(figure: Any, pictures: np.ndarray, captions: list[str], title: 
         pictures: (n, height, width).
         captions: one for each.
         title: above all.
-
     """
     figure.suptitle(title, fontsize="medium")
     for axes, picture, caption in zip(figure.subplots(1, len(pictures)), pictures, captions, strict=True):
@@ -97,7 +94,6 @@ def demo_figure(curve: Any, test_x: np.ndarray, labels: np.ndarray, before: Pred
         labels: of them.
         before: answers before the stream.
         after: answers after it.
-
     """
     figure = _figure(11, 7.2)
     upper, middle, lower = figure.subfigures(3, 1, height_ratios=(3, 1.1, 1.1))

@@ -34,7 +34,6 @@ class Predictive:
         sampled_dispersion: the noise variance that goes with each sample, (S,); for ``"samples"`` with learned noise.
         prediction_id: by which feedback may name this answer; set by an updater.
         version: of the model that answered; set by an updater.
-
     """
 
     method: str
@@ -140,7 +139,6 @@ class Predictive:
 
         Raises:
             InvalidInput: q outside (0, 1), or y is a class.
-
         """
         if not 0 < q < 1:
             raise InvalidInput(f"q must be between 0 and 1, got {q!r}")
@@ -164,7 +162,6 @@ class Predictive:
 
         Raises:
             InvalidInput: a level outside (0, 1), or y is a class.
-
         """
         if not 0 < level < 1:
             raise InvalidInput(f"level must be between 0 and 1, got {level!r}")
@@ -202,7 +199,6 @@ class Predictive:
 
         Raises:
             InvalidInput: y is a number.
-
         """
         return self._average(self._node_probabilities)
 
@@ -232,7 +228,6 @@ class Predictive:
 
         Raises:
             InvalidInput: targets that the likelihood does not take, or another number of them.
-
         """
         targets = self.scaling.targets(self.likelihood.prepare(y))
         if len(targets) != len(self):
@@ -262,7 +257,6 @@ class Predictive:
 
         Raises:
             InvalidInput: fewer than one sample.
-
         """
         if num_samples < 1:
             raise InvalidInput(f"num_samples must be at least 1, got {num_samples!r}")

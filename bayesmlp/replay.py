@@ -55,7 +55,6 @@ def replay(
     Raises:
         UnknownModel: no such model or version.
         CorruptStore: no sound snapshot is left.
-
     """
     with store.read() as connection:
         model_id = store.model_id(connection, name)
@@ -94,7 +93,6 @@ def load(
         UnknownModel: no such model, or no such version of it.
         InvalidInput: there is no store at that path.
         CorruptStore: no sound snapshot is left.
-
     """
     if isinstance(store, PosteriorStore):
         return replay(store, name, engine=engine, version=version).model

@@ -33,7 +33,6 @@ class SampledPosterior:
         chains: the draws.
         x: scaled inputs that they are given, (N, I).
         y: scaled, prepared targets that they are given.
-
     """
 
     network: MLP
@@ -63,7 +62,6 @@ class SampledPosterior:
 
         Args:
             X: inputs, (rows, inputs), in the user's units.
-
         """
         x = self.scaling.inputs(check_inputs(X, self.x.shape[1]))
         outputs = self._outputs(x)
@@ -96,7 +94,6 @@ class SampledPosterior:
 
         Raises:
             MissingDependency: ArviZ is not installed.
-
         """
         try:
             import arviz

@@ -24,7 +24,6 @@ class Effect(NamedTuple):
         outcome: ``"applied"``, or ``"failed"``: the step would not have been finite, the posterior is as it was.
         surprise: minus the log predictive density of the observation before it was learned, in nats.
         information: gained, in nats.
-
     """
 
     outcome: str
@@ -42,7 +41,6 @@ class Stepper:
 
     Args:
         model: whose posterior to start from; the model itself is not touched again, :attr:`model` is a copy.
-
     """
 
     def __init__(self, model: BayesianMLP) -> None:

@@ -36,7 +36,6 @@ class Receipt(NamedTuple):
         surprise: minus the log predictive density of the observation before it was learned, in nats.
         information: gained, in nats.
         repeated: whether the event had been there before; then nothing was done.
-
     """
 
     event_id: str
@@ -55,7 +54,6 @@ class Retraction(NamedTuple):
         events: how many events it named.
         replayed: how many records were folded again, in one pass.
         seconds: that took.
-
     """
 
     version: int
@@ -79,7 +77,6 @@ class OnlineUpdater:
     Raises:
         UnknownModel: no such model.
         LeaseHeld: another updater is writing to it.
-
     """
 
     def __init__(
@@ -179,7 +176,6 @@ class OnlineUpdater:
 
         Returns:
             The predictive distribution, with its ``prediction_id`` and the ``version`` that answered.
-
         """
         with self._lock:
             self._require_open()
@@ -216,7 +212,6 @@ class OnlineUpdater:
             InvalidInput: names what is wrong; nothing is stored or learned.
             ConflictingEvent: the id was sent before with another body; the first one stands.
             LeaseLost: another updater took over; nothing is stored.
-
         """
         return self._learn("event", [(x, y, event_id, weight, time)], source, wait)[0]
 
@@ -240,7 +235,6 @@ class OnlineUpdater:
 
         Raises:
             InvalidInput: one of them is bad; none is stored.
-
         """
         if len(x) != len(y) or (event_ids is not None and len(event_ids) != len(x)):
             count = "none" if event_ids is None else len(event_ids)
@@ -267,7 +261,6 @@ class OnlineUpdater:
             weight: of each row.
             source: see :meth:`observe`.
             time: see :meth:`observe`.
-
         """
         return self._learn("batch", [(x, y, event_id, weight, time)], source, "applied")[0]
 
@@ -292,7 +285,6 @@ class OnlineUpdater:
         Raises:
             UnknownPrediction: the model gave no such answer.
             ExpiredPrediction: the answer's time to live has passed.
-
         """
         inputs = self.store.answers.inputs(self.name, prediction_id)
         kind = "event" if len(inputs) == 1 else "batch"
@@ -378,7 +370,6 @@ class OnlineUpdater:
         Raises:
             InvalidInput: nothing or everything was named.
             UnknownEvent: an id that is not in the log; nothing is retracted.
-
         """
         with self._lock:
             self._require_open()

@@ -32,7 +32,6 @@ def check_inputs(values: Any, num_inputs: int | None, argument: str = "X") -> np
 
     Raises:
         InvalidInput: not numeric, not two-dimensional, empty, of another width, or not finite.
-
     """
     array = as_host_array(values, argument)
     width = "inputs" if num_inputs is None else num_inputs
@@ -53,7 +52,6 @@ def check_weights(values: Any, rows: int, argument: str = "weight") -> np.ndarra
 
     Raises:
         InvalidInput: of another length, negative, not finite, or above 10⁶.
-
     """
     array = np.ones(rows) if values is None else np.asarray(as_host_array(values, argument), dtype=np.float64)
     array = np.full(rows, array) if array.ndim == 0 else array

@@ -42,7 +42,6 @@ class Forgetting(Dynamics):
 
     Args:
         factor: γ per event, in (0, 1]; a weight's memory lasts about 1/(1-γ) events.
-
     """
 
     factor: float = 0.999

@@ -24,7 +24,6 @@ class LayerFactors(NamedTuple):
     Attributes:
         inputs: the layer's inputs with a trailing 1, shape (N, I).
         rows: derivatives of the K output directions with respect to the layer's pre-activations, shape (N, K, O).
-
     """
 
     inputs: Float[Array, "N I"]
@@ -51,7 +50,6 @@ class LayerFactors(NamedTuple):
             engine: the arrays' engine.
             variance: one non-negative number per weight.
             joint: between all inputs, shape (N K, N K); else for each input alone, shape (N, K, K).
-
         """
         num_rows, num_outputs, _ = self.rows.shape
         if not joint:

@@ -33,7 +33,6 @@ class Posterior(NamedTuple):
     Attributes:
         weights: state of the structure, at unit dispersion.
         likelihood: state of the likelihood.
-
     """
 
     weights: Any
@@ -48,7 +47,6 @@ class UpdateInfo(NamedTuple):
         information: information gained, in nats; see :class:`~.output_space.OutputSolution`.
         iterations: Newton iterations taken in output space.
         ok: False if the step would not have been finite; then the posterior is the one before.
-
     """
 
     log_predictive: Float[Array, ""]
@@ -66,7 +64,6 @@ class FilterModel:
         likelihood: the observation model.
         structure: form of the posterior, resolved for the network.
         dynamics: what happens to the weights before each step.
-
     """
 
     network: MLP
@@ -108,7 +105,6 @@ def filter_step(
     Returns:
         The posterior after the batch, and what the step did. Where it would not have been finite, the old posterior
         (after the dynamics) is returned and ``info.ok`` is False.
-
     """
     structure = model.structure
     weights = posterior.weights

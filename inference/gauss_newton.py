@@ -36,7 +36,6 @@ def add_curvature(
         x: inputs (N, I).
         weight: of each row (N,), on the host.
         layers: for each layer, whether it takes part; the others' weights are held fixed.
-
     """
 
     def add(state: Any, rows: Array, row_weight: Array) -> Any:

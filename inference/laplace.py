@@ -19,7 +19,6 @@ class Laplace(Method):
 
     Args:
         training: how the mode is found.
-
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)

@@ -36,7 +36,6 @@ class FitProblem:
         weight: of each row (N,), on the host.
         seed: of everything random.
         on_epoch: called with epoch, number of epochs, mean objective per row.
-
     """
 
     engine: Engine

@@ -56,7 +56,6 @@ class MLP:
 
     Raises:
         InvalidInput: a width below 1 or an unknown activation.
-
     """
 
     hidden: tuple[int, ...] = (50,)
@@ -126,7 +125,6 @@ class MLP:
             standard_deviations: S for each layer; None where the layer's weights are points.
             x: inputs.
             noise: standard normal draws for each layer's pre-activations (N, O); None where the weights are points.
-
         """
         xp = engine.xp
         activate = ACTIVATIONS[self.activation]

@@ -31,7 +31,6 @@ class TrainingOptions:
         steps: least number of steps when ``epochs`` is None.
         batch_size: rows of a step.
         learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0).
-
     """
 
     epochs: int | None = None
@@ -102,7 +101,6 @@ def fit_layers(
 
     Raises:
         NumericalFailure: the objective became infinite or undefined.
-
     """
     xp = engine.xp
     num_rows = int(x.shape[0])

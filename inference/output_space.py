@@ -7,7 +7,6 @@ weights.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,19 +17,32 @@ from .likelihoods.base import Likelihood
 
 __all__ = ["OutputSolution", "solve_in_output_space"]
 
-_STEP_LENGTHS = 0.5 ** np.arange(10.0)  # candidates of the line search
+_SHORTEST = 2.0**-12  # a step is halved no further
 _MAX_ITERATIONS = 50
+_EPSILON = 1e-15  # relative rounding of f + C r, which the score magnifies by its curvature
 _ROUNDING = 1e-10  # relative differences of the objective below this are rounding
-_TOLERANCE = 1e-11  # of score(f + C r) - r, which bounds the error of r, relative to r
+_TOLERANCE = 1e-11  # of |score(f + C r) - r|, which bounds the error of r, relative to |r|
 
 
 class _Newton(NamedTuple):
-    """Where the iteration is: r, C r, the gradient and √weight · L there, and how many steps were taken."""
+    """Where the iteration is.
+
+    Attributes:
+        r: the residuals.
+        shift: C r.
+        objective: log p(y | f + C r) - ½ rᵀ C r, which is largest at the mode.
+        gradient: score(f + C r) - r, which is 0 at the mode.
+        factor: √weight · L.
+        length: of the last step, as a share of Newton's.
+        count: of the steps.
+    """
 
     r: Float[Array, " M"]
     shift: Float[Array, " M"]
+    objective: Float[Array, ""]
     gradient: Float[Array, " M"]
     factor: Float[Array, "N K R"]
+    length: Float[Array, ""]
     count: Float[Array, ""]
 
 
@@ -46,7 +58,6 @@ class OutputSolution(NamedTuple):
             that holds every correlation this is its own KL.
         iterations: Newton iterations taken.
         ok: whether all of it is finite and the system was positive definite.
-
     """
 
     residual: Float[Array, "N K"]
@@ -84,64 +95,65 @@ def solve_in_output_space(
         y: targets, as the likelihood prepared them.
         weight: of each row, at least 0; a row of weight 0 (padding) changes nothing.
         state: of the likelihood.
-
     """
     xp = engine.xp
     num_rows, num_outputs = outputs.shape
     size = num_rows * num_outputs
     identity = engine.eye(size, outputs)
-    lengths = engine.constant(_STEP_LENGTHS, outputs)[:, None]
     root_weight = xp.sqrt(weight)[:, None, None]
     rows_of_covariance = xp.reshape(covariance, (num_rows, num_outputs, size))
 
-    def moved(shift: Array) -> Array:
-        """Outputs for shifts C r, (..., M)."""
-        return outputs + xp.reshape(shift, (*shift.shape[:-1], num_rows, num_outputs))
+    def at(r: Array, length: Array, count: Array) -> _Newton:
+        """Everything that is needed at r."""
+        shift = r @ covariance
+        moved = outputs + xp.reshape(shift, (num_rows, num_outputs))
+        fit, score, factor = likelihood.unit_terms(engine, moved, y)
+        gradient = xp.reshape(weight[:, None] * score, (size,)) - r
+        return _Newton(r, shift, fit @ weight - 0.5 * (r @ shift), gradient, root_weight * factor, length, count)
 
-    def derivatives(r: Array, shift: Array) -> tuple[Array, Array]:
-        """score(f + C r) - r, which is 0 at the mode, and √weight · L there."""
-        score, factor = likelihood.unit_derivatives(engine, moved(shift), y)
-        return xp.reshape(weight[:, None] * score, (size,)) - r, root_weight * factor
+    def iterate(old: _Newton) -> _Newton:
+        """A Newton step, halved until the objective rises by a quarter of what its slope promises (Armijo)."""
+        system = identity + xp.reshape(old.factor @ (old.factor.mT @ rows_of_covariance), (size, size))
+        direction = xp.linalg.solve(system, old.gradient[:, None])[:, 0]
+        rounding = _ROUNDING * (1 + xp.abs(old.objective))
 
-    def objective(r: Array, shift: Array) -> Array:
-        """Log p(y | f + C r) - ½ rᵀ C r."""
-        fit = likelihood.unit_log_prob(engine, moved(shift), y) @ weight
-        return fit - 0.5 * xp.sum(r * shift, axis=-1)
+        def too_far(new: _Newton) -> Array:
+            promised = old.gradient @ (new.shift - old.shift)
+            rises = new.objective - old.objective >= 0.25 * promised - rounding
+            return ~rises & (new.length > _SHORTEST)
 
-    def iterate(carry: _Newton) -> _Newton:
-        system = identity + xp.reshape(carry.factor @ (carry.factor.mT @ rows_of_covariance), (size, size))
-        direction = xp.linalg.solve(system, carry.gradient[:, None])[:, 0]
-        candidates = carry.r + lengths * direction
-        shifts = candidates @ covariance
-        values = objective(candidates, shifts)
-        values = xp.where(xp.isnan(values), -math.inf, values)
-        highest = xp.max(values)
-        as_good = values >= highest - _ROUNDING * (1 + xp.abs(highest))
-        best = xp.argmax(xp.astype(as_good, xp.int32))  # the longest step among the best
-        r, shift = candidates[best], shifts[best]
-        return _Newton(r, shift, *derivatives(r, shift), carry.count + 1)
+        def halve(new: _Newton) -> _Newton:
+            length = 0.5 * new.length
+            return at(old.r + length * direction, length, new.count)
 
-    def unfinished(carry: _Newton) -> Array:
-        size_of_gradient = xp.max(xp.abs(carry.gradient))
-        return (size_of_gradient > _TOLERANCE * (1 + xp.max(xp.abs(carry.r)))) & (carry.count < _MAX_ITERATIONS)
+        return engine.while_loop(too_far, halve, at(old.r + direction, one, old.count + 1))
 
-    zero = engine.constant(np.zeros(size), outputs)
-    start = _Newton(zero, zero, *derivatives(zero, zero), engine.constant(0.0, outputs))
-    r, shift, _, factor, iterations = engine.while_loop(unfinished, iterate, start)
+    flat_outputs = xp.reshape(outputs, (size,))
+    norm_of_outputs, norm_of_covariance = flat_outputs @ flat_outputs, xp.sum(covariance * covariance)
+
+    def unfinished(now: _Newton) -> Array:
+        curvature = xp.sum(now.factor * now.factor)
+        squares = now.r @ now.r
+        rounding = (_EPSILON * curvature) ** 2 * (norm_of_outputs + norm_of_covariance * squares)
+        wanted = _TOLERANCE**2 * (1 + squares) + rounding
+        return (now.gradient @ now.gradient > wanted) & (now.count < _MAX_ITERATIONS)
+
+    one, zero = engine.constant(1.0, outputs), engine.constant(0.0, outputs)
+    found = engine.while_loop(unfinished, iterate, at(engine.constant(np.zeros(size), outputs), one, zero))
 
     after = likelihood.update_state(engine, state, outputs, covariance, y, weight)
-    squares = r @ shift
-    information, growth, ok = _information(engine, likelihood, covariance, factor, squares, after, state)
+    squares = found.r @ found.shift
+    information, growth, ok = _information(engine, likelihood, covariance, found.factor, squares, after, state)
     log_predictive = _log_predictive(engine, likelihood, outputs, covariance, y, weight, state)
-    size_of_step = xp.max(xp.abs(r)) + xp.sum(factor * factor) + growth + squares
-    representable = xp.isfinite(size_of_step + log_predictive + information) & (size_of_step <= largest)
+    size_of_step = xp.sqrt(found.r @ found.r) + xp.sum(found.factor * found.factor) + growth + squares
+    representable = xp.isfinite(log_predictive + information) & (size_of_step <= largest)
     return OutputSolution(
-        xp.reshape(r, (num_rows, num_outputs)),
-        factor,
+        xp.reshape(found.r, (num_rows, num_outputs)),
+        found.factor,
         after,
         log_predictive,
         information,
-        iterations,
+        found.count,
         ok & representable,
     )
 

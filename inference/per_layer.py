@@ -26,7 +26,6 @@ class PerLayer(Method):
 
     Raises:
         InvalidInput: another method, or two different trainings: one network is trained once.
-
     """
 
     hidden: Any

@@ -25,7 +25,6 @@ class NormalPrior:
 
     Raises:
         InvalidInput: a scale that is not positive and finite.
-
     """
 
     scale: float | tuple[float, ...] = 2.0

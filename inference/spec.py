@@ -32,7 +32,6 @@ def to_spec(value: Any) -> Any:
 
     Raises:
         InvalidInput: a type that can not be stored.
-
     """
     if dataclasses.is_dataclass(value) and type(value).__name__ in _TYPES:
         fields = {field.name: to_spec(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -49,7 +48,6 @@ def from_spec(spec: Any) -> Any:
 
     Raises:
         InvalidInput: an unknown type, as a newer version may have written.
-
     """
     if isinstance(spec, Mapping):
         fields = dict(spec)

@@ -25,7 +25,6 @@ class Variational(Method):
     Args:
         training: how the bound is maximised.
         initial_deviation: starting standard deviation of a weight, relative to its prior's.
-
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)

@@ -45,7 +45,6 @@ class Life(NamedTuple):
     x_new: np.ndarray
     y_new: np.ndarray
     fitted: bm.Predictive
-    sampled: bm.Predictive
     fitted_arrays: dict[str, np.ndarray]
     info: Any
     updated: bm.Predictive
@@ -84,15 +83,14 @@ def life(request: pytest.FixtureRequest) -> Life:
     y, y_new = (read_only(make_targets(model.likelihood, rows, seed=82)) for rows in (x, x_new))
     model.fit(x, y, method=METHODS[method])
     fitted = model.predict(x_new)
-    sampled = model.predict(x_new, method="samples", num_samples=8)
     arrays = model.to_arrays()
     info = model.update(x_new, y_new)
-    return Life(model, METHODS[method], x, y, x_new, y_new, fitted, sampled, arrays, info, model.predict(x_new))
+    return Life(model, METHODS[method], x, y, x_new, y_new, fitted, arrays, info, model.predict(x_new))
 
 
 def test_answers_are_finite_and_split_their_variance(life: Life) -> None:
     rows = len(life.x_new)
-    for predictive in (life.fitted, life.sampled, life.updated):
+    for predictive in (life.fitted, life.updated):
         assert predictive.mean.shape[0] == rows
         assert predictive.mean.dtype == np.float64
         for values in (predictive.mean, predictive.std, predictive.log_prob(life.y_new)):
@@ -171,6 +169,27 @@ def test_the_prior_alone_learns(structure: str, likelihood: str, engine: str) ->
     for start in range(0, len(x), 4):
         assert model.update(x[start : start + 4], y[start : start + 4]).ok
     assert model.predict(x).log_prob(y).mean() > before
+
+
+@pytest.mark.parametrize(
+    ("engine", "structure"),
+    [pytest.param(name, s, marks=needs(name)) for name in ("numpy", "torch") for s in STRUCTURES]
+    + [pytest.param("jax", "blocks", marks=needs("jax"))],
+)
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+def test_sampled_networks_answer_in_the_same_way(structure: str, likelihood: str, engine: str) -> None:
+    model = make_model(structure, likelihood, engine)
+    x = make_inputs(5, seed=95)
+    y = make_targets(model.likelihood, x, seed=96)
+    model.update(x, y)
+    sampled, again = (model.predict(x, method="samples", num_samples=20, seed=2) for _ in range(2))
+    assert sampled.output_samples is not None
+    assert sampled.output_samples.shape == (20, 5, model.likelihood.num_outputs)
+    np.testing.assert_array_equal(sampled.output_samples, again.output_samples)
+    assert sampled.mean.shape == model.predict(x).mean.shape
+    assert np.isfinite(sampled.log_prob(y)).all()
+    assert (sampled.epistemic_variance > 0).all()
+    np.testing.assert_allclose(sampled.variance, sampled.epistemic_variance + sampled.aleatoric_variance, rtol=1e-10)
 
 
 def test_the_prior_alone_learns_in_jax() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -280,7 +281,7 @@ def test_information_is_the_divergence_of_a_full_structure(framework: str, likel
 
 # -- the system in output space ---------------------------------------------------------------------------------------
 def solve(likelihood: Likelihood, f: np.ndarray, covariance: np.ndarray, y: np.ndarray) -> Any:
-    return solve_in_output_space(NumpyEngine(), likelihood, f, covariance, y, np.ones(len(f)), ())
+    return solve_in_output_space(NumpyEngine(), likelihood, math.inf, f, covariance, y, np.ones(len(f)), ())
 
 
 def test_a_confident_mistake_does_not_overshoot() -> None:

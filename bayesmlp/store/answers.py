@@ -24,7 +24,6 @@ class Answers:
 
     Args:
         path: of the file; made if absent.
-
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +44,6 @@ class Answers:
 
         Returns:
             The prediction id.
-
         """
         prediction_id = uuid.uuid4().hex
         with self._engine.begin() as connection:
@@ -66,7 +64,6 @@ class Answers:
         Raises:
             UnknownPrediction: the model gave no such answer.
             ExpiredPrediction: its time to live has passed.
-
         """
         with self._engine.begin() as connection:
             where = (answers.c.prediction_id == prediction_id) & (answers.c.model == model)

@@ -25,7 +25,6 @@ class BlobFolder:
 
     Args:
         folder: of the large ones; made when first needed.
-
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +38,6 @@ class BlobFolder:
 
         Returns:
             The hash, and the bytes to keep in the row, or None if they are in a file.
-
         """
         data = save({name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()})
         name = hashlib.sha256(data).hexdigest()
@@ -68,7 +66,6 @@ class BlobFolder:
 
         Raises:
             CorruptStore: absent, or not the bytes that were written.
-
         """
         row = connection.execute(select(blobs.c.data).where(blobs.c.sha256 == name)).first()
         if row is None:

@@ -137,7 +137,6 @@ def connect(path: Path, schema: MetaData, *, durability: str, exclusive: bool) -
 
     Raises:
         InvalidInput: an unknown durability.
-
     """
     if durability not in DURABILITIES:
         raise InvalidInput(f"durability must be 'full' or 'normal', got {durability!r}")

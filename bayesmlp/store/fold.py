@@ -32,7 +32,6 @@ class Record(NamedTuple):
         kind: see the module's table.
         event_id: of an event or a batch.
         body: what it says.
-
     """
 
     offset: int
@@ -49,7 +48,6 @@ class Fold:
         line: live records that make the posterior, in order; the first is a publish.
         status: of each event or batch by offset: ``live``, ``retracted``, ``rolled back`` or ``superseded``.
         head: offset of the newest record of the log.
-
     """
 
     line: tuple[Record, ...]
@@ -73,7 +71,6 @@ def effective(records: Iterable[Record]) -> Fold:
 
     Raises:
         CorruptStore: a record of unknown kind, or a rollback to where no posterior was.
-
     """
     tip: tuple[Record, Any] | None = None  # a linked list, newest first
     tips: dict[int, tuple[Record, Any] | None] = {}

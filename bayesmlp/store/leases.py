@@ -28,7 +28,6 @@ def acquire(connection: Connection, model_id: int, model: str) -> int:
 
     Raises:
         LeaseHeld: the holder is alive, or on another machine.
-
     """
     row = connection.execute(select(leases).where(leases.c.model_id == model_id)).first()
     if row is not None and row.owner is not None:

@@ -42,7 +42,6 @@ class Entry(NamedTuple):
         information: gained, in nats.
         received: when it was stored, seconds since the epoch.
         note: what a retraction or a rollback names.
-
     """
 
     version: int
@@ -89,7 +88,6 @@ def open_store(path: str | Path, *, durability: str = "full") -> PosteriorStore:
 
     Raises:
         InvalidInput: a URL of another database, or an unknown durability.
-
     """
     return PosteriorStore(path, durability=durability)
 
@@ -146,7 +144,6 @@ class PosteriorStore:
             InvalidInput: a name that is not 1 to 200 printable characters.
             NotFitted: the model has no posterior.
             LeaseHeld: an updater is writing to the model.
-
         """
         if not isinstance(name, str) or not 0 < len(name) <= 200 or not name.isprintable():
             raise InvalidInput(f"name must be a string of 1 to 200 printable characters, got {name!r}")
@@ -215,7 +212,6 @@ class PosteriorStore:
         Raises:
             UnknownModel: no such model or version.
             LeaseHeld: an updater is writing to the model: use its own ``rollback``.
-
         """
         with self.write(name) as writer:
             return writer.append_rollback(version)
@@ -272,7 +268,6 @@ class PosteriorStore:
 
         Raises:
             CorruptStore: none is sound.
-
         """
         covers = {chain: position + 1 for position, chain in enumerate(fold.chains())}
         rows = connection.execute(select(snapshots).where(snapshots.c.model_id == model_id)).all()
@@ -341,7 +336,6 @@ class Writer:
 
         Raises:
             ConflictingEvent: an id that is there already with another body; then nothing is stored.
-
         """
         with self.transaction() as connection:
             self._write_effects(connection, done or {})

@@ -26,7 +26,6 @@ def get_engine(name: str | Engine, dtype: str | None = None) -> Engine:
         InvalidInput: an unknown framework or dtype.
         MissingDependency: the framework is not installed.
         DeviceUnavailable: the device is not on this machine.
-
     """
     if isinstance(name, Engine):
         return name

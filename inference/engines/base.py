@@ -51,7 +51,6 @@ class Engine(ABC):
         dtype: ``"float32"`` or ``"float64"``.
         in_place: whether :meth:`add_outer` and its kin may write into their first argument. Only a private
             stepper that owns its buffers sets it.
-
     """
 
     device: Any = None
@@ -129,7 +128,6 @@ class Engine(ABC):
         Args:
             function: a pure function of arrays and trees of arrays.
             donate: positions of arguments whose memory the result may take over.
-
         """
 
     @abstractmethod
@@ -181,7 +179,6 @@ class Engine(ABC):
             learning_rates: one per step, shape (epochs, steps).
             seed: of the keys handed to ``loss``.
             on_epoch: called with the epoch's number and its mean loss.
-
         """
 
     # -- randomness -----------------------------------------------------------------------------------------------

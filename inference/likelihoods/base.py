@@ -42,7 +42,6 @@ class Likelihood(ABC):
 
         Raises:
             InvalidInput: names the argument, what was expected and what came.
-
         """
 
     @abstractmethod
@@ -89,11 +88,15 @@ class Likelihood(ABC):
     def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
         """L with L Lᵀ the Fisher information of the outputs at unit dispersion."""
 
-    def unit_derivatives(
+    def unit_terms(
         self, engine: Engine, outputs: Float[Array, "N K"], y: Array
-    ) -> tuple[Float[Array, "N K"], Float[Array, "N K R"]]:
-        """:meth:`unit_score` and :meth:`fisher_factor`; override it where they share work."""
-        return self.unit_score(engine, outputs, y), self.fisher_factor(engine, outputs)
+    ) -> tuple[Float[Array, " N"], Float[Array, "N K"], Float[Array, "N K R"]]:
+        """Log probability, score and Fisher factor at unit dispersion; override it where they share work."""
+        return (
+            self.unit_log_prob(engine, outputs, y),
+            self.unit_score(engine, outputs, y),
+            self.fisher_factor(engine, outputs),
+        )
 
     def log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any) -> Float[Array, "*S N"]:
         """Log p(y | outputs, state)."""

@@ -21,7 +21,6 @@ class Bernoulli(Likelihood):
 
     Args:
         num_outputs: K; targets are 0 or 1 (or booleans), shape (rows,) for one output, else (rows, K).
-
     """
 
     num_outputs: int = 1

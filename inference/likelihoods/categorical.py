@@ -24,7 +24,6 @@ class Categorical(Likelihood):
 
     Raises:
         InvalidInput: fewer than two classes.
-
     """
 
     num_classes: int
@@ -67,11 +66,17 @@ class Categorical(Likelihood):
         """diag(√p) - p √pᵀ, whose square is diag(p) - p pᵀ."""
         return self._fisher_factor(engine, self.mean(engine, outputs))
 
-    def unit_derivatives(
+    def unit_terms(
         self, engine: Engine, outputs: Float[Array, "N K"], y: Array
-    ) -> tuple[Float[Array, "N K"], Float[Array, "N K R"]]:
-        probabilities = self.mean(engine, outputs)
-        return self._one_hot(engine, outputs, y) - probabilities, self._fisher_factor(engine, probabilities)
+    ) -> tuple[Float[Array, " N"], Float[Array, "N K"], Float[Array, "N K R"]]:
+        xp = engine.xp
+        chosen = self._one_hot(engine, outputs, y)
+        shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
+        exponentials = xp.exp(shifted)
+        total = xp.sum(exponentials, axis=-1, keepdims=True)
+        probabilities = exponentials / total
+        log_prob = xp.sum(chosen * shifted, axis=-1) - xp.log(total)[..., 0]
+        return log_prob, chosen - probabilities, self._fisher_factor(engine, probabilities)
 
     def _fisher_factor(self, engine: Engine, probabilities: Array) -> Array:
         root = engine.xp.sqrt(probabilities)

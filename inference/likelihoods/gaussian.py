@@ -23,7 +23,6 @@ class NoiseState(NamedTuple):
     Attributes:
         shape: half the number of observations seen, prior included.
         rate: half the sum of squares seen, prior included, in squared units of y.
-
     """
 
     shape: Float[Array, ""]
@@ -46,7 +45,6 @@ class Gaussian(Likelihood):
 
     Raises:
         InvalidInput: an argument that is not positive.
-
     """
 
     num_outputs: int = 1

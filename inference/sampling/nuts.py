@@ -22,7 +22,6 @@ class Chains:
     Attributes:
         sites: values of each site, (chains, draws, ...).
         diverging: whether the trajectory diverged, (chains, draws).
-
     """
 
     sites: dict[str, np.ndarray]
@@ -39,7 +38,6 @@ class NUTS:
         num_chains: independent chains; at least 2 for R-hat.
         target_accept: acceptance probability that the step size is adapted to.
         max_tree_depth: a trajectory has at most 2^depth - 1 leapfrog steps.
-
     """
 
     num_warmup: int = 500
@@ -64,7 +62,6 @@ class NUTS:
             x: scaled inputs (N, I), of the engine.
             y: prepared targets, of the engine.
             seed: of the chains.
-
         """
         if engine.name.startswith("jax"):
             return self._run_numpyro(engine, program, x, y, seed)

@@ -51,7 +51,6 @@ def probabilistic_program(
 
     Raises:
         InvalidInput: another likelihood.
-
     """
     if not isinstance(likelihood, Gaussian | Categorical | Bernoulli):
         raise InvalidInput(f"there is no {language.__name__} program for {type(likelihood).__name__}")

@@ -39,7 +39,6 @@ class Blocks(Structure):
 
     Raises:
         InvalidInput: a layer that is named twice.
-
     """
 
     parts: tuple[tuple[Structure, Any], ...]
@@ -163,6 +162,5 @@ def LastLayer(last: Structure | None = None, hidden: Structure | None = None) ->
     Args:
         last: structure of the last layer; ``Full()`` if not given.
         hidden: structure of the other layers, as one block; ``Diagonal()`` if not given.
-
     """
     return Blocks(((hidden or Diagonal(), "rest"), (last or Full(), (-1,))))

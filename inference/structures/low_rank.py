@@ -37,7 +37,6 @@ class LowRank(Structure):
 
     Args:
         rank: R, at least 1.
-
     """
 
     rank: int = 10
