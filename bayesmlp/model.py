@@ -80,9 +80,18 @@ class BayesianMLP:
         standardize: bool = True,
         seed: int = 0,
     ) -> None:
-        for name, value, kind in (("network", network, MLP), ("likelihood", likelihood, Likelihood)):
+        parts: tuple[tuple[str, Any, type], ...] = (
+            ("network", network, MLP),
+            ("likelihood", likelihood, Likelihood),
+            ("prior", prior or NormalPrior(), NormalPrior),
+            ("structure", structure or LastLayer(), Structure),
+            ("dynamics", dynamics or Static(), Dynamics),
+        )
+        for name, value, kind in parts:
             if not isinstance(value, kind):
                 raise InvalidInput(f"{name} must be a {kind.__name__}, got {value!r}")
+        if not isinstance(seed, int | np.integer) or seed < 0:
+            raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         self.network = network
         self.likelihood = likelihood
         self.prior = prior or NormalPrior()
@@ -140,7 +149,12 @@ class BayesianMLP:
     @property
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
-        return FilterModel(self.network, self.likelihood, self._resolved, self.dynamics)
+        return FilterModel(self.network, self.scaled_likelihood, self._resolved, self.dynamics)
+
+    @property
+    def scaled_likelihood(self) -> Likelihood:
+        """The likelihood in the units of the scaled targets; raises :class:`NotFitted` before any data."""
+        return self.likelihood.in_units_of(self.scaling.target_scale)
 
     def mean_weights(self) -> tuple[np.ndarray, ...]:
         """Posterior mean of each layer's weights, (inputs + 1, outputs); the last row is the bias."""
@@ -179,13 +193,15 @@ class BayesianMLP:
             InvalidInput: bad data, or an engine without gradients.
             NumericalFailure: the fit diverged; the model is as it was.
         """
+        if method is not None and not isinstance(method, Method):
+            raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
         x, targets, scaling = self._training_data(X, y)
         weights = check_weights(weight, len(x))
         shapes = self.network.shapes(x.shape[1], self.likelihood.num_outputs)
         problem = FitProblem(
             engine=self.engine,
             network=self.network,
-            likelihood=self.likelihood,
+            likelihood=self.likelihood.in_units_of(scaling.target_scale),
             structure=self._resolved,
             prior_precision=self.prior.precision(shapes),
             start=self.network.initialise(x.shape[1], self.likelihood.num_outputs, self.seed),
@@ -214,6 +230,7 @@ class BayesianMLP:
             targets,
             inputs=self.standardize,
             targets=self.standardize and self.likelihood.scales_targets,
+            one_target_scale=self.likelihood.shares_target_scale,
             num_outputs=self.likelihood.num_outputs,
         )
         return scaling.inputs(x), scaling.targets(targets), scaling
@@ -239,8 +256,8 @@ class BayesianMLP:
         x = check_inputs(X, self._num_inputs)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
-        if not elapsed >= 0:
-            raise InvalidInput(f"elapsed must be at least 0, got {elapsed!r}")
+        if not isinstance(elapsed, int | float) or not 0 <= elapsed < np.inf:
+            raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
         before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
         if self._posterior is None:
             self.start_from_prior(x.shape[1])
@@ -321,31 +338,35 @@ class BayesianMLP:
         return targets
 
     # -- sampling -------------------------------------------------------------------------------------------------
-    def to_numpyro(self, num_inputs: int | None = None) -> Program:
+    def to_numpyro(self, num_inputs: int | None = None, scaling: Scaling | None = None) -> Program:
         """The model as a NumPyro program ``program(x, y=None)`` of scaled inputs: any kernel or guide works on it.
 
         Args:
             num_inputs: number of inputs, for a model that has seen no data.
+            scaling: of the data that the program will be given; the model's own if it has one.
 
         Raises:
             InvalidInput: the engine is not jax.
             MissingDependency: NumPyro is not installed.
         """
-        return self._program("jax", "numpyro", num_inputs)
+        return self._program("jax", "numpyro", num_inputs, scaling)
 
-    def to_pyro(self, num_inputs: int | None = None) -> Program:
+    def to_pyro(self, num_inputs: int | None = None, scaling: Scaling | None = None) -> Program:
         """The model as a Pyro program; see :meth:`to_numpyro`. The engine must be torch."""
-        return self._program("torch", "pyro", num_inputs)
+        return self._program("torch", "pyro", num_inputs, scaling)
 
-    def _program(self, framework: str, language: str, num_inputs: int | None) -> Program:
+    def _program(self, framework: str, language: str, num_inputs: int | None, scaling: Scaling | None) -> Program:
         if not self.engine.name.startswith(framework):
             raise InvalidInput(f"{language} runs on {framework}: use to_engine({framework!r}) first")
         try:
             modules = importlib.import_module(language), importlib.import_module(f"{language}.distributions")
         except ImportError as error:
             raise MissingDependency(language, framework) from error
-        shapes = self.network.shapes(num_inputs or self.num_inputs, self.likelihood.num_outputs)
-        return probabilistic_program(*modules, self.engine, self.network, self.likelihood, self.prior.precision(shapes))
+        size = num_inputs or self.num_inputs
+        units = scaling or self._scaling or Scaling.identity(size, self.likelihood.num_outputs)
+        likelihood = self.likelihood.in_units_of(units.target_scale)
+        precision = self.prior.precision(self.network.shapes(size, likelihood.num_outputs))
+        return probabilistic_program(*modules, self.engine, self.network, likelihood, precision)
 
     def sample(self, X: Any, y: Any, *, method: NUTS | None = None) -> SampledPosterior:  # noqa: N803
         """Draws from the exact posterior given a data set: NumPyro's on jax, Pyro's on torch.
@@ -363,11 +384,12 @@ class BayesianMLP:
         """
         x, targets, scaling = self._training_data(X, y)
         language = self.to_numpyro if self.engine.name.startswith("jax") else self.to_pyro
-        program = language(x.shape[1])
+        program = language(x.shape[1], scaling)
         chains = (method or NUTS()).run(
             self.engine, program, self.engine.asarray(x), self.engine.asarray(targets), self.seed
         )
-        return SampledPosterior(self.network, self.likelihood, scaling, chains, x, targets)
+        likelihood = self.likelihood.in_units_of(scaling.target_scale)
+        return SampledPosterior(self.network, likelihood, scaling, chains, x, targets)
 
     # -- answering ------------------------------------------------------------------------------------------------
     def predict(
@@ -393,13 +415,14 @@ class BayesianMLP:
         """
         if method not in PREDICTION_METHODS:
             raise InvalidInput(f"method must be one of {', '.join(PREDICTION_METHODS)}, got {method!r}")
-        if num_samples < 1:
-            raise InvalidInput(f"num_samples must be at least 1, got {num_samples!r}")
+        for name, value, least in (("num_samples", num_samples, 1), ("seed", 0 if seed is None else seed, 0)):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
         x = self.scaling.inputs(check_inputs(X, self.num_inputs))
         state = self._host_likelihood_state()
         common = {
             "method": method,
-            "likelihood": self.likelihood,
+            "likelihood": self.scaled_likelihood,
             "likelihood_state": state,
             "scaling": self.scaling,
         }

@@ -258,8 +258,8 @@ class Predictive:
         Raises:
             InvalidInput: fewer than one sample.
         """
-        if num_samples < 1:
-            raise InvalidInput(f"num_samples must be at least 1, got {num_samples!r}")
+        if not isinstance(num_samples, int | np.integer) or num_samples < 1:
+            raise InvalidInput(f"num_samples must be an integer of at least 1, got {num_samples!r}")
         rng = np.random.default_rng(seed)
         rows, size = self.output_mean.shape
         state, likelihood = self.likelihood_state, self.likelihood

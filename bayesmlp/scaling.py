@@ -32,13 +32,26 @@ class Scaling(NamedTuple):
         return cls(np.zeros(num_inputs), np.ones(num_inputs), np.zeros(num_outputs), np.ones(num_outputs))
 
     @classmethod
-    def estimate(cls, x: np.ndarray, y: np.ndarray, *, inputs: bool, targets: bool, num_outputs: int) -> Scaling:
-        """Means and standard deviations of the columns; a constant column keeps scale 1."""
+    def estimate(
+        cls, x: np.ndarray, y: np.ndarray, *, inputs: bool, targets: bool, one_target_scale: bool, num_outputs: int
+    ) -> Scaling:
+        """Means and standard deviations of the columns; a constant column keeps scale 1.
+
+        Args:
+            x: inputs.
+            y: targets.
+            inputs: whether to scale inputs.
+            targets: whether to scale targets.
+            one_target_scale: whether all targets get the same scale.
+            num_outputs: number of targets.
+        """
         scaling = cls.identity(x.shape[1], num_outputs)
         if inputs:
             scaling = scaling._replace(input_mean=x.mean(0), input_scale=_deviation(x))
         if targets:
-            scaling = scaling._replace(target_mean=y.mean(0), target_scale=_deviation(y))
+            deviation = _deviation(y)
+            shared = np.full_like(deviation, np.sqrt(np.mean(deviation**2)))
+            scaling = scaling._replace(target_mean=y.mean(0), target_scale=shared if one_target_scale else deviation)
         return scaling
 
     def inputs(self, x: np.ndarray, argument: str = "X") -> np.ndarray:

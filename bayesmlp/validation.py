@@ -7,24 +7,12 @@ from typing import Any
 import numpy as np
 
 from .inference.errors import InvalidInput
+from .inference.host import as_host_array
 
 __all__ = ["MAX_MAGNITUDE", "as_host_array", "check_inputs", "check_weights"]
 
 MAX_MAGNITUDE = 1e6
 """Largest magnitude of an input after scaling; beyond it float32 products are no longer safe."""
-
-
-def as_host_array(values: Any, argument: str) -> np.ndarray:
-    """NumPy, torch, JAX or pandas data, or nested lists of numbers, as a NumPy array."""
-    if hasattr(values, "detach"):  # a torch tensor, perhaps on a GPU or with gradients
-        values = values.detach().cpu().numpy()
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise InvalidInput(f"{argument} must be an array of numbers, got a ragged {type(values).__name__}") from error
-    if array.dtype.kind not in "biuf":
-        raise InvalidInput(f"{argument} must hold real numbers, got dtype {array.dtype}")
-    return array
 
 
 def check_inputs(values: Any, num_inputs: int | None, argument: str = "X") -> np.ndarray:

@@ -24,5 +24,4 @@ class Laplace(Method):
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
     def fit(self, problem: FitProblem) -> FitResult:
-        points = [False] * problem.network.num_layers
-        return fit_posterior(problem, points, self.training, initial_deviation=1.0)
+        return fit_posterior(problem, [None] * problem.network.num_layers, self.training)

@@ -71,12 +71,18 @@ class Method(ABC):
 
 
 def fit_posterior(
-    problem: FitProblem, variational: Sequence[bool], options: TrainingOptions, initial_deviation: float
+    problem: FitProblem, initial_deviations: Sequence[float | None], options: TrainingOptions
 ) -> FitResult:
     """Train, then put the result into the problem's structure, at unit dispersion.
 
     Variational layers take the precision of their fitted deviations; point layers take the prior's plus the generalised
     Gauss-Newton curvature of all rows at the fitted means.
+
+    Args:
+        problem: what to fit.
+        initial_deviations: for each variational layer where its standard deviations start, relative to the prior's;
+            None for point layers.
+        options: how it is trained.
     """
     engine, likelihood = problem.engine, problem.likelihood
     fit = fit_layers(
@@ -84,13 +90,12 @@ def fit_posterior(
         problem.network,
         likelihood,
         problem.prior_precision,
-        variational,
+        initial_deviations,
         problem.start,
         problem.x,
         problem.y,
         engine.asarray(problem.weight),
         options,
-        initial_deviation,
         problem.seed,
         problem.on_epoch,
     )
@@ -103,7 +108,7 @@ def fit_posterior(
             for prior, deviation in zip(problem.prior_precision, fit.standard_deviation, strict=True)
         )
         weights = problem.structure.initial(engine, fit.mean, precisions)
-    points = [not flag for flag in variational]
+    points = [deviation is None for deviation in initial_deviations]
     if any(points):
         weights = add_curvature(
             engine, problem.network, likelihood, problem.structure, weights, problem.x, problem.weight, points

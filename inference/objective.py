@@ -72,13 +72,12 @@ def fit_layers(
     network: MLP,
     likelihood: Likelihood,
     prior_precision: Sequence[np.ndarray],
-    variational: Sequence[bool],
+    initial_deviations: Sequence[float | None],
     start: Sequence[np.ndarray],
     x: Array,
     y: Array,
     weight: Array,
     options: TrainingOptions,
-    initial_deviation: float,
     seed: int,
     on_epoch: Callable[[int, int, float], None] | None = None,
 ) -> BatchFit:
@@ -89,13 +88,13 @@ def fit_layers(
         network: the network.
         likelihood: the observation model.
         prior_precision: of each weight, one matrix per layer; the prior mean is 0.
-        variational: for each layer, whether its weights are variational.
+        initial_deviations: for each layer with variational weights, their starting standard deviation relative to
+            the prior's; None for layers with point weights.
         start: where the means start.
         x: inputs (N, I).
         y: prepared targets.
         weight: of each row (N,).
         options: of the optimiser.
-        initial_deviation: of the variational weights, relative to their prior's standard deviation.
         seed: of the mini-batches and of the noise.
         on_epoch: called with the epoch, their number and the epoch's mean objective per row.
 
@@ -105,7 +104,12 @@ def fit_layers(
     xp = engine.xp
     num_rows = int(x.shape[0])
     precisions = [engine.asarray(precision) for precision in prior_precision]
-    free = [np.log(initial_deviation / np.sqrt(p)) for p, v in zip(prior_precision, variational, strict=True) if v]
+    variational = [deviation is not None for deviation in initial_deviations]
+    free = [
+        np.log(deviation / np.sqrt(precision))
+        for precision, deviation in zip(prior_precision, initial_deviations, strict=True)
+        if deviation is not None
+    ]
     parameters = (
         tuple(engine.asarray(matrix) for matrix in start),
         tuple(engine.asarray(log_deviation) for log_deviation in free),

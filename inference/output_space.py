@@ -114,7 +114,7 @@ def solve_in_output_space(
     def iterate(old: _Newton) -> _Newton:
         """A Newton step, halved until the objective rises by a quarter of what its slope promises (Armijo)."""
         system = identity + xp.reshape(old.factor @ (old.factor.mT @ rows_of_covariance), (size, size))
-        direction = xp.linalg.solve(system, old.gradient[:, None])[:, 0]
+        direction = engine.solve(system, old.gradient[:, None])[:, 0]
         rounding = _ROUNDING * (1 + xp.abs(old.objective))
 
         def too_far(new: _Newton) -> Array:

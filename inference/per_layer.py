@@ -46,6 +46,4 @@ class PerLayer(Method):
     def fit(self, problem: FitProblem) -> FitResult:
         parts = [self.hidden] * (problem.network.num_layers - 1) + [self.last]
         deviations = [getattr(part, "initial_deviation", None) for part in parts]
-        variational = [deviation is not None for deviation in deviations]
-        started = [deviation for deviation in deviations if deviation is not None]
-        return fit_posterior(problem, variational, self.training, started[0] if started else 1.0)
+        return fit_posterior(problem, deviations, self.training)

@@ -35,5 +35,4 @@ class Variational(Method):
             raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
 
     def fit(self, problem: FitProblem) -> FitResult:
-        everywhere = [True] * problem.network.num_layers
-        return fit_posterior(problem, everywhere, self.training, self.initial_deviation)
+        return fit_posterior(problem, [self.initial_deviation] * problem.network.num_layers, self.training)

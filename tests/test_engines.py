@@ -182,7 +182,7 @@ def test_guarded_takes_the_update_only_where_it_is_sound(engine: Engine, ok: boo
 def test_jax_compiles_once_for_each_shape() -> None:
     pytest.importorskip("jax", reason="jax is not installed: pip install 'bayesmlp[jax]'")
     engine = get_engine("jax")
-    compiled = engine.jit(lambda a: a * 2)
+    compiled: Any = engine.jit(lambda a: a * 2)
     compiled(engine.asarray(np.ones(3)))
     assert compiled.cache_size() == 1
     compiled(engine.asarray(np.zeros(3)))
@@ -196,7 +196,8 @@ def test_jax_compiles_a_filter_step_once_for_a_stream() -> None:
     engine = get_engine("jax")
     model = bm.BayesianMLP(bm.MLP((3,)), bm.Categorical(3), structure=bm.LowRank(2), engine=engine)
     model.start_from_prior(2)
-    step, posterior = model.filter_model.compile(engine), model.posterior
+    step: Any = model.filter_model.compile(engine)
+    posterior = model.posterior
     for row in range(5):
         x = make_inputs(1, seed=row)
         posterior, _ = step(posterior, None, *model.batch(x, np.array([row % 3], np.int32), np.ones(1), 1.0))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import dense
 import numpy as np
 import pytest
 from cases import (
+    FRAMEWORKS,
     LIKELIHOODS,
     LINEAR,
     NETWORK,
@@ -18,6 +20,7 @@ from cases import (
     make_inputs,
     make_likelihood_state,
     make_targets,
+    needs,
     on,
     random_arrays,
     relative_error,
@@ -35,7 +38,7 @@ from bayesmlp.inference.structures import Structure
 EXACT = 1e-10
 ALL_STRUCTURES = STRUCTURES | {"low_rank_wide": bm.LowRank(12)}
 """The wide one has room for every column of these cases' batches, so that nothing is cut off."""
-CASES = [(s, k) for s in STRUCTURES for k in LIKELIHOODS] + [("low_rank_wide", "categorical")]
+PAIRS = [(s, k) for s in STRUCTURES for k in LIKELIHOODS] + [("low_rank_wide", "categorical")]
 
 
 # -- linear models: conjugate answers ---------------------------------------------------------------------------------
@@ -150,6 +153,7 @@ class Step(NamedTuple):
         )
 
 
+@cache
 def take_step(framework: str, structure: Structure, likelihood: Likelihood) -> Step:
     """A weighted batch of three rows on a random posterior."""
     engine = get_engine(framework, "float64")
@@ -178,11 +182,24 @@ def take_step(framework: str, structure: Structure, likelihood: Likelihood) -> S
     )
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case), scope="module")
-def taken(request: pytest.FixtureRequest, framework: str) -> Step:
-    """One step for each structure, likelihood and framework."""
-    structure, likelihood = request.param
-    return take_step(framework, ALL_STRUCTURES[structure], LIKELIHOODS[likelihood])
+def cases() -> list[Any]:
+    """Every framework, structure and likelihood; in JAX, which takes seconds to compile each, most of them are slow."""
+    likelihoods = list(LIKELIHOODS)
+    chosen = []
+    for name in FRAMEWORKS:
+        for position, (structure, likelihood) in enumerate(PAIRS):
+            quick = structure == "full" or likelihoods.index(likelihood) == position // len(likelihoods) % 4
+            marks = [needs(name)] if name != "jax" or quick else [needs(name), pytest.mark.slow]
+            case = (name, structure, likelihood)
+            chosen.append(pytest.param(case, id="-".join(case), marks=marks))
+    return chosen
+
+
+@pytest.fixture(params=cases(), scope="module")
+def taken(request: pytest.FixtureRequest) -> Step:
+    """One step for each framework, structure and likelihood."""
+    name, structure, likelihood = request.param
+    return take_step(name, ALL_STRUCTURES[structure], LIKELIHOODS[likelihood])
 
 
 def test_the_step_succeeds(taken: Step) -> None:

@@ -193,9 +193,9 @@ def test_forgetting_ends_at_the_prior_and_never_passes_it(structure: Structure, 
     engine, prior, state = learned
     prior_arrays = structure.to_arrays(engine, prior)
     prior_covariance = np.linalg.inv(dense.precision(structure, prior_arrays, SHAPES))
-    retention = bm.Forgetting(0.9).retention(1.0)
+    retention = bm.Forgetting(0.8).retention(1.0)
     growth = tuple((1 - retention**2) * v for v in structure.marginal_variance(engine, prior))
-    for step in range(250):
+    for step in range(110):
         arrays = structure.to_arrays(engine, state)
         covariance = linalg.inv(dense.precision(structure, arrays, SHAPES))
         room = np.linalg.eigvalsh(prior_covariance - covariance).min()

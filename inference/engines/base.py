@@ -111,6 +111,10 @@ class Engine(ABC):
         """The identity matrix, in the dtype and on the device of ``like``."""
         return self.xp.eye(size, dtype=like.dtype, device=like.device)
 
+    def widen(self, tree: Any) -> Any:
+        """Every array of a tree in float64, where it is: for accumulations that float32 does not carry."""
+        return map_arrays(lambda a: self.xp.astype(a, self.xp.float64), tree)
+
     def cast(self, tree: Any) -> Any:
         """Every array of a tree in the engine's floating-point type."""
         return map_arrays(lambda a: self.xp.astype(a, self.float_dtype), tree)
@@ -198,6 +202,10 @@ class Engine(ABC):
     @abstractmethod
     def cholesky(self, matrix: Array) -> tuple[Array, Array]:
         """Lower factor of symmetric matrices (..., n, n), and whether all of them were positive definite."""
+
+    @abstractmethod
+    def solve(self, matrix: Array, right: Array) -> Array:
+        """Solution of ``matrix @ x = right`` for matrices; not finite where the matrix is singular."""
 
     @abstractmethod
     def solve_triangular(self, factor: Array, right: Array, *, lower: bool = True, transpose: bool = False) -> Array:

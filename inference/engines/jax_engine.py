@@ -173,6 +173,9 @@ class JaxEngine(Engine):
         factor = jnp.linalg.cholesky(matrix)
         return factor, jnp.all(jnp.isfinite(factor))
 
+    def solve(self, matrix: Any, right: Any) -> Any:
+        return jnp.linalg.solve(matrix, right)
+
     def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
         solve = jax.scipy.linalg.solve_triangular
         return solve(factor, right, lower=lower, trans=1 if transpose else 0)

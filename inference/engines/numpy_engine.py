@@ -119,9 +119,15 @@ class NumpyEngine(Engine):
         except np.linalg.LinAlgError:
             return np.full_like(matrix, np.nan), np.False_
 
+    def solve(self, matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+        try:
+            return np.linalg.solve(matrix, right)
+        except np.linalg.LinAlgError:
+            return np.full_like(right, np.nan)
+
     def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
         # LAPACK's triangular solve has no batches in NumPy; a general solve is exact here and as accurate.
-        return np.linalg.solve(factor.mT if transpose else factor, right)
+        return self.solve(factor.mT if transpose else factor, right)
 
     def logsumexp(self, array: np.ndarray, axis: int) -> np.ndarray:
         peak = np.max(array, axis=axis, keepdims=True)

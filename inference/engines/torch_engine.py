@@ -180,6 +180,10 @@ class TorchEngine(Engine):
         factor, info = torch.linalg.cholesky_ex(matrix)
         return factor, torch.all(info == 0)
 
+    def solve(self, matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        solution, info = torch.linalg.solve_ex(matrix, right)
+        return torch.where(torch.any(info != 0), torch.nan, solution)
+
     def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
         return torch.linalg.solve_triangular(factor.mT if transpose else factor, right, upper=lower == transpose)
 

@@ -35,6 +35,15 @@ class Likelihood(ABC):
     scales_targets: bool = False
     """Whether targets are numbers that may be standardised."""
 
+    @property
+    def shares_target_scale(self) -> bool:
+        """Whether all targets must be scaled alike."""
+        return False
+
+    def in_units_of(self, target_scale: np.ndarray) -> Likelihood:
+        """The same observation model for targets that are divided by ``target_scale``, (K,)."""
+        return self
+
     # -- the edge: NumPy ------------------------------------------------------------------------------------------
     @abstractmethod
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:

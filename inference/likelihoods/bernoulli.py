@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
+from ..host import as_host_array
 from .base import Likelihood, invalid_target
 
 __all__ = ["Bernoulli"]
@@ -30,7 +31,7 @@ class Bernoulli(Likelihood):
             raise InvalidInput(f"Bernoulli.num_outputs must be at least 1, got {self.num_outputs!r}")
 
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
-        values = np.asarray(y)
+        values = as_host_array(y, argument)
         if values.dtype.kind not in "biuf":
             raise invalid_target(argument, "0 or 1", f"dtype {values.dtype}")
         if values.ndim == 1 and self.num_outputs == 1:

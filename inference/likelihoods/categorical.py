@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
+from ..host import as_host_array
 from .base import Likelihood, invalid_target
 
 __all__ = ["Categorical"]
@@ -37,7 +38,7 @@ class Categorical(Likelihood):
         return self.num_classes
 
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
-        labels = np.asarray(y)
+        labels = as_host_array(y, argument)
         if labels.dtype.kind not in "iu":
             raise invalid_target(argument, "integer class labels", f"dtype {labels.dtype}")
         if labels.ndim != 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
+from ..host import as_host_array
 from .base import Likelihood, invalid_target
 
 __all__ = ["Gaussian", "NoiseState"]
@@ -54,6 +55,11 @@ class Gaussian(Likelihood):
 
     scales_targets = True
 
+    @property
+    def shares_target_scale(self) -> bool:
+        """A known φ is one number for all targets, so they must keep one scale."""
+        return not self.learns_noise
+
     def __post_init__(self) -> None:
         if self.num_outputs < 1:
             raise InvalidInput(f"Gaussian.num_outputs must be at least 1, got {self.num_outputs!r}")
@@ -67,8 +73,13 @@ class Gaussian(Likelihood):
         """Whether φ is learned."""
         return self.noise_variance is None
 
+    def in_units_of(self, target_scale: np.ndarray) -> Gaussian:
+        if self.noise_variance is None:
+            return self
+        return replace(self, noise_variance=self.noise_variance / float(target_scale[0]) ** 2)
+
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
-        values = np.asarray(y)
+        values = as_host_array(y, argument)
         if values.dtype.kind not in "fiu":
             raise invalid_target(argument, "numbers", f"dtype {values.dtype}")
         values = values.astype(np.float64)
@@ -112,7 +123,7 @@ class Gaussian(Likelihood):
         error = root * xp.reshape(y - outputs, (-1,))
         identity = engine.eye(error.shape[0], error)
         spread = identity + root[:, None] * covariance * root[None, :]
-        squares = error @ xp.linalg.solve(spread, error[:, None])[:, 0]
+        squares = error @ engine.solve(spread, error[:, None])[:, 0]
         return NoiseState(state.shape + 0.5 * self.num_outputs * xp.sum(weight), state.rate + 0.5 * squares)
 
     def state_information(self, engine: Engine, new: Any, old: Any) -> Any:
@@ -185,8 +196,10 @@ class Gaussian(Likelihood):
         """φ, or its posterior mean rate/(shape-1); infinite at shape ≤ 1, where the Student-t has no variance."""
         if not self.learns_noise:
             return engine.xp.zeros_like(outputs) + self._fixed
+        xp = engine.xp
         tail = state.shape - 1
-        return engine.xp.zeros_like(outputs) + engine.xp.where(tail > 0, state.rate / abs(tail), math.inf)
+        mean = xp.where(tail > 0, state.rate / xp.where(tail > 0, tail, 1.0), math.inf)
+        return xp.zeros_like(outputs) + mean
 
     def fit_parameters(self) -> tuple[float, ...]:
         """The logarithm of φ; the prior's mode is where it starts."""

@@ -122,6 +122,6 @@ def _log_abs_determinant(engine: Engine, matrix: Array) -> Array:
 
 def _relative_to(engine: Engine, old: Array, new: Array, step: Array) -> tuple[Array, Array]:
     """tr(Λ_old Λ_new⁻¹) and stepᵀ Λ_old step, for covariance roots."""
-    trace_root = engine.xp.linalg.solve(old, new)
-    whitened = engine.xp.linalg.solve(old, step[:, None])
+    trace_root = engine.solve(old, new)
+    whitened = engine.solve(old, step[:, None])
     return sum_float64(engine, trace_root * trace_root), sum_float64(engine, whitened * whitened)

@@ -63,10 +63,11 @@ class LowRank(Structure):
 
     def _correction(self, engine: Engine, state: LowRankState, projected: Float[Array, "M R"]) -> Array:
         """``projected F⁻ᵀ`` with F Fᵀ = I + WᵀΥ⁻¹W: rows whose inner products are what the columns take away."""
-        return engine.cast(engine.in_float64(_divide_by_root, self._core(engine, state), projected))
+        return engine.in_float64(_divide_by_root, self._core(engine, state), projected)
 
     def output_covariance(self, engine: Engine, state: LowRankState, factors: Factors, *, joint: bool = False) -> Array:
         """JΥ⁻¹Jᵀ - (JΥ⁻¹W)(I + WᵀΥ⁻¹W)⁻¹(JΥ⁻¹W)ᵀ."""
+        state, factors = engine.widen((state, tuple(factors)))
         layers = list(zip(factors, state.diagonal, state.columns, strict=True))
         prior = sum(
             (f.gram(engine, 1 / d, joint) for f, d, _ in layers[1:]), start=_gram(engine, *layers[0][:2], joint)
@@ -77,22 +78,23 @@ class LowRank(Structure):
         taken = self._correction(engine, state, engine.xp.reshape(projected, (-1, rank)))
         if not joint:
             taken = engine.xp.reshape(taken, (num_rows, num_outputs, rank))
-        return prior - taken @ taken.mT
+        return engine.cast(prior - taken @ taken.mT)
 
     def shift(
         self, engine: Engine, state: LowRankState, factors: Factors, residual: Float[Array, "N K"]
     ) -> LowRankState:
+        wide, factors, residual = engine.widen((state, tuple(factors), residual))
         pulled = (factor.pull_back(residual) for factor in factors)
         gradient = tuple(column.mT @ row for column, row in pulled)
-        step = self._solve(engine, state, gradient)
-        return state._replace(mean=tuple(m + s for m, s in zip(state.mean, step, strict=True)))
+        step = self._solve(engine, wide, gradient)
+        return state._replace(mean=engine.cast(tuple(m + s for m, s in zip(wide.mean, step, strict=True))))
 
     def _solve(self, engine: Engine, state: LowRankState, gradient: Layers) -> Layers:
         """Λ⁻¹ times a direction in weight space."""
         scaled = tuple(g / d for g, d in zip(gradient, state.diagonal, strict=True))
         parts = [_flat(engine, w) @ engine.xp.reshape(s, (-1,)) for w, s in zip(state.columns, scaled, strict=True)]
         core = self._core(engine, state)
-        coefficients = engine.cast(engine.in_float64(_solve_core, core, sum(parts[1:], start=parts[0])))
+        coefficients = engine.in_float64(_solve_core, core, sum(parts[1:], start=parts[0]))
         return tuple(
             s - _combine(engine, coefficients[None], w)[0] / d
             for s, w, d in zip(scaled, state.columns, state.diagonal, strict=True)
@@ -102,33 +104,36 @@ class LowRank(Structure):
         self, engine: Engine, state: LowRankState, factors: Factors, fisher_factor: Float[Array, "N K R"]
     ) -> LowRankState:
         xp = engine.xp
+        before, factors, fisher_factor = engine.widen((state, tuple(factors), fisher_factor))
         joined = []
-        for factor, columns in zip(factors, state.columns, strict=True):
+        for factor, columns in zip(factors, before.columns, strict=True):
             fresh = factor.left_multiply(fisher_factor).dense(engine)
             joined.append(xp.concat([columns, xp.reshape(fresh, (-1, *columns.shape[1:]))], axis=0))
-        wide = LowRankState(state.mean, state.diagonal, tuple(joined))
-        rotation = engine.cast(engine.in_float64(_descending_eigenvectors, self._core(engine, wide))).mT
+        wide = LowRankState(before.mean, before.diagonal, tuple(joined))
+        rotation = engine.in_float64(_descending_eigenvectors, self._core(engine, wide)).mT
         kept = tuple(_combine(engine, rotation[: self.rank], w) for w in joined)
         dropped = (_combine(engine, rotation[self.rank :], w) for w in joined)
-        diagonal = tuple(d + xp.sum(w * w, axis=0) for d, w in zip(state.diagonal, dropped, strict=True))
-        return LowRankState(state.mean, diagonal, kept)
+        diagonal = tuple(d + xp.sum(w * w, axis=0) for d, w in zip(before.diagonal, dropped, strict=True))
+        return LowRankState(state.mean, *engine.cast((diagonal, kept)))
 
     def transition(
         self, engine: Engine, state: LowRankState, prior: Any, retention: Array, growth: Layers
     ) -> LowRankState:
         """Υ' = 1/(γ²/Υ + q); W' = γ diag(Υ'/Υ) W chol((I + Wᵀ diag(qΥ'/Υ) W)⁻¹)."""
+        mean = self.move_mean(engine, state, prior, retention)
+        state, growth = engine.widen((state, tuple(growth)))
         square = retention * retention
         diagonal = tuple(1 / (square / d + q) for d, q in zip(state.diagonal, growth, strict=True))
         grams = [
             _flat(engine, w * (q * new / d)) @ _flat(engine, w).mT
             for w, q, new, d in zip(state.columns, growth, diagonal, state.diagonal, strict=True)
         ]
-        mixing = engine.cast(engine.in_float64(_inverse_root, sum(grams[1:], start=grams[0])))
+        mixing = engine.in_float64(_inverse_root, sum(grams[1:], start=grams[0]))
         columns = tuple(
             retention * (new / d) * _combine(engine, mixing.mT, w)
             for w, new, d in zip(state.columns, diagonal, state.diagonal, strict=True)
         )
-        return LowRankState(self.move_mean(engine, state, prior, retention), diagonal, columns)
+        return LowRankState(mean, *engine.cast((diagonal, columns)))
 
     def scale_precision(self, engine: Engine, state: LowRankState, factor: Any) -> LowRankState:
         diagonal = tuple(d * factor for d in state.diagonal)
@@ -140,28 +145,33 @@ class LowRank(Structure):
     def sample(self, engine: Engine, state: LowRankState, noise: Sequence[Array]) -> Layers:
         """θ = m + Υ^(-½)ε₁ - Υ⁻¹W (I + WᵀΥ⁻¹W)⁻¹ (WᵀΥ^(-½)ε₁ + ε₂), exact in O(P R)."""
         xp = engine.xp
-        *first, second = noise
+        state, (*first, second) = engine.widen((state, tuple(noise)))
         free = tuple(e / xp.sqrt(d) for e, d in zip(first, state.diagonal, strict=True))
         parts = [_flat(engine, f) @ _flat(engine, w).mT for f, w in zip(free, state.columns, strict=True)]
         right = (sum(parts[1:], start=parts[0]) + second).mT
-        coefficients = engine.cast(engine.in_float64(_solve_core, self._core(engine, state), right)).mT
-        return tuple(
+        coefficients = engine.in_float64(_solve_core, self._core(engine, state), right).mT
+        drawn = (
             mean + f - _combine(engine, coefficients, w) / d
             for mean, f, w, d in zip(state.mean, free, state.columns, state.diagonal, strict=True)
         )
+        return tuple(engine.cast(layer) for layer in drawn)
 
     def marginal_variance(self, engine: Engine, state: LowRankState) -> Layers:
+        state = engine.widen(state)
         scaled = tuple(w / d for w, d in zip(state.columns, state.diagonal, strict=True))
         taken = self._correction(engine, state, flatten_layers(engine, scaled).mT).mT
         rows = split_layers(engine, taken, state.mean)
-        return tuple(1 / d - engine.xp.sum(r * r, axis=0) for d, r in zip(state.diagonal, rows, strict=True))
+        left = (1 / d - engine.xp.sum(r * r, axis=0) for d, r in zip(state.diagonal, rows, strict=True))
+        return tuple(engine.cast(layer) for layer in left)
 
     def log_determinant(self, engine: Engine, state: LowRankState) -> Array:
+        state = engine.widen(state)
         diagonal = sum(sum_float64(engine, engine.xp.log(d)) for d in state.diagonal)
         return diagonal + engine.in_float64(_log_determinant_core, self._core(engine, state))
 
     def kl(self, engine: Engine, new: LowRankState, old: LowRankState) -> Array:
         xp = engine.xp
+        new, old = engine.widen((new, old))
         total = self.log_determinant(engine, new) - self.log_determinant(engine, old)
         step = tuple(m - o for m, o in zip(new.mean, old.mean, strict=True))
         variances = self.marginal_variance(engine, new)
@@ -175,13 +185,14 @@ class LowRank(Structure):
         return 0.5 * xp.asarray(total)
 
     def natural(self, engine: Engine, state: LowRankState) -> tuple[Layers, Any]:
+        stored, state = state, engine.widen(state)
         parts = [_flat(engine, w) @ engine.xp.reshape(m, (-1,)) for w, m in zip(state.columns, state.mean, strict=True)]
         inner = sum(parts[1:], start=parts[0])
         shifted = tuple(
             d * m + _combine(engine, inner[None], w)[0]
             for d, m, w in zip(state.diagonal, state.mean, state.columns, strict=True)
         )
-        return shifted, (state.diagonal, state.columns)
+        return engine.cast(shifted), (stored.diagonal, stored.columns)
 
 
 def _flat(engine: Engine, columns: Float[Array, "R I O"]) -> Float[Array, "R P"]:
@@ -208,7 +219,7 @@ def _divide_by_root(engine: Engine, core: Array, projected: Array) -> Array:
 
 def _solve_core(engine: Engine, core: Array, right: Array) -> Array:
     matrix = right if right.ndim == 2 else right[:, None]
-    solved = engine.xp.linalg.solve(_plus_identity(engine, core), matrix)
+    solved = engine.solve(_plus_identity(engine, core), matrix)
     return solved if right.ndim == 2 else solved[:, 0]
 
 

@@ -1,0 +1,33 @@
+"""Data of users on the host: from any framework to NumPy, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidInput
+
+__all__ = ["as_host_array"]
+
+
+def as_host_array(values: Any, argument: str) -> np.ndarray:
+    """NumPy, torch, JAX or pandas data, or nested lists of numbers, as a NumPy array.
+
+    Args:
+        values: the data.
+        argument: its name, for the error.
+
+    Raises:
+        InvalidInput: ragged, or not real numbers.
+    """
+    if hasattr(values, "detach"):  # a torch tensor, perhaps on a GPU, with gradients, or in half precision
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InvalidInput(f"{argument} must be an array of numbers, got a ragged {type(values).__name__}") from error
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(f"{argument} must hold real numbers, got dtype {array.dtype}")
+    return array
