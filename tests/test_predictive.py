@@ -376,7 +376,7 @@ def test_questions_that_make_no_sense_are_refused() -> None:
         classes.interval(0.5)
     with pytest.raises(InvalidInput, match="class probabilities are for Categorical and Bernoulli"):
         _ = numbers.probabilities
-    with pytest.raises(InvalidInput, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(InvalidInput, match="num_samples must be an integer of at least 1, got 0"):
         numbers.sample(0)
     with pytest.raises(InvalidInput, match="y must have 3 rows, got 2"):
         numbers.log_prob([1.0, 2.0])
