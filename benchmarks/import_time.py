@@ -21,9 +21,8 @@ def main() -> None:
         numpy_times.append(seconds("import numpy"))
         own_times.append(seconds("import numpy, bayesmlp"))
     numpy_median, own_median = statistics.median(numpy_times), statistics.median(own_times)
-    print(
-        f"import numpy: {numpy_median:.3f} s; with bayesmlp: {own_median:.3f} s; more: {own_median - numpy_median:.3f} s"
-    )
+    more = own_median - numpy_median
+    print(f"import numpy: {numpy_median:.3f} s; with bayesmlp: {own_median:.3f} s; more: {more:.3f} s")
     code = "import bayesmlp, sys; print('frameworks loaded:', [m for m in ('torch', 'jax') if m in sys.modules])"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -164,9 +164,11 @@ def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
         assert bool(info.ok)
         wait(own.engine, state["posterior"].weights)
 
+    threads = 1
     if framework.startswith("torch"):
         import torch
 
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)  # for the floor too: two threads are slower at these sizes
     floor = sgd_torch if framework.startswith("torch") else sgd_jax
     with tempfile.TemporaryDirectory() as folder:
@@ -182,6 +184,8 @@ def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
             times = measure(steps, rounds, events)
             caches = [getattr(compiled, "cache_size", lambda: 1)()]
         store.close()
+    if threads != 1:
+        torch.set_num_threads(threads)
     assert caches == [1], f"the step was compiled {caches[0]} times"
     medians = {key: statistics.median(values) for key, values in times.items()}
     ratio = {key: medians[key] / medians["sgd"] for key in ("bare", "step", "observe")}
