@@ -142,7 +142,7 @@ def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
     rng = np.random.default_rng(0)
     classes = isinstance(likelihood, bm.Categorical)
     x = rng.standard_normal((events, num_inputs))
-    y = rng.standard_normal((events, 1))
+    y: np.ndarray = rng.standard_normal((events, 1))
     if classes:  # ten clusters, as images have
         y = rng.integers(0, 10, events)
         x = 0.5 * x + 0.5 * rng.standard_normal((10, num_inputs))[y]

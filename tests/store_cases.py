@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import bayesmlp as bm
+from bayesmlp.inference.structures import Structure
 
 NUM_INPUTS = 4
 
@@ -18,12 +20,12 @@ def stream(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return x, (x[:, 0] > 0).astype(int) + (x[:, 1] > 0)
 
 
-def small_model(engine: str = "numpy", structure: object = None, dtype: str = "float32") -> bm.BayesianMLP:
+def small_model(engine: str = "numpy", structure: Structure | None = None, dtype: str = "float32") -> bm.BayesianMLP:
     """A model that knows its prior only."""
     model = bm.BayesianMLP(
         bm.MLP((8,), "tanh"),
         bm.Categorical(3),
-        structure=structure or bm.LastLayer(hidden=bm.LowRank(3)),  # type: ignore[arg-type]
+        structure=structure or bm.LastLayer(hidden=bm.LowRank(3)),
         engine=engine,
         dtype=dtype,
         standardize=False,
@@ -32,8 +34,8 @@ def small_model(engine: str = "numpy", structure: object = None, dtype: str = "f
     return model
 
 
-def published(folder: Path, engine: str = "numpy", name: str = "m", **options: object) -> bm.PosteriorStore:
+def published(folder: Path, engine: str = "numpy", name: str = "m", **options: Any) -> bm.PosteriorStore:
     """A store with :func:`small_model` in it."""
     store = bm.open_store(folder / "store.db")
-    store.publish(name, small_model(engine, **options))  # type: ignore[arg-type]
+    store.publish(name, small_model(engine, **options))
     return store

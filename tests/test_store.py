@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def _count_steps(updater: bm.OnlineUpdater) -> list[int]:
         calls.append(1)
         return apply(observation)
 
-    updater._stepper.apply = counted  # type: ignore[method-assign]
+    updater._stepper.apply = counted
     return calls
 
 
@@ -210,9 +211,10 @@ def test_retraction_by_source_and_time(tmp_path: Path) -> None:
         updater.observe_many(x[6:], y[6:], source="alice")
         assert updater.retract(source="alice", since=now).events == 3
         assert updater.digest() == clean
-        for arguments in ({}, {"event_ids": ["a"], "source": "bob"}, {"event_ids": []}, {"event_ids": "a"}):
+        bad: list[dict[str, Any]] = [{}, {"event_ids": ["a"], "source": "bob"}, {"event_ids": []}, {"event_ids": "a"}]
+        for arguments in bad:
             with pytest.raises(errors.InvalidInput, match=r"retract takes|event_ids must"):
-                updater.retract(**arguments)  # type: ignore[arg-type]
+                updater.retract(**arguments)
         with pytest.raises(errors.UnknownEvent, match="no event 'nobody'"):
             updater.retract(["a", "nobody"])
         assert updater.digest() == clean
@@ -381,7 +383,7 @@ def test_a_bad_event_is_refused_and_changes_nothing(tmp_path: Path, case: str) -
     with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         updater.observe_many(x, y)
         before = updater.digest(), len(updater.history())
-        bad_x, bad_y = make(x[0])  # type: ignore[no-untyped-call]
+        bad_x, bad_y = make(x[0])
         with pytest.raises(errors.InvalidInput, match=message):
             updater.observe(bad_x, bad_y)
         assert (updater.digest(), len(updater.history())) == before
@@ -404,7 +406,7 @@ def test_bad_options_are_refused(tmp_path: Path, options: dict[str, object], mes
     with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         before = updater.digest()
         with pytest.raises(errors.InvalidInput, match=message):
-            updater.observe(x[0], y[0], **options)  # type: ignore[arg-type]
+            updater.observe(x[0], y[0], **options)
         assert updater.digest() == before
 
 
