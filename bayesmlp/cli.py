@@ -16,6 +16,12 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Bayesian networks that keep learning.")
 
+
+def _console(*, stderr: bool = False) -> Console:
+    """What users wrote is shown as it is: no markup."""
+    return Console(stderr=stderr, markup=False, highlight=False)
+
+
 StorePath = Annotated[Path, typer.Argument(help="The store's file.", exists=True, dir_okay=False)]
 ModelName = Annotated[str, typer.Argument(help="The model's name.")]
 
@@ -31,7 +37,7 @@ def demo(
 
     started = time.perf_counter()
     run(folder, engine=engine, seed=seed, console=Console())
-    Console().print(f"   ({time.perf_counter() - started:.0f} s)")
+    _console().print(f"   ({time.perf_counter() - started:.0f} s)")
 
 
 @app.command()
@@ -41,7 +47,7 @@ def models(store: StorePath) -> None:
 
     with open_store(store) as opened:
         for name in opened.names():
-            Console().print(name)
+            _console().print(name)
 
 
 @app.command()
@@ -59,8 +65,8 @@ def history(
     for entry in entries[-last:]:
         numbers = ["" if value is None else f"{value:.3f}" for value in (entry.surprise, entry.information)]
         table.add_row(str(entry.version), entry.kind, entry.event_id or "", entry.status, *numbers, entry.note)
-    Console().print(table)
-    Console().print(f"{len(entries)} records")
+    _console().print(table)
+    _console().print(f"{len(entries)} records")
 
 
 @app.command()
@@ -71,7 +77,7 @@ def rollback(
     from .store import open_store
 
     with open_store(store) as opened:
-        Console().print(f"version {opened.rollback(name, version)}: as version {version} was")
+        _console().print(f"version {opened.rollback(name, version)}: as version {version} was")
 
 
 def main() -> None:
@@ -79,5 +85,5 @@ def main() -> None:
     try:
         app()
     except BayesMLPError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}")
+        _console(stderr=True).print(f"error: {error}")
         raise SystemExit(1) from error

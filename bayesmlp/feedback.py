@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ class Observation(NamedTuple):
         if len(targets) != len(inputs):
             raise InvalidInput(f"y must have as many rows as x ({len(inputs)}), got {len(targets)}")
         weights = check_weights(weight, len(inputs))
-        if time is not None and not (isinstance(time, int | float) and math.isfinite(time)):
+        if time is not None and not (isinstance(time, Real) and math.isfinite(time)):
             raise InvalidInput(f"time must be seconds since the epoch, got {time!r}")
         scaling.inputs(inputs, "x")
         scaling.targets(targets, "y")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class BayesianMLP:
         dynamics: what happens to the posterior before each update.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
             None for the one that is installed.
-        dtype: ``"float32"`` or ``"float64"``.
+        dtype: ``"float32"`` (default) or ``"float64"``.
         standardize: scale inputs, and numeric targets, to mean 0 and variance 1 with the statistics of the data given
             to :meth:`fit`. A model that only updates does not scale.
         seed: of initialisation, mini-batches and noise.
@@ -76,7 +77,7 @@ class BayesianMLP:
         structure: Structure | None = None,
         dynamics: Dynamics | None = None,
         engine: str | Engine | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
         standardize: bool = True,
         seed: int = 0,
     ) -> None:
@@ -97,6 +98,8 @@ class BayesianMLP:
         self.prior = prior or NormalPrior()
         self.structure = structure or LastLayer()
         self.dynamics = dynamics or Static()
+        if dtype is None and not isinstance(engine, Engine):
+            dtype = "float32"
         self.engine = get_engine(default_engine() if engine is None else engine, dtype)
         self.standardize = standardize
         self.seed = seed
@@ -256,7 +259,7 @@ class BayesianMLP:
         x = check_inputs(X, self._num_inputs)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
-        if not isinstance(elapsed, int | float) or not 0 <= elapsed < np.inf:
+        if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
             raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
         before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
         if self._posterior is None:
@@ -274,7 +277,7 @@ class BayesianMLP:
         totals = np.zeros(3)
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
-            batch = self.batch(x[rows], y[rows], weight[rows], elapsed if start == 0 else 0.0)
+            batch = self.batch(x[rows], y[rows], weight[rows], float(elapsed) if start == 0 else 0.0)
             posterior, info = step(self.posterior, self._prior_state, *batch)
             info = UpdateInfo(*(float(value) for value in self.engine.fetch(info)))
             if not info.ok:

@@ -11,7 +11,7 @@ from .inference.errors import InvalidInput, UnknownModel
 from .model import BayesianMLP, default_engine
 from .stepper import Effect, Stepper
 from .store.fold import Fold
-from .store.store import PosteriorStore
+from .store.store import PosteriorStore, is_version
 
 __all__ = ["Replay", "load", "replay"]
 
@@ -56,9 +56,11 @@ def replay(
         UnknownModel: no such model or version.
         CorruptStore: no sound snapshot is left.
     """
+    if version is not None and not is_version(version):
+        raise InvalidInput(f"version must be a positive integer, got {version!r}")
     with store.read() as connection:
         model_id = store.model_id(connection, name)
-        fold = store.fold(connection, model_id, version)
+        fold = store.fold(connection, model_id, None if version is None else min(int(version), 2**62))
         if not fold.line or (version is not None and version != fold.head):
             raise UnknownModel(
                 f"model {name!r} has no version {version!r}; its versions are the offsets of its history"

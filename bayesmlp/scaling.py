@@ -88,4 +88,4 @@ class Scaling(NamedTuple):
 
 def _deviation(values: np.ndarray) -> np.ndarray:
     deviation = values.std(0)
-    return np.where(deviation > 1e-12 * (1 + np.abs(values.mean(0))), deviation, 1.0)
+    return np.where(deviation > 1e-12 * np.abs(values.mean(0)) + 1e-30, deviation, 1.0)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from .feedback import Observation, check_event_id
 from .inference.engines import Engine
-from .inference.errors import InvalidInput, StoreError
+from .inference.errors import InvalidInput, StoreError, UnknownEvent
+from .inference.host import as_host_array
 from .model import BayesianMLP
 from .predictive import Predictive
 from .replay import Replay, replay
@@ -73,6 +74,8 @@ class OnlineUpdater:
         engine: to run on; the framework's default where None. Another one than before is recorded as a handover.
         snapshot_every: records between snapshots; also one at :meth:`close`.
         answer_time_to_live: how long answers with a prediction id wait for feedback, in seconds.
+        take_over: supersede another updater even if it may be alive, as after a crash on a machine of another name; the
+            other one can't commit any more.
 
     Raises:
         UnknownModel: no such model.
@@ -87,6 +90,7 @@ class OnlineUpdater:
         engine: str | Engine | None = None,
         snapshot_every: int = 1000,
         answer_time_to_live: float = 30 * 86400.0,
+        take_over: bool = False,
     ) -> None:
         if snapshot_every < 1:
             raise InvalidInput(f"snapshot_every must be at least 1, got {snapshot_every!r}")
@@ -100,7 +104,7 @@ class OnlineUpdater:
         self._waiting: list[tuple[int, Observation]] = []
         self._done: dict[int, Effect] = {}
         self._closed = False
-        self._writer = store.writer(name)
+        self._writer = store.writer(name, take_over=take_over)
         try:
             self._adopt(replay(store, name, engine=engine))
             self._hand_over()
@@ -140,10 +144,12 @@ class OnlineUpdater:
         """Every record of the log; see :meth:`PosteriorStore.history`."""
         with self._lock:
             self._apply_waiting()
-            self._writer.append([], self._take_done())
+            self._append([])
             return self.store.history(self.name)
 
     def _adopt(self, result: Replay) -> None:
+        marks = [record for record in result.fold.line if record.kind in ("publish", "handover")]
+        self._fingerprint = dict(marks[-1].body["fingerprint"])
         self._stepper = result.stepper
         self._head = result.fold.head
         self._status = dict(result.fold.status)
@@ -154,12 +160,13 @@ class OnlineUpdater:
     def _hand_over(self) -> None:
         """Record that the line goes on under another fingerprint."""
         fingerprint = step_fingerprint(self.model.engine)
-        if self._writer.last_fingerprint() != fingerprint:
+        if self._fingerprint != fingerprint:
             arrays = self._stepper.to_arrays()
             self._head = self._writer.append_snapshot(
                 "handover", {"fingerprint": fingerprint}, self.model.spec(), arrays
             )
             self._chain = extend_chain(self._chain, [self._head])
+            self._fingerprint = fingerprint
             self._since_snapshot = 0
 
     def _require_open(self) -> None:
@@ -205,7 +212,7 @@ class OnlineUpdater:
             event_id: chosen by the sender; sent again, it is not learned again. None: this event can't be repeated.
             weight: 2 counts as two observations, 0.5 as half of one.
             source: who sent it, for :meth:`retract`.
-            time: of the event, in seconds since the epoch.
+            time: of the event, in seconds since the epoch; kept with it. The dynamics count events: each is one unit.
             wait: ``"applied"``: return when it is learned; ``"durable"``: when it is stored.
 
         Raises:
@@ -236,10 +243,10 @@ class OnlineUpdater:
         Raises:
             InvalidInput: one of them is bad; none is stored.
         """
-        if len(x) != len(y) or (event_ids is not None and len(event_ids) != len(x)):
-            count = "none" if event_ids is None else len(event_ids)
-            raise InvalidInput(f"x, y and event_ids must be equally long, got {len(x)}, {len(y)} and {count}")
-        ids = [None] * len(x) if event_ids is None else event_ids
+        x, y = check_inputs(x, self.model.num_inputs, "x"), as_host_array(y, "y")
+        ids = [None] * len(x) if event_ids is None else list(event_ids)
+        if y.ndim == 0 or not len(x) == len(y) == len(ids):
+            raise InvalidInput(f"x, y and event_ids must be equally long, got {len(x)}, {y.shape} and {len(ids)}")
         return self._learn("event", [(a, b, c, 1.0, None) for a, b, c in zip(x, y, ids, strict=True)], source, wait)
 
     def observe_batch(
@@ -286,6 +293,8 @@ class OnlineUpdater:
             UnknownPrediction: the model gave no such answer.
             ExpiredPrediction: the answer's time to live has passed.
         """
+        if not isinstance(prediction_id, str):
+            raise InvalidInput(f"prediction_id must be a string, got {prediction_id!r}")
         inputs = self.store.answers.inputs(self.name, prediction_id)
         kind = "event" if len(inputs) == 1 else "batch"
         chosen = f"feedback-{prediction_id}" if event_id is None else event_id
@@ -303,7 +312,7 @@ class OnlineUpdater:
                 ids.append(check_event_id(event_id))
                 observations.append(self._check(kind, x, y, weight, when))
             new = [NewRecord(kind, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
-            stored = self._writer.append(new, self._take_done())
+            stored = self._append(new)
             for event, observation in zip(stored, observations, strict=True):
                 self._enqueue(event, observation)
             if wait == "applied":
@@ -341,10 +350,14 @@ class OnlineUpdater:
             if self._since_snapshot >= self.snapshot_every:
                 self.snapshot()
 
-    def _take_done(self) -> dict[int, Effect]:
-        """Effects that are still to be stored; they are derived, so losing them to a crash loses nothing."""
-        done, self._done = self._done, {}
-        return done
+    def _append(self, new: list[NewRecord]) -> list[StoredEvent]:
+        """Append records, and with them the effects that are not stored yet, in one commit.
+
+        Effects are derived from the log: a crash loses none. They are forgotten here only once they are stored.
+        """
+        stored = self._writer.append(new, self._done)
+        self._done = {}
+        return stored
 
     def _receipt(self, event_id: str, event: StoredEvent) -> Receipt:
         status = self._status.get(event.offset, "pending")
@@ -369,14 +382,14 @@ class OnlineUpdater:
 
         Raises:
             InvalidInput: nothing or everything was named.
-            UnknownEvent: an id that is not in the log; nothing is retracted.
+            UnknownEvent: an id that is not in the log, or nothing from that source; nothing is retracted.
         """
         with self._lock:
             self._require_open()
             ids = self._chosen(event_ids, source, since)
             self._apply_waiting()
             started = time.perf_counter()
-            self._writer.append([NewRecord("retract", None, {"event_ids": ids})], self._take_done())
+            self._append([NewRecord("retract", None, {"event_ids": ids})])
             replayed = self._fold_again()
             return Retraction(self._head, len(ids), replayed, time.perf_counter() - started)
 
@@ -385,10 +398,15 @@ class OnlineUpdater:
         if (event_ids is None) == (not by_query):
             raise InvalidInput("retract takes either event_ids, or source and/or since")
         if event_ids is None:
-            return self._writer.event_ids(by_query)
-        if isinstance(event_ids, str):
-            raise InvalidInput(f"event_ids must be a collection of ids, got the string {event_ids!r}")
-        ids = [check_event_id(event_id, "event_ids") for event_id in event_ids]
+            found = self._writer.event_ids(by_query)
+            if not found:
+                raise UnknownEvent(f"model {self.name!r} has no event with {by_query}")
+            return found
+        if isinstance(event_ids, str) or not isinstance(event_ids, Iterable):
+            raise InvalidInput(f"event_ids must be a collection of ids, got {event_ids!r}")
+        ids = list(event_ids)
+        if not all(isinstance(event_id, str) for event_id in ids):
+            raise InvalidInput(f"event_ids must be strings, got {ids[:5]!r}")
         if not ids:
             raise InvalidInput("event_ids must name at least one event")
         self._writer.offsets_of(ids)
@@ -399,7 +417,7 @@ class OnlineUpdater:
         with self._lock:
             self._require_open()
             self._apply_waiting()
-            self._writer.append([], self._take_done())
+            self._append([])
             self._writer.append_rollback(version)
             self._fold_again()
             return self._head
@@ -407,6 +425,7 @@ class OnlineUpdater:
     def _fold_again(self) -> int:
         result = replay(self.store, self.name, engine=self.model.engine, stepper=self._stepper)
         self._adopt(result)
+        self._hand_over()
         if result.replayed:
             self.snapshot()
         return result.replayed
@@ -417,8 +436,8 @@ class OnlineUpdater:
         with self._lock:
             fingerprint = step_fingerprint(self.model.engine)
             arrays = self._stepper.to_arrays()
-            done = self._take_done()
-            self._writer.snapshot(self._head, self._chain, self.model.spec(), arrays, fingerprint, done)
+            self._writer.snapshot(self._head, self._chain, self.model.spec(), arrays, fingerprint, self._done)
+            self._done = {}
             self._since_snapshot = 0
 
     def close(self) -> None:

@@ -11,6 +11,9 @@ from .inference.host import as_host_array
 
 __all__ = ["MAX_MAGNITUDE", "as_host_array", "check_inputs", "check_weights"]
 
+MAX_RAW_MAGNITUDE = 1e30
+"""Largest magnitude of an input in the user's units; the square of a larger one is no longer safe in any unit."""
+
 MAX_MAGNITUDE = 1e6
 """Largest magnitude of an input after scaling; beyond it float32 products are no longer safe."""
 
@@ -32,7 +35,12 @@ def check_inputs(values: Any, num_inputs: int | None, argument: str = "X") -> np
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise InvalidInput(f"{argument} must be finite, got {array[row, column]} in row {row}, column {column}")
-    return array
+    too_large = np.abs(array) > MAX_RAW_MAGNITUDE
+    if too_large.any():
+        raise InvalidInput(
+            f"{argument} must be at most {MAX_RAW_MAGNITUDE:g} in magnitude, got {array[too_large][0]:g}"
+        )
+    return array + 0.0  # -0.0 is 0.0
 
 
 def check_weights(values: Any, rows: int, argument: str = "weight") -> np.ndarray:

@@ -103,8 +103,8 @@ def filter_step(
         elapsed: time since the last step, in the dynamics' unit; used only if the dynamics are not static.
 
     Returns:
-        The posterior after the batch, and what the step did. Where it would not have been finite, the old posterior
-        (after the dynamics) is returned and ``info.ok`` is False.
+        The posterior after the batch, and what the step did. Where it would not have been finite, the posterior is the
+        one before, dynamics included, and ``info.ok`` is False.
     """
     structure = model.structure
     weights = posterior.weights
@@ -124,7 +124,7 @@ def filter_step(
         sharpened = structure.add_precision(engine, moved, factors, engine.cast(solution.fisher_factor))
         return Posterior(sharpened, solution.state)
 
-    return engine.guarded(solution.ok, learned, Posterior(weights, posterior.likelihood)), info
+    return engine.guarded(solution.ok, learned, posterior), info
 
 
 def _relax(engine: Engine, model: FilterModel, weights: Any, prior: Any, elapsed: Array) -> Any:

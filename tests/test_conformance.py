@@ -13,6 +13,7 @@ from cases import LIKELIHOODS, NETWORK, STRUCTURES, TOLERANCE, make_inputs, make
 import bayesmlp as bm
 from bayesmlp.inference.errors import InvalidInput, NotFitted, NumericalFailure
 from bayesmlp.inference.methods import Method
+from bayesmlp.scaling import Scaling
 
 TRAINING = bm.TrainingOptions(epochs=3, batch_size=16)
 METHODS: dict[str, Method] = {
@@ -210,6 +211,64 @@ def test_a_batch_longer_than_a_chunk_is_learned_whole(engine: str) -> None:
         assert relative_error(first, second) < TOLERANCE["float64"]
     assert info.ok
     assert info.information > max(part.information for part in parts)
+
+
+@pytest.mark.parametrize("engine", on("torch"))
+def test_the_units_of_inputs_and_targets_do_not_matter(engine: str) -> None:
+    """A fit scales both; so other units give the same answers in the other units, and later updates too."""
+    x = make_inputs(ROWS, seed=99)
+    y = make_targets(LIKELIHOODS["gaussian"], x, seed=100)
+    shift, scale = np.array([100.0, -3.0]), np.array([0.01, 40.0])
+    plain, other = (
+        bm.BayesianMLP(bm.MLP((3,)), bm.Gaussian(), structure=bm.Full(), engine=engine, dtype="float64")
+        for _ in range(2)
+    )
+    plain.fit(x, y, method=METHODS["laplace"])
+    other.fit(shift + scale * x, 7 + 5 * y, method=METHODS["laplace"])
+    for _ in range(2):
+        expected, got = plain.predict(x), other.predict(shift + scale * x)
+        np.testing.assert_allclose(got.mean, 7 + 5 * expected.mean, rtol=1e-8)
+        np.testing.assert_allclose(got.std, 5 * expected.std, rtol=1e-8)
+        plain.update(x[:4], y[:4])
+        other.update(shift + scale * x[:4], 7 + 5 * y[:4])
+
+
+def test_scaling_is_by_mean_and_standard_deviation() -> None:
+    rng = np.random.default_rng(101)
+    x, y = rng.uniform(2, 5, (30, 2)), rng.uniform(-1, 9, (30, 1))
+    x[:, 1] = 4.0  # a constant keeps its scale
+    scaling = Scaling.estimate(x, y, inputs=True, targets=True, one_target_scale=False, num_outputs=1)
+    np.testing.assert_allclose(scaling.inputs(x).mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(scaling.inputs(x).std(0), [1, 0], atol=1e-12)
+    np.testing.assert_allclose(scaling.inputs(x + 1)[:, 1], 1, rtol=1e-12)
+    np.testing.assert_allclose([scaling.targets(y).mean(), scaling.targets(y).std()], [0, 1], atol=1e-12)
+    labels = np.array([0, 2, 1])
+    np.testing.assert_array_equal(scaling.targets(labels), labels)
+    both = np.concatenate([y, 3 * y], axis=1)
+    shared = Scaling.estimate(x, both, inputs=True, targets=True, one_target_scale=True, num_outputs=2)
+    np.testing.assert_allclose(shared.target_scale, np.sqrt((both.std(0) ** 2).mean()), rtol=1e-12)
+    nothing = Scaling.estimate(x, y, inputs=False, targets=False, one_target_scale=False, num_outputs=1)
+    np.testing.assert_array_equal(nothing.inputs(x), x)
+    np.testing.assert_array_equal(nothing.targets(y), y)
+
+
+@pytest.mark.parametrize("engine", on("torch"))
+def test_a_refit_forgets_everything_about_the_model_before(engine: str) -> None:
+    """Scaling, noise in scaled units and number of inputs are those of the new data."""
+    x = make_inputs(ROWS, seed=97)
+    y = 50 * make_targets(bm.Gaussian(), x, seed=98)
+    used, fresh = (
+        bm.BayesianMLP(bm.MLP((3,)), bm.Gaussian(noise_variance=4.0), structure=bm.Full(), engine=engine)
+        for _ in range(2)
+    )
+    used.update(x[:, :1], y / 50)
+    used.predict(x[:, :1])
+    for model in (used, fresh):
+        model.fit(x, y, method=METHODS["laplace"])
+        model.update(x[:4], y[:4])
+    for name, array in used.to_arrays().items():
+        np.testing.assert_array_equal(array, fresh.to_arrays()[name], err_msg=name)
+    np.testing.assert_array_equal(used.predict(x).std, fresh.predict(x).std)
 
 
 # -- failures leave the model as it was -------------------------------------------------------------------------------

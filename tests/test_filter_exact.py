@@ -11,6 +11,7 @@ import dense
 import numpy as np
 import pytest
 from cases import (
+    BLOCKS,
     FRAMEWORKS,
     LIKELIHOODS,
     LINEAR,
@@ -417,6 +418,70 @@ def test_rows_of_weight_zero_change_nothing(batches: Batches) -> None:
     plain, padded = batches.infos["plain"], batches.infos["padded"]
     np.testing.assert_allclose(plain.information, padded.information, rtol=EXACT)
     np.testing.assert_allclose(plain.log_predictive, padded.log_predictive, rtol=EXACT)
+
+
+# -- forgetting -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("elapsed", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("framework", on("numpy", "torch"))
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_step_forgets_before_it_learns(name: str, framework: str, elapsed: float) -> None:
+    """Σ ← γ²Σ + (1-γ²)Σ₀ and m ← γm + (1-γ)m₀ with γ = factor^elapsed, then the step as ever."""
+    structure, likelihood = STRUCTURES[name].resolve(NETWORK.num_layers), LIKELIHOODS["categorical"]
+    engine, shapes = get_engine(framework, "float64"), shapes_of(LIKELIHOODS["categorical"])
+    arrays = random_arrays(structure, shapes, seed=40)
+    rng = np.random.default_rng(41)
+    prior_mean, prior_precision = ([rng.uniform(0.5, 2.0, shape) for shape in shapes] for _ in range(2))
+    convert = engine.asarray
+    with engine.scope():
+        prior = structure.initial(engine, tuple(map(convert, prior_mean)), tuple(map(convert, prior_precision)))
+    x = make_inputs(3, seed=42)
+    y = likelihood.prepare(make_targets(likelihood, x, seed=43))
+    batch = convert(x), convert(y), convert(np.ones(3)), convert(np.float64(elapsed))
+    step = FilterModel(NETWORK, likelihood, structure, bm.Forgetting(0.9)).compile(engine)
+    after, _ = step(Posterior(structure.from_arrays(engine, arrays), ()), prior, *batch)
+
+    retention = 0.9**elapsed
+    covariance = retention**2 * np.linalg.inv(dense.precision(structure, arrays, shapes))
+    covariance += (1 - retention**2) * np.diag(1 / dense.flatten(prior_precision))
+    relaxed = retention * dense.mean(structure, arrays, shapes) + (1 - retention) * dense.flatten(prior_mean)
+    layers = dense.split(relaxed, shapes)
+    f, jac = dense.outputs("tanh", layers, x), dense.jacobian("tanh", layers, x)
+    moved, precision = dense.linearised_posterior(likelihood, f, jac, np.linalg.inv(covariance), y, np.ones(3))
+    got = structure.to_arrays(engine, after.weights)
+    np.testing.assert_allclose(dense.mean(structure, got, shapes), relaxed + moved, rtol=EXACT, atol=EXACT)
+    diagonal = np.diag(dense.precision(structure, got, shapes))
+    np.testing.assert_allclose(diagonal, np.diag(precision), rtol=EXACT, atol=EXACT)
+
+
+def test_time_passes_once_for_a_batch_of_several_chunks() -> None:
+    x = make_inputs(600, seed=44)  # a chunk of 512 rows, and the rest
+    y = make_targets(bm.Gaussian(), x, seed=45)
+    whole, portions = (
+        bm.BayesianMLP(
+            LINEAR, bm.Gaussian(noise_variance=0.3), structure=bm.Full(), dynamics=bm.Forgetting(0.9), engine="numpy"
+        )
+        for _ in range(2)
+    )
+    for model in (whole, portions):
+        model.update(x[:8], y[:8])
+    whole.update(x, y, elapsed=2.0)
+    portions.update(x[:512], y[:512], elapsed=2.0)
+    portions.update(x[512:], y[512:], elapsed=0.0)
+    for first, second in zip(dense_state(whole), dense_state(portions), strict=True):
+        assert relative_error(first, second) < 1e-5
+
+
+def test_after_long_silence_the_prior_is_all_that_is_known() -> None:
+    x = make_inputs(8, seed=46)
+    model = bm.BayesianMLP(NETWORK, bm.Bernoulli(), structure=BLOCKS, dynamics=bm.Forgetting(0.9), engine="numpy")
+    model.start_from_prior(NUM_INPUTS)
+    before = model.predict(x)
+    model.update(x, make_targets(bm.Bernoulli(), x, seed=47))
+    assert relative_error(model.predict(x).probabilities, before.probabilities) > 0.01
+    model.update(x[:1], [1], weight=0.0, elapsed=1000.0)
+    after = model.predict(x)
+    assert relative_error(after.probabilities, before.probabilities) < 1e-5
+    assert relative_error(after.output_covariance, before.output_covariance) < 1e-5
 
 
 # -- the prequential score --------------------------------------------------------------------------------------------

@@ -354,11 +354,12 @@ def test_the_prior_predictive_has_infinite_variance_where_the_noise_has_no_mean(
 
 
 @pytest.mark.parametrize("framework", on("torch"))
-def test_known_noise_is_in_the_units_of_the_targets(framework: str) -> None:
+@pytest.mark.parametrize("num_outputs", [1, 2])
+def test_known_noise_is_in_the_units_of_the_targets(framework: str, num_outputs: int) -> None:
     """``fit`` scales the targets; the noise variance that the user stated is not in scaled units."""
     x = make_inputs(40, seed=16)
-    y = 100 * np.sin(x[:, 0])
-    model = bm.BayesianMLP(bm.MLP((4,)), bm.Gaussian(noise_variance=0.25), engine=framework)
+    y = np.stack([100 * np.sin(x[:, 0]), x[:, 1]], axis=1)[:, :num_outputs]
+    model = bm.BayesianMLP(bm.MLP((4,)), bm.Gaussian(num_outputs, noise_variance=0.25), engine=framework)
     model.fit(x, y, method=bm.Laplace(bm.TrainingOptions(epochs=2)))
     np.testing.assert_allclose(model.predict(x[:3]).aleatoric_variance, 0.25, rtol=1e-6)
 

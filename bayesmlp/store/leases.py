@@ -21,21 +21,21 @@ from .database import leases
 __all__ = ["acquire", "check", "release"]
 
 
-def acquire(connection: Connection, model_id: int, model: str) -> int:
+def acquire(connection: Connection, model_id: int, model: str, *, take_over: bool = False) -> int:
     """Take the lease and return its epoch.
 
-    A holder whose process has ended is superseded at once.
+    A holder whose process has ended is superseded at once; with ``take_over`` any holder is.
 
     Raises:
         LeaseHeld: the holder is alive, or on another machine.
     """
     row = connection.execute(select(leases).where(leases.c.model_id == model_id)).first()
-    if row is not None and row.owner is not None:
+    if row is not None and row.owner is not None and not take_over:
         owner = json.loads(row.owner)
         if owner["host"] != socket.gethostname() or _started(owner["pid"]) == owner["started"]:
             raise LeaseHeld(
                 f"model {model!r} is being written by process {owner['pid']} on {owner['host']}: "
-                "close that updater, or write through it"
+                "close that updater, or supersede it with OnlineUpdater(..., take_over=True)"
             )
     epoch = 1 if row is None else row.epoch + 1
     me = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})

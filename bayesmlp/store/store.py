@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sqlalchemy import Connection, func, insert, select
+from sqlalchemy.exc import DatabaseError
 
 from ..inference.errors import ConflictingEvent, CorruptStore, InvalidInput, UnknownEvent, UnknownModel
 from ..model import BayesianMLP
@@ -79,6 +80,11 @@ class StoredEvent(NamedTuple):
     repeated: bool
 
 
+def is_version(value: Any) -> bool:
+    """Whether a value may be a version: a positive integer."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
 def open_store(path: str | Path, *, durability: str = "full") -> PosteriorStore:
     """Open a store, making it if it is not there.
 
@@ -88,6 +94,7 @@ def open_store(path: str | Path, *, durability: str = "full") -> PosteriorStore:
 
     Raises:
         InvalidInput: a URL of another database, or an unknown durability.
+        CorruptStore: the file is no SQLite database, or can not be opened.
     """
     return PosteriorStore(path, durability=durability)
 
@@ -101,7 +108,10 @@ class PosteriorStore:
         self.path = Path(path).absolute()
         if not self.path.parent.is_dir():
             raise InvalidInput(f"path must be in an existing folder, got {str(path)!r}")
-        self._writer = connect(self.path, metadata, durability=durability, exclusive=True)
+        try:
+            self._writer = connect(self.path, metadata, durability=durability, exclusive=True)
+        except DatabaseError as error:
+            raise CorruptStore(f"{self.path} can not be opened as a store: {error.orig}") from error
         self._reader = connect(self.path, metadata, durability=durability, exclusive=False)
         self._blobs = BlobFolder(self.path.with_name(f"{self.path.name}.blobs"))
         self._answers: Answers | None = None
@@ -296,11 +306,11 @@ class PosteriorStore:
         finally:
             writer.release()
 
-    def writer(self, name: str) -> Writer:
-        """Take the model's lease; raises :class:`LeaseHeld` while another writer has it."""
+    def writer(self, name: str, *, take_over: bool = False) -> Writer:
+        """Take the model's lease; raises :class:`LeaseHeld` while another writer has it, unless ``take_over``."""
         with self._writer.begin() as connection:
             model_id = self.model_id(connection, name)
-            epoch = leases.acquire(connection, model_id, name)
+            epoch = leases.acquire(connection, model_id, name, take_over=take_over)
         return Writer(self, name, model_id, epoch)
 
 
@@ -362,7 +372,7 @@ class Writer:
         """Append a rollback record; see :meth:`PosteriorStore.rollback`."""
         with self.transaction() as connection:
             head = self._next_offset(connection) - 1
-            whole = isinstance(version, int | np.integer) and 1 <= version <= head
+            whole = is_version(version) and version <= head
             if not whole or not self.store.fold(connection, self.model_id, int(version)).line:
                 raise UnknownModel(f"model {self.name!r} has versions 1 to {head}, not {version!r}")
             return self._append_one(connection, NewRecord("rollback", None, {"version": int(version)}))
@@ -479,13 +489,6 @@ class Writer:
         with self.store.read() as connection:
             row = connection.execute(select(effects).where(where)).first()
         return None if row is None else Effect(row.outcome, row.surprise, row.information)
-
-    def last_fingerprint(self) -> dict[str, str]:
-        """The fingerprint under which the newest publish or handover was made."""
-        query = select(records.c.body).where(records.c.model_id == self.model_id)
-        query = query.where(records.c.kind.in_(("publish", "handover"))).order_by(records.c.offset.desc()).limit(1)
-        with self.store.read() as connection:
-            return dict(json.loads(connection.execute(query).scalar_one())["fingerprint"])
 
     def offsets_of(self, event_ids: Iterable[str]) -> dict[str, int]:
         """Offsets of events; raises :class:`UnknownEvent` naming those that are not there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,8 @@ def get_engine(name: str | Engine, dtype: str | None = None) -> Engine:
 
     Args:
         name: ``"numpy"``, ``"torch"`` or ``"jax"``, with an optional device: ``"torch:cuda"``, ``"torch:cuda:1"``,
-            ``"jax:gpu"``, ``"jax:cpu"``; or an engine, which is returned as it is.
-        dtype: ``"float32"`` (default of torch and jax) or ``"float64"`` (default of numpy).
+            ``"jax:gpu"``, ``"jax:cpu"``; or an engine.
+        dtype: ``"float32"`` (default of torch and jax) or ``"float64"`` (default of numpy); None keeps an engine's.
 
     Raises:
         InvalidInput: an unknown framework or dtype.
@@ -28,7 +29,7 @@ def get_engine(name: str | Engine, dtype: str | None = None) -> Engine:
         DeviceUnavailable: the device is not on this machine.
     """
     if isinstance(name, Engine):
-        return name
+        return name if dtype is None else replace(name, dtype=dtype)
     framework, _, device = name.partition(":")
     if framework == "numpy" and not device:
         return NumpyEngine(dtype=dtype or "float64")

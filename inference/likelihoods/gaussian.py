@@ -89,7 +89,9 @@ class Gaussian(Likelihood):
             raise invalid_target(argument, f"of shape (rows, {self.num_outputs})", f"shape {np.shape(y)}")
         if not np.all(np.isfinite(values)):
             raise invalid_target(argument, "finite", f"{values[~np.isfinite(values)][0]}")
-        return values
+        if np.any(np.abs(values) > 1e30):
+            raise invalid_target(argument, "at most 1e30 in magnitude", f"{values[np.abs(values) > 1e30][0]:g}")
+        return values + 0.0  # -0.0 is 0.0
 
     def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
         noise = rng.standard_normal(outputs.shape)

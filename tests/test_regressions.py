@@ -1,0 +1,154 @@
+"""What once went wrong, and must not again."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from store_cases import published, small_model, stream
+from typer.testing import CliRunner
+
+import bayesmlp as bm
+from bayesmlp import errors
+from bayesmlp.cli import app
+from bayesmlp.store.digest import posterior_digest
+
+
+def test_a_refused_conflict_keeps_the_effects_of_applied_events(tmp_path: Path) -> None:
+    x, y = stream(3)
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        first = updater.observe(x[0], y[0], event_id="a")
+        with pytest.raises(errors.ConflictingEvent):
+            updater.observe(x[1], y[1], event_id="a")
+        assert updater.observe(x[0], y[0], event_id="a") == first._replace(repeated=True)
+        assert updater.history()[-1].surprise == first.surprise
+
+
+def test_rollback_to_a_publish_of_another_dtype_folds_in_its_own(tmp_path: Path) -> None:
+    x, y = stream(4)
+    with published(tmp_path, "numpy", dtype="float32") as store:
+        store.publish("m", small_model("numpy", dtype="float64"))
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            updater.rollback(1)
+            assert updater.model.engine.dtype == "float32"
+            updater.observe(x[0], y[0])
+            live = updater.digest()
+            with_log = bm.load(store, "m", engine="numpy")
+            assert posterior_digest(with_log.spec(), with_log.to_arrays()) == live
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            assert updater.digest() == live
+
+
+def test_to_engine_keeps_the_dtype() -> None:
+    double = small_model("numpy", dtype="float64")
+    single = small_model("numpy", dtype="float32")
+    moved = double.to_engine(single.engine)
+    assert moved.spec() == double.spec()
+    assert all(a.dtype == np.float64 for a in moved.to_arrays().values())
+
+
+def test_a_failed_event_leaves_a_forgetting_posterior_too(tmp_path: Path) -> None:
+    model = bm.BayesianMLP(
+        bm.MLP((4,)),
+        bm.Gaussian(noise_variance=1e-14),
+        dynamics=bm.Forgetting(0.9),
+        engine="numpy",
+        standardize=False,
+    )
+    model.start_from_prior(2)
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", model)
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            before = updater.digest()
+            assert updater.observe([1e6, -1e6], 1e6).status == "failed"
+            assert updater.digest() == before
+
+
+def test_a_lease_of_another_machine_can_be_taken_over(tmp_path: Path) -> None:
+    with published(tmp_path) as store:
+        bm.OnlineUpdater(store, "m", engine="numpy").close()
+        owner = json.dumps({"host": "a-container-that-is-gone", "pid": 1, "started": "1"})
+        with sqlite3.connect(tmp_path / "store.db") as connection:
+            connection.execute("UPDATE leases SET owner = ?", (owner,))
+        with pytest.raises(errors.LeaseHeld, match="take_over=True"):
+            bm.OnlineUpdater(store, "m", engine="numpy")
+        stale = bm.OnlineUpdater(store, "m", engine="numpy", take_over=True)
+        with bm.OnlineUpdater(store, "m", engine="numpy", take_over=True), pytest.raises(errors.LeaseLost):
+            stale.observe(np.zeros(4), 0)
+
+
+@pytest.mark.parametrize("engine", ["torch", "jax"])
+def test_inputs_too_large_to_square_are_refused_and_tiny_ones_are_scaled(engine: str) -> None:
+    pytest.importorskip(engine, reason=f"pip install 'bayesmlp[{engine}]' to enable")
+    x, _ = stream(20)
+    y = x[:, 0]
+    model = bm.BayesianMLP(bm.MLP((3,)), bm.Gaussian(), engine=engine)
+    with pytest.raises(errors.InvalidInput, match=r"X must be at most 1e.30"):
+        model.fit(x * 1e200, y)
+    with pytest.raises(errors.InvalidInput, match=r"y must be at most 1e30"):
+        model.fit(x, y * 1e200)
+    quick = bm.Laplace(bm.TrainingOptions(steps=20))
+    usual = model.fit(x, y, method=quick).predict(x)
+    tiny = model.fit(x * 2.0**-50, y * 2.0**-50, method=quick).predict(x * 2.0**-50)
+    np.testing.assert_allclose(tiny.std * 2.0**50, usual.std, rtol=1e-5)
+
+
+def test_what_users_wrote_is_no_markup(tmp_path: Path) -> None:
+    x, y = stream(2)
+    with published(tmp_path, name="user[abc]") as store:
+        with bm.OnlineUpdater(store, "user[abc]", engine="numpy") as updater:
+            updater.observe(x[0], y[0], event_id="[/x]")
+        path = str(tmp_path / "store.db")
+    assert CliRunner().invoke(app, ["models", path]).output == "user[abc]\n"
+    assert "[/x]" in CliRunner().invoke(app, ["history", path, "user[abc]"], env={"COLUMNS": "160"}).output
+
+
+def test_a_file_that_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a database, but long enough to look at" * 100)
+    with pytest.raises(errors.CorruptStore, match="can not be opened as a store"):
+        bm.open_store(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda u, s: u.observe_many(np.zeros(4), 1), "x must have shape"),
+        (lambda u, s: u.observe_many([], []), "x must have shape"),
+        (lambda u, s: u.observe_many(np.zeros((2, 4)), [0]), "x, y and event_ids must be equally long"),
+        (lambda u, s: u.feedback(["a"], 1), "prediction_id must be a string"),
+        (lambda u, s: u.retract(5), "event_ids must be a collection"),
+        (lambda u, s: u.retract([None]), "event_ids must be strings"),
+        (lambda u, s: u.retract(source="nobody"), "no event with"),
+        (lambda u, s: u.rollback(True), "not True"),
+        (lambda u, s: bm.load(s, "m", engine="numpy", version=True), "version must be a positive integer"),
+        (lambda u, s: bm.load(s, "m", engine="numpy", version=10**30), "has no version"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path: Path, call: Any, message: str) -> None:
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        before = updater.digest(), len(updater.history())
+        with pytest.raises(errors.BayesMLPError, match=message):
+            call(updater, store)
+        assert (updater.digest(), len(updater.history())) == before
+
+
+def test_numpy_scalars_and_negative_zero(tmp_path: Path) -> None:
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.observe([0.0, 1, 2, 3], np.int64(1), event_id="a", time=np.int64(5))
+        assert updater.observe([-0.0, 1, 2, 3], 1, event_id="a", time=5).repeated
+        updater.model.to_engine("numpy").update(np.ones((1, 4)), [0], elapsed=np.float32(1))
+
+
+def test_data_frames_are_rows(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="pip install pandas to enable")
+    x, y = stream(4)
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.observe_many(pandas.DataFrame(x), pandas.Series(y))
+        framed = updater.digest()
+        updater.rollback(1)
+        updater.observe_many(x, y)
+        assert updater.digest() == framed
