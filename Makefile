@@ -18,16 +18,16 @@ demo: $(STAMP)  ## install, then learn handwritten digits from a stream of corre
 	$(BIN)/bayesmlp demo
 
 test: $(STAMP)  ## the test suite, without the long tests
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## the long tests too
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(STAMP)  ## lint, format, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

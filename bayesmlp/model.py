@@ -267,7 +267,7 @@ class BayesianMLP:
         try:
             x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
             return self._update_in_chunks(x, targets, weights, elapsed)
-        except (InvalidInput, NumericalFailure):
+        except BaseException:
             self._num_inputs, self._scaling, self._posterior, self._prior_state = before
             raise
 
@@ -298,12 +298,11 @@ class BayesianMLP:
             weights = self._cached(f"ones {len(x)}", lambda: convert(np.ones(len(x))))
         else:
             weights = convert(weight)
-        return (
-            convert(x),
-            convert(y),
-            weights,
-            self._cached(f"elapsed {elapsed}", lambda: convert(np.asarray(elapsed, dtype=np.float64))),
-        )
+        if elapsed == 1:
+            time = self._cached("one event", lambda: convert(np.ones(())))
+        else:
+            time = convert(np.asarray(elapsed, dtype=np.float64))
+        return convert(x), convert(y), weights, time
 
     def start_from_prior(self, num_inputs: int) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
@@ -330,6 +329,7 @@ class BayesianMLP:
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
         self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
         self._prior_state = None
+        self._compiled = {}  # a step closes over the likelihood in the units of the scaling
         if not self.dynamics.is_static:  # forgetting relaxes to where learning began, with the prior's variance
             dispersion = float(self.likelihood.dispersion(self._host_likelihood_state()))
             self._prior_state = self._independent(self._resolved.mean(posterior.weights), num_inputs, dispersion)

@@ -44,7 +44,7 @@ def why_not(device: str) -> str | None:
     try:
         get_engine(device)
     except DeviceUnavailable:
-        return f"{device} is not on this machine; {how}"
+        return f"{device} is not available; {how}"
     return None
 
 

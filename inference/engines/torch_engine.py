@@ -151,7 +151,7 @@ class TorchEngine(Engine):
             rows = torch.tensor(batches, device=self.device)
             history: TrainingHistory = []
             for epoch in range(len(batches)):
-                total = torch.zeros((), device=self.device)
+                total = torch.zeros((), dtype=torch.float64, device=self.device)
                 for step in range(batches.shape[1]):
                     optimiser.param_groups[0]["lr"] = float(learning_rates[epoch, step])
                     optimiser.zero_grad()
