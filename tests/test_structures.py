@@ -18,7 +18,7 @@ from bayesmlp.inference.structures import Structure
 
 EXACT = 1e-10
 SHAPES = shapes_of(bm.Categorical(3))
-RETENTION, FACTOR = 0.8, 2.5
+RETENTION = 0.8
 
 
 class Primitives(NamedTuple):
@@ -66,12 +66,10 @@ def primitives(structure: Structure, engine64: Engine) -> Primitives:
             "natural": shifted,
             "natural_precision": own_precision,
             "transition": structure.transition(engine, state, other, RETENTION, growth),
-            "scaled": structure.scale_precision(engine, state, FACTOR),
         }
 
     answers = engine.jit(answer)(*states, noise, map_arrays(engine.asarray, growth))
-    for name in ("transition", "scaled"):
-        answers[name] = structure.to_arrays(engine, answers[name])
+    answers["transition"] = structure.to_arrays(engine, answers["transition"])
     return Primitives(
         structure,
         dense.mean(structure, new, SHAPES),
@@ -144,12 +142,6 @@ def test_transition_relaxes_mean_and_covariance(primitives: Primitives) -> None:
     close(dense.mean(primitives.structure, arrays, SHAPES), expected_mean)
     covariance = RETENTION**2 * np.linalg.inv(primitives.precision) + np.diag(dense.flatten(primitives.growth))
     close(dense.precision(primitives.structure, arrays, SHAPES), np.linalg.inv(covariance))
-
-
-def test_scale_precision(primitives: Primitives) -> None:
-    arrays = primitives.answers["scaled"]
-    close(dense.mean(primitives.structure, arrays, SHAPES), primitives.mean)
-    close(dense.precision(primitives.structure, arrays, SHAPES), FACTOR * primitives.precision)
 
 
 def test_storage_round_trip_through_every_framework(structure: Structure) -> None:

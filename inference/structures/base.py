@@ -70,10 +70,6 @@ class Structure(ABC):
         """``m ← γ m + (1-γ) m₀`` and ``Λ⁻¹ ← γ² Λ⁻¹ + diag(growth)``, with γ the retention and m₀ the prior's mean."""
 
     @abstractmethod
-    def scale_precision(self, engine: Engine, state: Any, factor: Any) -> Any:
-        """``Λ ← factor · Λ``, for a change of the dispersion's unit."""
-
-    @abstractmethod
     def noise_shapes(self, state: Any) -> tuple[tuple[int, ...], ...]:
         """Shapes of the standard normal draws behind one sample."""
 

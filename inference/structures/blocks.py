@@ -117,9 +117,6 @@ class Blocks(Structure):
             tuple(self._each(lambda s, part, q: s.transition(engine, part, next(priors), retention, q), state, growth))
         )
 
-    def scale_precision(self, engine: Engine, state: BlocksState, factor: Any) -> BlocksState:
-        return BlocksState(tuple(self._each(lambda s, part: s.scale_precision(engine, part, factor), state)))
-
     def noise_shapes(self, state: BlocksState) -> tuple[tuple[int, ...], ...]:
         return tuple(shape for shapes in self._each(lambda s, part: s.noise_shapes(part), state) for shape in shapes)
 

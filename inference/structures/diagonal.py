@@ -67,9 +67,6 @@ class Diagonal(Structure):
         )
         return DiagonalState(self.move_mean(engine, state, prior, retention), precision)
 
-    def scale_precision(self, engine: Engine, state: DiagonalState, factor: Any) -> DiagonalState:
-        return DiagonalState(state.mean, tuple(precision * factor for precision in state.precision))
-
     def noise_shapes(self, state: DiagonalState) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(mean.shape) for mean in state.mean)
 

@@ -75,9 +75,6 @@ class Full(Structure):
         factor, _ = engine.cholesky(covariance)
         return FullState(self.move_mean(engine, state, prior, retention), factor)
 
-    def scale_precision(self, engine: Engine, state: FullState, factor: Any) -> FullState:
-        return FullState(state.mean, state.covariance_root / factor**0.5)
-
     def noise_shapes(self, state: FullState) -> tuple[tuple[int, ...], ...]:
         return ((state.covariance_root.shape[1],),)
 

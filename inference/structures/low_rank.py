@@ -69,9 +69,8 @@ class LowRank(Structure):
         """JΥ⁻¹Jᵀ - (JΥ⁻¹W)(I + WᵀΥ⁻¹W)⁻¹(JΥ⁻¹W)ᵀ."""
         state, factors = engine.widen((state, tuple(factors)))
         layers = list(zip(factors, state.diagonal, state.columns, strict=True))
-        prior = sum(
-            (f.gram(engine, 1 / d, joint) for f, d, _ in layers[1:]), start=_gram(engine, *layers[0][:2], joint)
-        )
+        grams = [f.gram(engine, 1 / d, joint) for f, d, _ in layers]
+        prior = sum(grams[1:], start=grams[0])
         parts = [f.push_forward(engine, w / d) for f, d, w in layers]
         projected = sum(parts[1:], start=parts[0])  # N, K, R
         num_rows, num_outputs, rank = projected.shape
@@ -134,10 +133,6 @@ class LowRank(Structure):
             for w, new, d in zip(state.columns, diagonal, state.diagonal, strict=True)
         )
         return LowRankState(mean, *engine.cast((diagonal, columns)))
-
-    def scale_precision(self, engine: Engine, state: LowRankState, factor: Any) -> LowRankState:
-        diagonal = tuple(d * factor for d in state.diagonal)
-        return LowRankState(state.mean, diagonal, tuple(w * factor**0.5 for w in state.columns))
 
     def noise_shapes(self, state: LowRankState) -> tuple[tuple[int, ...], ...]:
         return (*(tuple(mean.shape) for mean in state.mean), (state.columns[0].shape[0],))
@@ -202,10 +197,6 @@ def _flat(engine: Engine, columns: Float[Array, "R I O"]) -> Float[Array, "R P"]
 def _combine(engine: Engine, mixing: Float[Array, "M R"], columns: Float[Array, "R I O"]) -> Float[Array, "M I O"]:
     """Linear combinations of directions."""
     return engine.xp.reshape(mixing @ _flat(engine, columns), (mixing.shape[0], *columns.shape[1:]))
-
-
-def _gram(engine: Engine, factor: Any, diagonal: Array, joint: bool) -> Array:
-    return factor.gram(engine, 1 / diagonal, joint)
 
 
 def _plus_identity(engine: Engine, core: Array) -> Array:
