@@ -21,6 +21,7 @@ _HOME = {
     "Diagonal": "inference.structures",
     "Full": "inference.structures",
     "LowRank": "inference.structures",
+    "Point": "inference.structures",
     "Blocks": "inference.structures",
     "LastLayer": "inference.structures",
     "Static": "inference.dynamics",

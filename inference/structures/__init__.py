@@ -5,5 +5,6 @@ from .blocks import Blocks, LastLayer
 from .diagonal import Diagonal
 from .full import Full
 from .low_rank import LowRank
+from .point import Point
 
-__all__ = ["Blocks", "Diagonal", "Full", "LastLayer", "LowRank", "Structure"]
+__all__ = ["Blocks", "Diagonal", "Full", "LastLayer", "LowRank", "Point", "Structure"]
