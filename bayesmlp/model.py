@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from .inference.assembly import LayerMethod
 from .inference.dynamics import Dynamics, Static
 from .inference.engines import Engine, get_engine, map_arrays
+from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
 from .inference.laplace import Laplace
@@ -22,7 +24,7 @@ from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
-from .inference.structures import LastLayer, Structure
+from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
 from .predictive import Predictive
 from .sampled import SampledPosterior
@@ -74,23 +76,23 @@ class BayesianMLP:
         likelihood: Likelihood,
         *,
         prior: NormalPrior | None = None,
-        structure: Structure | None = None,
+        structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool = True,
         seed: int = 0,
     ) -> None:
-        parts: tuple[tuple[str, Any, type], ...] = (
+        parts: tuple[tuple[str, Any, Any], ...] = (
             ("network", network, MLP),
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
-            ("structure", structure or LastLayer(), Structure),
+            ("structure", structure or LastLayer(), Structure | Mixture),
             ("dynamics", dynamics or Static(), Dynamics),
         )
         for name, value, kind in parts:
             if not isinstance(value, kind):
-                raise InvalidInput(f"{name} must be a {kind.__name__}, got {value!r}")
+                raise InvalidInput(f"{name} must be a {getattr(kind, '__name__', 'Structure')}, got {value!r}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         self.network = network
@@ -105,12 +107,16 @@ class BayesianMLP:
         self.seed = seed
         self.history: list[float] = []
         """Mean objective per row for each epoch of the last fit."""
+        self.fit_details: dict[str, Any] = {}
+        """What the last fit's method has to say of itself: ``terms`` has objective, log likelihood and complexity per row
+        for each epoch (for variational weights the terms of the negative ELBO); other entries depend on the method."""
         self._num_inputs: int | None = None
         self._scaling: Scaling | None = None
         self._posterior: Posterior | None = None
         self._prior_state: Any = None
         self._compiled: dict[str, Any] = {}
         self._resolved = self.structure.resolve(network.num_layers)
+        self._fitted_prior = self.prior
         self.prior.precision(network.shapes(1, likelihood.num_outputs))
 
     def __repr__(self) -> str:
@@ -138,6 +144,11 @@ class BayesianMLP:
         self.num_inputs  # noqa: B018 (raises)
         assert self._posterior is not None
         return self._posterior
+
+    @property
+    def _base(self) -> Structure:
+        """Structure of one member."""
+        return self._resolved.of if isinstance(self._resolved, Mixture) else self._resolved
 
     @property
     def prior_state(self) -> Any:
@@ -200,25 +211,28 @@ class BayesianMLP:
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
         x, targets, scaling = self._training_data(X, y)
         weights = check_weights(weight, len(x))
-        shapes = self.network.shapes(x.shape[1], self.likelihood.num_outputs)
         problem = FitProblem(
             engine=self.engine,
             network=self.network,
             likelihood=self.likelihood.in_units_of(scaling.target_scale),
-            structure=self._resolved,
-            prior_precision=self.prior.precision(shapes),
-            start=self.network.initialise(x.shape[1], self.likelihood.num_outputs, self.seed),
+            structure=self._base,
+            prior=self.prior,
             x=self.engine.asarray(x),
             y=self.engine.asarray(targets),
             weight=weights,
             seed=self.seed,
             on_epoch=on_epoch,
         )
-        result = (method or Laplace()).fit(problem)
-        arrays = self._resolved.to_arrays(self.engine, result.posterior.weights)
+        method = method or Laplace()
+        if isinstance(self.structure, Mixture) and isinstance(method, LayerMethod):
+            method = Ensemble(method, self.structure.members)
+        result = method.fit(problem)
+        arrays = result.structure.to_arrays(self.engine, result.posterior.weights)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
-        self.history = result.history
+        self.history = [float(value) for value in result.history[:, 0]]
+        self.fit_details = {"terms": result.history, **result.details}
+        self._fitted_prior, self._resolved = result.prior, result.structure
         self._set(x.shape[1], scaling, result.posterior)
         return self
 

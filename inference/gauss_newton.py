@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,29 +12,22 @@ from .likelihoods.base import Likelihood
 from .network import MLP
 from .structures.base import Structure, chunk_rows
 
-__all__ = ["add_curvature"]
+__all__ = ["curvature_of"]
 
 
-def add_curvature(
-    engine: Engine,
-    network: MLP,
-    likelihood: Likelihood,
-    structure: Structure,
-    state: Any,
-    x: Array,
-    weight: np.ndarray,
-    layers: Sequence[bool],
-) -> Any:
-    """Add the generalised Gauss-Newton precision of every row at the state's mean (Martens 2020, section 8).
+def curvature_of(
+    engine: Engine, network: MLP, likelihood: Likelihood, structure: Structure, layers: Sequence[bool]
+) -> Callable[[Any, Array, np.ndarray], Any]:
+    """``add(state, x, weight)``: adds the generalised Gauss-Newton precision of every row (Martens 2020, section 8).
+
+    The network is linearised at the state's mean; ``x`` are inputs (N, I), ``weight`` that of each row (N,) on the host.
+    What is returned is compiled once, for the posteriors of as many networks as need it.
 
     Args:
         engine: of the arrays.
-        network: the network, linearised at the state's mean.
+        network: the network.
         likelihood: whose Fisher information is taken, at unit dispersion.
         structure: the form of the posterior.
-        state: whose precision is added to.
-        x: inputs (N, I).
-        weight: of each row (N,), on the host.
         layers: for each layer, whether it takes part; the others' weights are held fixed.
     """
 
@@ -46,10 +39,14 @@ def add_curvature(
 
     step = engine.jit(add)
     size = chunk_rows(likelihood.num_outputs)
-    for start in range(0, x.shape[0], size):
-        chunk, chunk_weight = pad_rows(engine, size, x[start : start + size], weight[start : start + size])
-        state = step(state, chunk, chunk_weight)
-    return state
+
+    def add_all(state: Any, x: Array, weight: np.ndarray) -> Any:
+        for start in range(0, x.shape[0], size):
+            chunk, chunk_weight = pad_rows(engine, size, x[start : start + size], weight[start : start + size])
+            state = step(state, chunk, chunk_weight)
+        return state
+
+    return add_all
 
 
 def pad_rows(engine: Engine, size: int, x: Array, weight: np.ndarray) -> tuple[Array, Array]:

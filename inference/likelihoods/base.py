@@ -35,6 +35,9 @@ class Likelihood(ABC):
     scales_targets: bool = False
     """Whether targets are numbers that may be standardised."""
 
+    dispersion_outputs: tuple[int, ...] = ()
+    """Indices of the outputs that stand for the spread of y rather than its location."""
+
     @property
     def shares_target_scale(self) -> bool:
         """Whether all targets must be scaled alike."""
