@@ -9,7 +9,6 @@ import numpy as np
 
 from .engines.base import Array, Engine
 from .filtering import Posterior
-from .likelihoods.base import Likelihood
 from .methods import FitProblem
 from .network import MLP
 from .structures.base import Structure
