@@ -24,7 +24,7 @@ from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
 from .inference.structures import LastLayer, Structure
 from .inference.structures.base import chunk_rows
-from .predictive import Predictive
+from .predictive import APPROXIMATIONS, Predictive
 from .sampled import SampledPosterior
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
@@ -234,7 +234,7 @@ class BayesianMLP:
             inputs=self.standardize,
             targets=self.standardize and self.likelihood.scales_targets,
             one_target_scale=self.likelihood.shares_target_scale,
-            num_outputs=self.likelihood.num_outputs,
+            num_targets=self.likelihood.num_targets,
         )
         return scaling.inputs(x), scaling.targets(targets), scaling
 
@@ -313,7 +313,7 @@ class BayesianMLP:
         start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed)
         state = self.likelihood.initial_state()
         weights = self._independent(start, num_inputs, float(self.likelihood.dispersion(state)))
-        scaling = Scaling.identity(num_inputs, self.likelihood.num_outputs)
+        scaling = Scaling.identity(num_inputs, self.likelihood.num_targets)
         self._set(num_inputs, scaling, Posterior(weights, state_arrays(self.engine, state)))
 
     def _independent(self, mean: Any, num_inputs: int, dispersion: float) -> Any:
@@ -366,7 +366,7 @@ class BayesianMLP:
         except ImportError as error:
             raise MissingDependency(language, framework) from error
         size = num_inputs or self.num_inputs
-        units = scaling or self._scaling or Scaling.identity(size, self.likelihood.num_outputs)
+        units = scaling or self._scaling or Scaling.identity(size, self.likelihood.num_targets)
         likelihood = self.likelihood.in_units_of(units.target_scale)
         precision = self.prior.precision(self.network.shapes(size, likelihood.num_outputs))
         return probabilistic_program(*modules, self.engine, self.network, likelihood, precision)
@@ -402,6 +402,7 @@ class BayesianMLP:
         method: str = "linearized",
         num_samples: int = 100,
         seed: int | None = None,
+        approximation: str = "nodes",
     ) -> Predictive:
         """The predictive distribution of y.
 
@@ -409,11 +410,15 @@ class BayesianMLP:
             X: inputs, (rows, inputs).
             method: ``"linearized"``: the network linearised at the mean, closed form or fixed nodes; ``"samples"``:
                 sampled networks; ``"mean"``: the mean weights alone, no epistemic uncertainty.
-            num_samples: of ``"samples"``.
-            seed: of ``"samples"``; the model's own if None.
+            num_samples: of ``"samples"`` and of ``"monte_carlo"``.
+            seed: of ``"samples"`` and of ``"monte_carlo"``; the model's own if None.
+            approximation: how ``"linearized"`` averages class probabilities over normal logits: ``"nodes"``: fixed
+                nodes; ``"monte_carlo"``: random draws; or a closed form, ``"probit"`` or ``"bridge"`` (see
+                :mod:`.inference.logit_normal`), for Categorical and Bernoulli. A closed form gives the probabilities
+                and what follows from them; the epistemic parts of variance and entropy are still by fixed nodes.
 
         Raises:
-            InvalidInput: bad inputs or an unknown method.
+            InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
             NotFitted: the model has seen no data.
         """
         if method not in PREDICTION_METHODS:
@@ -421,23 +426,34 @@ class BayesianMLP:
         for name, value, least in (("num_samples", num_samples, 1), ("seed", 0 if seed is None else seed, 0)):
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
+        self._check_approximation(approximation, method)
         x = self.scaling.inputs(check_inputs(X, self.num_inputs))
-        state = self._host_likelihood_state()
-        common = {
-            "method": method,
-            "likelihood": self.scaled_likelihood,
-            "likelihood_state": state,
-            "scaling": self.scaling,
-        }
+        own_seed = self.seed if seed is None else seed
+        likelihood, scaling = self.scaled_likelihood, self.scaling
         if method == "samples":
-            samples, dispersions = self._sampled_outputs(x, num_samples, self.seed if seed is None else seed)
-            return Predictive(
-                **common, output_mean=samples.mean(0), output_samples=samples, sampled_dispersion=dispersions
-            )
+            outputs, states = self._sampled_outputs(x, num_samples, own_seed)
+            log_weights = np.full(num_samples, -np.log(num_samples))
+            return Predictive(method, likelihood, scaling, log_weights, outputs, likelihood_state=states)
         mean, covariance = self._linearized_outputs(x, with_covariance=method == "linearized")
+        state = self._host_likelihood_state()
         if covariance is not None:
-            covariance = covariance * float(self.likelihood.dispersion(state))
-        return Predictive(**common, output_mean=mean, output_covariance=covariance)
+            covariance = covariance * float(likelihood.dispersion(state))
+        draws = None
+        if approximation == "monte_carlo":
+            draws = np.random.default_rng(own_seed).standard_normal((num_samples, likelihood.num_outputs))
+        return Predictive.single(
+            method, likelihood, scaling, mean, covariance, state, approximation=approximation, standard_normal=draws
+        )
+
+    def _check_approximation(self, approximation: str, method: str) -> None:
+        if approximation not in APPROXIMATIONS:
+            raise InvalidInput(f"approximation must be one of {', '.join(APPROXIMATIONS)}, got {approximation!r}")
+        if approximation == "nodes":
+            return
+        if method != "linearized":
+            raise InvalidInput(f"approximation {approximation!r} is for method 'linearized', not for {method!r}")
+        if not self.likelihood.has_logits:
+            raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {self.likelihood}")
 
     def _linearized_outputs(self, x: np.ndarray, with_covariance: bool) -> tuple[np.ndarray, np.ndarray | None]:
         engine, structure, network = self.engine, self._resolved, self.network
@@ -454,15 +470,12 @@ class BayesianMLP:
         mean, covariance = (piece.astype(np.float64) for piece in (*pieces, pieces[0])[:2])
         return mean, covariance if with_covariance else None
 
-    def _sampled_outputs(self, x: np.ndarray, num_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _sampled_outputs(self, x: np.ndarray, num_samples: int, seed: int) -> tuple[np.ndarray, Any]:
+        """Outputs of sampled networks (S, N, K), and the likelihood's state drawn with each."""
         engine, structure, network = self.engine, self._resolved, self.network
-        state = self._host_likelihood_state()
-        dispersions: np.ndarray | None = None
-        spread = np.ones(num_samples)
-        if len(state):
-            rng = np.random.default_rng(seed)
-            dispersions = float(state.rate) / rng.gamma(float(state.shape), 1.0, num_samples)
-            spread = np.sqrt(dispersions)
+        repeated = map_arrays(lambda array: np.stack([array] * num_samples), self._host_likelihood_state())
+        states = self.likelihood.draw_state(np.random.default_rng(seed), repeated)
+        spread = np.broadcast_to(np.sqrt(self.likelihood.dispersion(states)), num_samples)
 
         def outputs_of(weights: Any, noise: Any, scale: Any, rows: Any) -> Any:
             means = structure.mean(weights)
@@ -484,7 +497,7 @@ class BayesianMLP:
             scale = engine.asarray(spread[start : start + size])
             parts = [engine.to_numpy(compiled(self.posterior.weights, noise, scale, rows)) for rows in self._chunks(x)]
             columns.append(np.concatenate(parts, axis=1)[:, : len(x)])
-        return np.concatenate(columns).astype(np.float64), dispersions
+        return np.concatenate(columns).astype(np.float64), states
 
     def _chunks(self, x: np.ndarray) -> list[Any]:
         """Rows in engine arrays of a few fixed sizes: powers of two up to 256."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .engines.base import Array, Engine
+from .engines.base import Array, Engine, map_arrays
 from .likelihoods.base import Likelihood
 from .network import MLP
 from .structures.base import Structure, chunk_rows
@@ -24,6 +24,7 @@ def add_curvature(
     x: Array,
     weight: np.ndarray,
     layers: Sequence[bool],
+    likelihood_state: Any = None,
 ) -> Any:
     """Add the generalised Gauss-Newton precision of every row at the state's mean (Martens 2020, section 8).
 
@@ -36,13 +37,16 @@ def add_curvature(
         x: inputs (N, I).
         weight: of each row (N,), on the host.
         layers: for each layer, whether it takes part; the others' weights are held fixed.
+        likelihood_state: of the likelihood, on the host; the one before any data if None.
     """
+    given = likelihood.initial_state() if likelihood_state is None else likelihood_state
 
     def add(state: Any, rows: Array, row_weight: Array) -> Any:
         outputs, factors = network.factors(engine, structure.mean(state), rows)
         kept = [f if takes_part else f._replace(rows=0 * f.rows) for f, takes_part in zip(factors, layers, strict=True)]
+        own = map_arrays(lambda array: engine.constant(np.asarray(array), outputs), given)
         root = engine.xp.sqrt(row_weight)[:, None, None]
-        return structure.add_precision(engine, state, kept, root * likelihood.fisher_factor(engine, outputs))
+        return structure.add_precision(engine, state, kept, root * likelihood.fisher_factor(engine, outputs, own))
 
     step = engine.jit(add)
     size = chunk_rows(likelihood.num_outputs)
