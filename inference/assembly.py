@@ -49,7 +49,7 @@ def assembler(
             with engine.scope():
                 x, weight = x[rows], weight[rows]
         fitted = [engine.to_numpy(value) for value in parameters.likelihood]
-        state = likelihood.state_from_fit(fitted, float(weight.sum()))
+        state = state_arrays(engine, likelihood.state_from_fit(fitted, float(weight.sum())))
         dispersion = float(likelihood.dispersion(state))
         deviations = deviations_of(engine, parameters, variational)
         with engine.scope():
@@ -59,8 +59,8 @@ def assembler(
             )
             weights = structure.initial(engine, parameters.mean, precisions)
         if any(points):
-            weights = add_curvature(weights, x, weight)
-        return Posterior(weights, state_arrays(engine, state))
+            weights = add_curvature(weights, x, weight, state)
+        return Posterior(weights, state)
 
     return assemble
 

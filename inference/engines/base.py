@@ -218,6 +218,18 @@ class Engine(ABC):
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         """Map ``function`` over a leading axis of its arguments."""
 
+    def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Map ``function`` over a leading axis of its arguments, trees that may be None: a loop where the framework is
+        eager, so that ``function`` may leave it for the host; vmap where it compiles.
+        """
+
+        def mapped(*args: Any) -> Any:
+            size = leading_length(args[0])
+            results = [function(*(None if arg is None else take(arg, i) for arg in args)) for i in range(size)]
+            return stack_trees(self.xp.stack, results)
+
+        return mapped
+
     @abstractmethod
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
         """Value and gradient with respect to the first argument, a tree of arrays.

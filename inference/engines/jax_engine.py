@@ -122,6 +122,9 @@ class JaxEngine(Engine):
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         return jax.vmap(function, in_axes=in_axes)
 
+    def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.vmap(function)
+
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
         return jax.value_and_grad(function, has_aux=has_aux)
 
