@@ -95,6 +95,9 @@ class Likelihood(ABC):
     scales_targets: bool = False
     """Whether targets are numbers that may be standardised."""
 
+    dispersion_outputs: tuple[int, ...] = ()
+    """Indices of the outputs that stand for the spread of y rather than its location."""
+
     is_discrete: bool = False
     """Whether y is a whole number."""
 

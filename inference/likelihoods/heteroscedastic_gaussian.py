@@ -49,6 +49,10 @@ class HeteroscedasticGaussian(ScaleMixture):
     def num_outputs(self) -> int:  # type: ignore[override]
         return 2 * self.num_targets
 
+    @property
+    def dispersion_outputs(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(range(self.num_targets, 2 * self.num_targets))
+
     def _split(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> tuple[Array, Array, Array]:
         """Means, log variances within the bounds, and how these change with the outputs."""
         size = self.num_targets
