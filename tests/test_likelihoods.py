@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def expectation(mean: np.ndarray, covariance: np.ndarray, function: Callable[[np
     return np.tensordot(weights / weights.sum(), function(outputs), axes=1)
 
 
-def density(name: str, outputs: np.ndarray, y: Any) -> np.ndarray:
+def density(name: str, y: Any, outputs: np.ndarray) -> np.ndarray:
     """p(y | outputs) of one y for outputs (S, K)."""
     likelihood, state = CASES[name]
     targets = likelihood.prepare(np.asarray([y]))
@@ -100,7 +101,7 @@ def test_fisher_information_is_the_expected_square_of_the_score(name: str) -> No
 def test_probabilities_sum_to_one(name: str) -> None:
     likelihood, _ = CASES[name]
     outputs, _ = normal_outputs(likelihood.num_outputs, seed=2)
-    total = sum(density(name, outputs, y) for y in support(name).ravel().astype(int))
+    total = sum(density(name, y, outputs) for y in support(name).ravel().astype(int))
     np.testing.assert_allclose(total, 1, rtol=1e-12)
 
 
@@ -160,9 +161,7 @@ def test_predictive_log_prob_is_the_integral(name: str) -> None:
     likelihood, state = CASES[name]
     mean, covariance = normal_outputs(likelihood.num_outputs, seed=4)
     y = some_targets(name)
-    expected = [
-        expectation(mean[row], covariance[row], lambda f, row=row: density(name, f, y[row])) for row in range(ROWS)
-    ]
+    expected = [expectation(mean[row], covariance[row], partial(density, name, y[row])) for row in range(ROWS)]
     got = likelihood.predictive_log_prob(HOST, mean, covariance, likelihood.prepare(y), state)
     np.testing.assert_allclose(np.exp(got), expected, rtol=2e-8)
 
@@ -201,8 +200,9 @@ def test_a_student_t_is_integrated_however_narrow_it_is(freedom: float, scale: f
     expected = sum(
         integrate.quad(integrand, a, b, epsabs=0, epsrel=1e-10)[0] for a, b in zip(pieces[:-1], pieces[1:], strict=True)
     )
-    arguments = np.array([[mean]]), np.array([[[variance]]]), np.array([[y]]), ()
-    np.testing.assert_allclose(np.exp(likelihood.predictive_log_prob(HOST, *arguments)), expected, rtol=1e-7)
+    outputs = np.array([[mean]]), np.array([[[variance]]])
+    got = likelihood.predictive_log_prob(HOST, *outputs, np.array([[y]]), ())
+    np.testing.assert_allclose(np.exp(got), expected, rtol=1e-7)
 
 
 def test_gamma_nodes_have_the_moments_of_the_gamma_distribution() -> None:
@@ -239,9 +239,9 @@ def test_moments_obey_the_law_of_total_variance(name: str) -> None:
             return expectation(mean[row], covariance[row], function)
 
         expected = average(lambda f: likelihood.mean(HOST, f, state))
-        spread = average(lambda f, e=expected: (likelihood.mean(HOST, f, state) - e) ** 2)
+        square = average(lambda f: likelihood.mean(HOST, f, state) ** 2)
         np.testing.assert_allclose(got.mean[row], expected, rtol=1e-8, atol=1e-12)
-        np.testing.assert_allclose(got.epistemic[row], spread, rtol=1e-7)
+        np.testing.assert_allclose(got.epistemic[row], square - expected**2, rtol=1e-7)
         np.testing.assert_allclose(
             got.aleatoric[row], average(lambda f: likelihood.variance(HOST, f, state)), rtol=1e-7
         )
@@ -348,8 +348,8 @@ def test_engines_agree_on_the_predictive(engine64: Engine, name: str) -> None:
     expected = likelihood.predictive_log_prob(HOST, mean, covariance, y, state)
     with engine64.scope():
         own = type(state)(*map(engine64.asarray, state))
-        arrays = (engine64.asarray(a) for a in (mean, covariance, y))
-        got = engine64.to_numpy(likelihood.predictive_log_prob(engine64, *arrays, own))
+        outputs = engine64.asarray(mean), engine64.asarray(covariance)
+        got = engine64.to_numpy(likelihood.predictive_log_prob(engine64, *outputs, engine64.asarray(y), own))
     np.testing.assert_allclose(got, expected, rtol=TOLERANCE["float64"])
 
 
