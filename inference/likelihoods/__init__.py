@@ -2,6 +2,7 @@
 
 from .base import Likelihood
 from .bernoulli import Bernoulli
+from .bradley_terry import BradleyTerry
 from .categorical import Categorical
 from .gaussian import FixedNoise, Gaussian, NoiseState
 from .heteroscedastic_gaussian import HeteroscedasticGaussian
@@ -11,6 +12,7 @@ from .student_t import ScaleState, StudentT
 
 __all__ = [
     "Bernoulli",
+    "BradleyTerry",
     "Categorical",
     "FixedNoise",
     "Gaussian",

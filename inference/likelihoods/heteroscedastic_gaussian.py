@@ -49,7 +49,7 @@ class HeteroscedasticGaussian(ScaleMixture):
         InvalidInput: fewer than one target.
     """
 
-    num_targets: int = 1  # type: ignore[assignment]
+    num_targets: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_targets, int | np.integer) or self.num_targets < 1:
