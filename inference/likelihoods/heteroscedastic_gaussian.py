@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,11 +13,22 @@ from jaxtyping import Float
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from ..quadrature import normal_nodes
-from .base import HOST, PredictiveMoments, covariance_root
+from .base import HOST, PredictiveMoments, covariance_root, per_row
 from .bounds import bend, bounded
 from .scale_mixture import NormalComponents, ScaleMixture
 
-__all__ = ["LOG_VARIANCE_BOUNDS", "HeteroscedasticGaussian"]
+__all__ = ["LOG_VARIANCE_BOUNDS", "HeteroscedasticGaussian", "LevelState"]
+
+
+class LevelState(NamedTuple):
+    """Attributes:
+    log_variance: level around which the network predicts the log variances of all targets.
+    """
+
+    log_variance: Float[Array, ""]
+
+
+_LEVEL_MEAN, _LEVEL_DEVIATION = -2.0, 3.0  # of the level's normal prior
 
 LOG_VARIANCE_BOUNDS = (math.log(1e-8), math.log(1e4))
 """Of the noise variance in squared units of the (standardised) targets: a hundredth of a per cent of their standard
@@ -27,8 +39,13 @@ deviation to a hundred times it."""
 class HeteroscedasticGaussian(ScaleMixture):
     """y ~ N(m, exp(s)): the network's outputs are the means m of all targets, then their log variances s.
 
-    s is brought smoothly between :data:`LOG_VARIANCE_BOUNDS`; well inside of them the Fisher information of (m, s) is
-    diag(exp(-s), 1/2). The predictive integrates m in closed form given s, and s by fixed nodes.
+    s is the network's output plus a level that a batch fit learns, at its posterior mode; online updates hold the level
+    fixed and learn through the output's bias. s is brought smoothly between :data:`LOG_VARIANCE_BOUNDS`; well inside of
+    them the Fisher information of (m, s) is diag(exp(-s), 1/2). The predictive integrates m in closed form given s, and
+    s by fixed nodes.
+
+    The joint mode of m and s for a few rows, if the prior is wide, fits m and shrinks s: the network's first updates
+    without a batch fit claim too little noise.
 
     Args:
         num_targets: number of targets T; the network has 2 T outputs.
@@ -37,7 +54,7 @@ class HeteroscedasticGaussian(ScaleMixture):
         InvalidInput: fewer than one target.
     """
 
-    num_targets: int = 1
+    num_targets: int = 1  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_targets, int | np.integer) or self.num_targets < 1:
@@ -53,10 +70,36 @@ class HeteroscedasticGaussian(ScaleMixture):
     def dispersion_outputs(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(range(self.num_targets, 2 * self.num_targets))
 
-    def _split(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> tuple[Array, Array, Array]:
+    # -- state ----------------------------------------------------------------------------------------------------
+    def initial_state(self) -> LevelState:
+        return LevelState(np.float64(_LEVEL_MEAN))
+
+    def restore_state(self, arrays: Sequence[Any]) -> LevelState:
+        return LevelState(*arrays)
+
+    def state_from_fit(self, parameters: Sequence[Any], num_rows: float) -> LevelState:
+        return LevelState(np.float64(parameters[0]))
+
+    def fit_parameters(self) -> tuple[float, ...]:
+        """The level."""
+        return (_LEVEL_MEAN,)
+
+    def fit_log_prob(self, engine: Engine, outputs: Float[Array, "N K"], y: Array, parameters: Any) -> Array:
+        return self.unit_log_prob(engine, outputs, y, LevelState(*parameters))
+
+    def fit_log_prior(self, engine: Engine, parameters: Any) -> Any:
+        return -0.5 * ((parameters[0] - _LEVEL_MEAN) / _LEVEL_DEVIATION) ** 2
+
+    # -- densities ------------------------------------------------------------------------------------------------
+    def _log_variance(self, outputs: Float[Array, "*S N K"], state: Any) -> Array:
+        """Of each target, before it is brought between the bounds."""
+        return outputs[..., self.num_targets :] + (per_row(state.log_variance, 1) if len(state) else 0.0)
+
+    def _split(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> tuple[Array, Array, Array]:
         """Means, log variances within the bounds, and how these change with the outputs."""
-        size = self.num_targets
-        return outputs[..., :size], *bounded(engine, outputs[..., size:], *LOG_VARIANCE_BOUNDS)
+        return outputs[..., : self.num_targets], *bounded(
+            engine, self._log_variance(outputs, state), *LOG_VARIANCE_BOUNDS
+        )
 
     def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
         deviation = np.sqrt(self.variance(HOST, outputs, state))
@@ -71,7 +114,7 @@ class HeteroscedasticGaussian(ScaleMixture):
     def unit_log_prob(
         self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any = ()
     ) -> Float[Array, "*S N"]:
-        mean, log_variance, _ = self._split(engine, outputs)
+        mean, log_variance, _ = self._split(engine, outputs, state)
         error = y - mean
         squares = error * error * engine.xp.exp(-log_variance)
         return -0.5 * engine.xp.sum(squares + log_variance + math.log(2 * math.pi), axis=-1)
@@ -79,13 +122,13 @@ class HeteroscedasticGaussian(ScaleMixture):
     def unit_score(
         self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
     ) -> Float[Array, "N K"]:
-        mean, log_variance, slope = self._split(engine, outputs)
+        mean, log_variance, slope = self._split(engine, outputs, state)
         error = y - mean
         precision = engine.xp.exp(-log_variance)
         return engine.xp.concat([error * precision, 0.5 * (error * error * precision - 1) * slope], axis=-1)
 
     def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"], state: Any = ()) -> Float[Array, "N K R"]:
-        _, log_variance, slope = self._split(engine, outputs)
+        _, log_variance, slope = self._split(engine, outputs, state)
         roots = engine.xp.concat([engine.xp.exp(-0.5 * log_variance), math.sqrt(0.5) * slope], axis=-1)
         return roots[:, :, None] * engine.eye(self.num_outputs, outputs)
 
@@ -94,10 +137,10 @@ class HeteroscedasticGaussian(ScaleMixture):
     ) -> Float[Array, "N K K"]:
         """Well inside the bounds, [[1, e], [e, e²/2]] / variance for each target's (m, s), with the error e."""
         xp = engine.xp
-        mean, log_variance, slope = self._split(engine, outputs)
+        mean, log_variance, slope = self._split(engine, outputs, state)
         error, precision = y - mean, xp.exp(-log_variance)
         squares = error * error * precision
-        curve = bend(engine, outputs[..., self.num_targets :], *LOG_VARIANCE_BOUNDS)
+        curve = bend(engine, self._log_variance(outputs, state), *LOG_VARIANCE_BOUNDS)
         squares = 0.5 * (squares * slope * slope - (squares - 1) * curve)
         identity = engine.eye(self.num_targets, outputs)
         own, mixed, last = (v[:, :, None] * identity for v in (precision, error * precision * slope, squares))
@@ -108,7 +151,7 @@ class HeteroscedasticGaussian(ScaleMixture):
         return outputs[..., : self.num_targets]
 
     def variance(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> Array:
-        return engine.xp.exp(self._split(engine, outputs)[1])
+        return engine.xp.exp(self._split(engine, outputs, state)[1])
 
     def components(
         self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"], state: Any
@@ -136,7 +179,7 @@ class HeteroscedasticGaussian(ScaleMixture):
         variances = engine.xp.sum(covariance * engine.eye(2 * size, mean), axis=-1)
         host_nodes, host_weights = normal_nodes(1)
         nodes, weights = engine.constant(host_nodes[:, :, None], mean), engine.constant(host_weights, mean)
-        log_variances = mean[:, size:] + nodes * engine.xp.sqrt(variances[:, size:])
+        log_variances = self._log_variance(mean, state) + nodes * engine.xp.sqrt(variances[:, size:])
         noise = engine.xp.exp(bounded(engine, log_variances, *LOG_VARIANCE_BOUNDS)[0])
         aleatoric = engine.xp.sum(weights[:, None, None] * noise, axis=0)
         return PredictiveMoments(location, variances[:, :size], aleatoric)
