@@ -91,7 +91,7 @@ def make_likelihood_state(likelihood: Likelihood, engine: Engine) -> Any:
     if isinstance(likelihood, bm.Gaussian) and likelihood.learns_noise:
         return NoiseState(engine.asarray(np.float64(2.5), "float64"), engine.asarray(np.float64(0.8), "float64"))
     if isinstance(likelihood, bm.HeteroscedasticGaussian):
-        return LevelState(engine.asarray(np.float64(-0.5), "float64"))
+        return LevelState(engine.asarray(np.float64(0.3), "float64"))
     if isinstance(likelihood, bm.StudentT) and likelihood.scale is None:
         return ScaleState(engine.asarray(np.float64(0.4), "float64"))
     if isinstance(likelihood, bm.Ordinal):
