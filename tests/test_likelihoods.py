@@ -14,7 +14,7 @@ from scipy import integrate, stats
 import bayesmlp as bm
 from bayesmlp.inference.engines import Engine, NumpyEngine
 from bayesmlp.inference.errors import InvalidInput
-from bayesmlp.inference.likelihoods import Likelihood, ScaleState, Thresholds
+from bayesmlp.inference.likelihoods import LevelState, Likelihood, ScaleState, Thresholds
 from bayesmlp.inference.likelihoods.heteroscedastic_gaussian import LOG_VARIANCE_BOUNDS
 from bayesmlp.inference.likelihoods.poisson import LOG_RATE_BOUNDS
 from bayesmlp.inference.quadrature import log_gamma_nodes
@@ -23,7 +23,7 @@ from bayesmlp.scaling import Scaling
 
 HOST = NumpyEngine()
 CASES: dict[str, tuple[Likelihood, Any]] = {
-    "heteroscedastic": (bm.HeteroscedasticGaussian(), ()),
+    "heteroscedastic": (bm.HeteroscedasticGaussian(), LevelState(np.float64(-0.5))),
     "student_t": (bm.StudentT(), ScaleState(np.float64(0.4))),
     "student_t_known": (bm.StudentT(degrees_of_freedom=7.5, scale=0.7), ()),
     "poisson": (bm.Poisson(), ()),

@@ -5,7 +5,7 @@ from .bernoulli import Bernoulli
 from .bradley_terry import BradleyTerry
 from .categorical import Categorical
 from .gaussian import FixedNoise, Gaussian, NoiseState
-from .heteroscedastic_gaussian import HeteroscedasticGaussian
+from .heteroscedastic_gaussian import HeteroscedasticGaussian, LevelState
 from .ordinal import Ordinal, Thresholds
 from .poisson import Poisson
 from .student_t import ScaleState, StudentT
@@ -17,6 +17,7 @@ __all__ = [
     "FixedNoise",
     "Gaussian",
     "HeteroscedasticGaussian",
+    "LevelState",
     "Likelihood",
     "NoiseState",
     "Ordinal",
