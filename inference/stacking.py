@@ -88,8 +88,10 @@ class Stacking(Method):
         weights = np.where(counts > 0, weights, 0.0) / weights[counts > 0].sum()
         chosen = np.repeat(np.arange(len(candidates)), counts)
         seeds = [problem.seed + member for member in range(len(chosen))]
-        posteriors, trained = fit_members(self.method, problem, [candidates[c] for c in chosen], seeds)
-        posterior = mixture_of(problem.engine, posteriors, np.log(weights[chosen] / counts[chosen]))
+        finished, trained = fit_members(self.method, problem, [candidates[c] for c in chosen], seeds)
+        posterior = mixture_of(
+            problem.engine, [done.posterior for done in finished], np.log(weights[chosen] / counts[chosen])
+        )
         details = {
             "candidates": candidates,
             "weights": weights,
@@ -111,9 +113,9 @@ class Stacking(Method):
         rows = [part for _ in candidates for part in kept]
         seeds = [problem.seed] * len(priors)
         silent = replace(problem, on_epoch=None)
-        posteriors, _ = fit_members(self.method, silent, priors, seeds, rows)
+        finished, _ = fit_members(self.method, silent, priors, seeds, rows)
         density = log_predictive(problem)
-        scores = [density(posterior, held_out[index % folds]) for index, posterior in enumerate(posteriors)]
+        scores = [density(done.posterior, held_out[index % folds]) for index, done in enumerate(finished)]
         return np.stack([np.concatenate(scores[i : i + folds]) for i in range(0, len(scores), folds)])
 
 
