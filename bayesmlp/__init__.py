@@ -37,6 +37,10 @@ _HOME = {
     "OnlineUpdater": "updater",
     "Receipt": "updater",
     "load": "replay",
+    "BayesianMLPRegressor": "estimators",
+    "BayesianMLPClassifier": "estimators",
+    "RiverRegressor": "river",
+    "RiverClassifier": "river",
     "errors": "inference.errors",
 }
 

@@ -33,7 +33,15 @@ class Scaling(NamedTuple):
 
     @classmethod
     def estimate(
-        cls, x: np.ndarray, y: np.ndarray, *, inputs: bool, targets: bool, one_target_scale: bool, num_outputs: int
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        *,
+        inputs: bool,
+        targets: bool,
+        one_target_scale: bool,
+        num_outputs: int,
+        weight: np.ndarray | None = None,
     ) -> Scaling:
         """Means and standard deviations of the columns; a constant column keeps scale 1.
 
@@ -44,14 +52,16 @@ class Scaling(NamedTuple):
             targets: whether to scale targets.
             one_target_scale: whether all targets get the same scale.
             num_outputs: number of targets.
+            weight: of each row, not 0 everywhere; None for 1 each.
         """
         scaling = cls.identity(x.shape[1], num_outputs)
         if inputs:
-            scaling = scaling._replace(input_mean=x.mean(0), input_scale=_deviation(x))
+            mean, deviation = _moments(x, weight)
+            scaling = scaling._replace(input_mean=mean, input_scale=deviation)
         if targets:
-            deviation = _deviation(y)
+            mean, deviation = _moments(y, weight)
             shared = np.full_like(deviation, np.sqrt(np.mean(deviation**2)))
-            scaling = scaling._replace(target_mean=y.mean(0), target_scale=shared if one_target_scale else deviation)
+            scaling = scaling._replace(target_mean=mean, target_scale=shared if one_target_scale else deviation)
         return scaling
 
     def inputs(self, x: np.ndarray, argument: str = "X") -> np.ndarray:
@@ -86,6 +96,8 @@ class Scaling(NamedTuple):
         return cls(**{field: arrays[field] for field in cls._fields})
 
 
-def _deviation(values: np.ndarray) -> np.ndarray:
-    deviation = values.std(0)
-    return np.where(deviation > 1e-12 * np.abs(values.mean(0)) + 1e-30, deviation, 1.0)
+def _moments(values: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of each column; the deviation of a constant column is 1."""
+    mean = np.average(values, axis=0, weights=weight)
+    deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight))
+    return mean, np.where(deviation > 1e-12 * np.abs(mean) + 1e-30, deviation, 1.0)
