@@ -77,7 +77,7 @@ class _BayesianMLPEstimator(BaseEstimator):
 
     # -- what the two tasks differ in -----------------------------------------------------------------------------
     def _validated(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
-        """X as float64 and y as scikit-learn checks them."""
+        """X as float64 and y as scikit-learn checks them; the order in memory, on which rounding depends, is fixed."""
         raise NotImplementedError
 
     def _begin(self, y: np.ndarray) -> Likelihood:
@@ -85,7 +85,7 @@ class _BayesianMLPEstimator(BaseEstimator):
         raise NotImplementedError
 
     def _targets(self, y: np.ndarray) -> np.ndarray:
-        """y as the likelihood takes it."""
+        """The targets as the likelihood takes them."""
         raise NotImplementedError
 
     # -- learning -------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class _BayesianMLPEstimator(BaseEstimator):
             NotFittedError: scikit-learn's own, before ``fit`` or ``partial_fit``.
         """
         check_is_fitted(self, "model_")
-        return self.model_.predict(validate_data(self, X, reset=False, dtype=np.float64))
+        return self.model_.predict(validate_data(self, X, reset=False, dtype=np.float64, order="C"))
 
     # -- keeping --------------------------------------------------------------------------------------------------
     def __getstate__(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class BayesianMLPRegressor(RegressorMixin, _BayesianMLPEstimator):
         return tags
 
     def _validated(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
-        x, y = validate_data(self, X, y, reset=reset, dtype=np.float64, multi_output=True, y_numeric=True)
+        x, y = validate_data(self, X, y, reset=reset, dtype=np.float64, order="C", multi_output=True, y_numeric=True)
         return x, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
     def _begin(self, y: np.ndarray) -> Likelihood:
@@ -309,20 +309,20 @@ class BayesianMLPClassifier(ClassifierMixin, _BayesianMLPEstimator):
     """
 
     def _validated(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
-        x, y = validate_data(self, X, y, reset=reset, dtype=np.float64)
+        x, y = validate_data(self, X, y, reset=reset, dtype=np.float64, order="C")
         check_classification_targets(y)
         return x, y
 
     def _begin(self, y: np.ndarray) -> Likelihood:
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
-            raise InvalidInput(f"y must have at least two classes (of rows that weigh something), got 1 class: {y[0]!r}")
+            raise InvalidInput(f"y must have at least two classes among rows of weight above 0, got 1 class: {y[0]}")
         return Bernoulli() if len(self.classes_) == 2 else Categorical(len(self.classes_))
 
     def _targets(self, y: np.ndarray) -> np.ndarray:
         unknown = ~np.isin(y, self.classes_)
         if unknown.any():
-            raise InvalidInput(f"y must be one of the classes {self.classes_.tolist()}, got {y[unknown][0]!r}")
+            raise InvalidInput(f"y must be one of the classes {self.classes_.tolist()}, got {y[unknown].tolist()[0]!r}")
         return np.searchsorted(self.classes_, y)
 
     def partial_fit(
