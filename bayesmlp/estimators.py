@@ -40,13 +40,15 @@ class _BayesianMLPEstimator(BaseEstimator):
     Subclasses say what y means: :meth:`_begin` before a model is made, :meth:`_targets` for its targets.
     """
 
+    _default_prior_scale: float
+
     def __init__(
         self,
         hidden_layer_sizes: Any = (50,),
         *,
         activation: str = "relu",
         likelihood: Likelihood | None = None,
-        prior_scale: Any = 2.0,
+        prior_scale: Any = None,
         structure: str | Structure = "auto",
         method: Method | None = None,
         epochs: int | None = None,
@@ -147,7 +149,7 @@ class _BayesianMLPEstimator(BaseEstimator):
         return BayesianMLP(
             network,
             likelihood,
-            prior=NormalPrior(self.prior_scale),
+            prior=NormalPrior(self._default_prior_scale if self.prior_scale is None else self.prior_scale),
             structure=self._structure(network.shapes(num_inputs, likelihood.num_outputs)),
             dynamics=self.dynamics,
             engine=self.engine,
@@ -202,7 +204,8 @@ class BayesianMLPRegressor(RegressorMixin, _BayesianMLPEstimator):
         hidden_layer_sizes: widths of the hidden layers; ``()`` is Bayesian linear regression.
         activation: ``"relu"``, ``"tanh"``, ``"gelu"`` or ``"silu"``.
         likelihood: observation model; None for ``Gaussian`` noise of learned variance.
-        prior_scale: of :class:`~bayesmlp.NormalPrior`; one number, or one per layer.
+        prior_scale: of :class:`~bayesmlp.NormalPrior`; one number, or one per layer; None for 1, which suits
+            standardised targets.
         structure: form of the posterior; ``"auto"`` for ``Full()`` up to 1,000 weights, then ``LastLayer()`` while the
             last layer has up to 2,000, then ``Diagonal()``.
         method: batch method of ``fit``; None for ``Laplace``, trained with the three arguments that follow.
@@ -224,6 +227,8 @@ class BayesianMLPRegressor(RegressorMixin, _BayesianMLPEstimator):
         feature_names_in_: their names, where X came with names.
         n_outputs_: number of targets.
     """
+
+    _default_prior_scale = 1.0
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -298,7 +303,8 @@ class BayesianMLPClassifier(ClassifierMixin, _BayesianMLPEstimator):
     """Classification with a Bayesian MLP; probabilities are averaged over the posterior.
 
     The arguments are those of :class:`BayesianMLPRegressor`, except that the default likelihood is ``Bernoulli`` for
-    two classes and ``Categorical`` for more; a likelihood of your own is given the positions in ``classes_``.
+    two classes and ``Categorical`` for more (one of your own is given the positions in ``classes_``), and the default
+    prior scale is 2: confident classes need large logits.
 
     Attributes:
         classes_: the labels, sorted.
@@ -307,6 +313,8 @@ class BayesianMLPClassifier(ClassifierMixin, _BayesianMLPEstimator):
         n_features_in_: number of features.
         feature_names_in_: their names, where X came with names.
     """
+
+    _default_prior_scale = 2.0
 
     def _validated(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
         x, y = validate_data(self, X, y, reset=reset, dtype=np.float64, order="C")

@@ -60,6 +60,14 @@ def test_a_bar_that_was_asked_for_shows_in_a_fit(monkeypatch: pytest.MonkeyPatch
     assert "4/4" in error.getvalue()
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_verbose_estimator_shows_it(verbose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", error)
+    bm.BayesianMLPRegressor((3,), epochs=2, engine="torch", verbose=verbose).fit([[0.0], [1.0]], [0.0, 1.0])
+    assert ("2/2" in error.getvalue()) is verbose
+
+
 def test_the_bar_is_taken_down_when_the_fit_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

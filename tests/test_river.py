@@ -44,6 +44,7 @@ def test_rows_are_learned_one_by_one(framework: str) -> None:
     reference = bm.BayesianMLP(
         bm.MLP((6,)),
         bm.Gaussian(),
+        prior=bm.NormalPrior(1.0),
         structure=bm.Full(),
         engine=framework,
         dtype="float64",
