@@ -13,9 +13,9 @@ from .inference.laplace import Laplace
 from .inference.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from .inference.methods import Method
 from .inference.network import MLP
-from .inference.objective import TrainingOptions
 from .inference.priors import NormalPrior
-from .inference.structures import Diagonal, Full, LastLayer, Structure
+from .inference.structures import Diagonal, Full, LastLayer, Mixture, Structure
+from .inference.training import TrainingOptions
 from .model import BayesianMLP
 from .predictive import Predictive
 from .validation import MAX_MAGNITUDE, check_weights
@@ -49,7 +49,7 @@ class _BayesianMLPEstimator(BaseEstimator):
         activation: str = "relu",
         likelihood: Likelihood | None = None,
         prior_scale: Any = None,
-        structure: str | Structure = "auto",
+        structure: str | Structure | Mixture = "auto",
         method: Method | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
@@ -158,7 +158,7 @@ class _BayesianMLPEstimator(BaseEstimator):
             seed=int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)),
         )
 
-    def _structure(self, shapes: tuple[tuple[int, int], ...]) -> Structure:
+    def _structure(self, shapes: tuple[tuple[int, int], ...]) -> Structure | Mixture:
         if not isinstance(self.structure, str):
             return self.structure
         if self.structure != "auto":

@@ -64,7 +64,7 @@ class Observation(NamedTuple):
             inputs = inputs[None]
         inputs = check_inputs(inputs, num_inputs, "x")
         targets = as_host_array(y, "y")
-        if targets.ndim == 0 or (targets.ndim == 1 and len(inputs) == 1 and len(targets) == likelihood.num_outputs > 1):
+        if targets.ndim == 0 or (targets.ndim == 1 and len(inputs) == 1 and len(targets) == likelihood.num_targets > 1):
             targets = targets[None]
         targets = likelihood.prepare(targets, "y")
         if len(targets) != len(inputs):

@@ -11,21 +11,25 @@ from typing import Any
 
 import numpy as np
 
+from .inference.assembly import LayerMethod, mixture_of
 from .inference.dynamics import Dynamics, Static
 from .inference.engines import Engine, get_engine, map_arrays
+from .inference.engines.base import stack_trees, take
+from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
 from .inference.laplace import Laplace
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP
+from .inference.predicting import linearized_outputs
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
-from .inference.structures import LastLayer, Structure
+from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
-from .predictive import Predictive
+from .predictive import APPROXIMATIONS, Predictive
 from .progress import fit_progress
 from .sampled import SampledPosterior
 from .scaling import Scaling
@@ -76,23 +80,23 @@ class BayesianMLP:
         likelihood: Likelihood,
         *,
         prior: NormalPrior | None = None,
-        structure: Structure | None = None,
+        structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool = True,
         seed: int = 0,
     ) -> None:
-        parts: tuple[tuple[str, Any, type], ...] = (
+        parts: tuple[tuple[str, Any, Any], ...] = (
             ("network", network, MLP),
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
-            ("structure", structure or LastLayer(), Structure),
+            ("structure", structure or LastLayer(), Structure | Mixture),
             ("dynamics", dynamics or Static(), Dynamics),
         )
         for name, value, kind in parts:
             if not isinstance(value, kind):
-                raise InvalidInput(f"{name} must be a {kind.__name__}, got {value!r}")
+                raise InvalidInput(f"{name} must be a {getattr(kind, '__name__', 'Structure')}, got {value!r}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         self.network = network
@@ -107,12 +111,16 @@ class BayesianMLP:
         self.seed = seed
         self.history: list[float] = []
         """Mean objective per row for each epoch of the last fit."""
+        self.fit_details: dict[str, Any] = {}
+        """What the last fit's method has to say of itself: ``terms`` has objective, log likelihood and complexity per
+        row for each epoch (for variational weights the terms of the negative ELBO); the rest depends on the method."""
         self._num_inputs: int | None = None
         self._scaling: Scaling | None = None
         self._posterior: Posterior | None = None
         self._prior_state: Any = None
         self._compiled: dict[str, Any] = {}
         self._resolved = self.structure.resolve(network.num_layers)
+        self._fitted_prior = self.prior
         self.prior.precision(network.shapes(1, likelihood.num_outputs))
 
     def __repr__(self) -> str:
@@ -142,6 +150,11 @@ class BayesianMLP:
         return self._posterior
 
     @property
+    def _base(self) -> Structure:
+        """Structure of one member."""
+        return self._resolved.of if isinstance(self._resolved, Mixture) else self._resolved
+
+    @property
     def prior_state(self) -> Any:
         """The structure's state that the dynamics relax to; None where the dynamics are static."""
         return self._prior_state
@@ -162,15 +175,26 @@ class BayesianMLP:
         return self.likelihood.in_units_of(self.scaling.target_scale)
 
     def mean_weights(self) -> tuple[np.ndarray, ...]:
-        """Posterior mean of each layer's weights, (inputs + 1, outputs); the last row is the bias."""
-        return tuple(self.engine.to_numpy(m) for m in self._resolved.mean(self.posterior.weights))
+        """Posterior mean of each layer's weights, (inputs + 1, outputs); the last row is the bias.
+
+        A mixture has one for each member: (members, inputs + 1, outputs).
+        """
+        return self._of_each_member(lambda posterior: self._base.mean(posterior.weights))
 
     def weight_variances(self) -> tuple[np.ndarray, ...]:
         """Posterior variance of each weight, in the shapes of :meth:`mean_weights`."""
-        dispersion = float(self.likelihood.dispersion(self._host_likelihood_state()))
-        with self.engine.scope():
-            variances = self._resolved.marginal_variance(self.engine, self.posterior.weights)
-        return tuple(self.engine.to_numpy(v) * dispersion for v in variances)
+        engine, structure = self.engine, self._base
+
+        def variances(posterior: Posterior) -> Any:
+            dispersion = float(self.likelihood.dispersion(map_arrays(engine.to_numpy, posterior.likelihood)))
+            with engine.scope():
+                return tuple(v * dispersion for v in structure.marginal_variance(engine, posterior.weights))
+
+        return self._of_each_member(variances)
+
+    def _of_each_member(self, function: Callable[[Posterior], Any]) -> tuple[np.ndarray, ...]:
+        values = [map_arrays(self.engine.to_numpy, function(posterior)) for posterior in self._members()[0]]
+        return tuple(np.stack(layers) if len(layers) > 1 else layers[0] for layers in zip(*values, strict=True))
 
     # -- learning -------------------------------------------------------------------------------------------------
     def fit(
@@ -203,25 +227,28 @@ class BayesianMLP:
         if method is not None and not isinstance(method, Method):
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
-        shapes = self.network.shapes(x.shape[1], self.likelihood.num_outputs)
         problem = FitProblem(
             engine=self.engine,
             network=self.network,
             likelihood=self.likelihood.in_units_of(scaling.target_scale),
-            structure=self._resolved,
-            prior_precision=self.prior.precision(shapes),
-            start=self.network.initialise(x.shape[1], self.likelihood.num_outputs, self.seed),
+            structure=self._base,
+            prior=self.prior,
             x=self.engine.asarray(x),
             y=self.engine.asarray(targets),
             weight=weights,
             seed=self.seed,
         )
+        method = method or Laplace()
+        if isinstance(self.structure, Mixture) and isinstance(method, LayerMethod):
+            method = Ensemble(method, self.structure.members)
         with fit_progress(progress, on_epoch) as report:
-            result = (method or Laplace()).fit(replace(problem, on_epoch=report))
-        arrays = self._resolved.to_arrays(self.engine, result.posterior.weights)
+            result = method.fit(replace(problem, on_epoch=report))
+        arrays = result.structure.to_arrays(self.engine, result.posterior.weights)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
-        self.history = result.history
+        self.history = [float(value) for value in result.history[:, 0]]
+        self.fit_details = {"terms": result.history, **result.details}
+        self._fitted_prior, self._resolved = result.prior, result.structure
         self._set(x.shape[1], scaling, result.posterior)
         return self
 
@@ -262,7 +289,7 @@ class BayesianMLP:
             inputs=self.standardize,
             targets=self.standardize and self.likelihood.scales_targets,
             one_target_scale=self.likelihood.shares_target_scale,
-            num_outputs=self.likelihood.num_outputs,
+            num_targets=self.likelihood.num_targets,
             weight=weights if weights.any() else None,  # rows that weigh nothing still have a scale
         )
 
@@ -340,22 +367,28 @@ class BayesianMLP:
             scaling: of inputs and targets from now on, as :meth:`estimate_scaling` takes it from the first rows of a
                 stream; None to leave them as they are.
         """
-        start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed)
         state = self.likelihood.initial_state()
-        weights = self._independent(start, num_inputs, float(self.likelihood.dispersion(state)))
-        scaling = scaling or Scaling.identity(num_inputs, self.likelihood.num_outputs)
+        dispersion = float(self.likelihood.dispersion(state))
+        members = []
+        for member in range(self._resolved.members if isinstance(self._resolved, Mixture) else 1):
+            start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
+            weights = self._independent(start, num_inputs, dispersion)
+            members.append(Posterior(weights, state_arrays(self.engine, state)))
+        scaling = scaling or Scaling.identity(num_inputs, self.likelihood.num_targets)
         if scaling.input_mean.shape != (num_inputs,):
             raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
-        self._set(num_inputs, scaling, Posterior(weights, state_arrays(self.engine, state)))
+        even = np.full(len(members), -np.log(len(members)))
+        is_mixture = isinstance(self._resolved, Mixture)
+        self._set(num_inputs, scaling, mixture_of(self.engine, members, even) if is_mixture else members[0])
 
     def _independent(self, mean: Any, num_inputs: int, dispersion: float) -> Any:
-        """The structure's state with the prior's precision, at unit dispersion, around a mean."""
+        """A member's state with the prior's precision, at unit dispersion, around a mean."""
         shapes = self.network.shapes(num_inputs, self.likelihood.num_outputs)
         with self.engine.scope():
-            return self._resolved.initial(
+            return self._base.initial(
                 self.engine,
                 tuple(self.engine.asarray(matrix) for matrix in mean),
-                tuple(self.engine.asarray(p * dispersion) for p in self.prior.precision(shapes)),
+                tuple(self.engine.asarray(p * dispersion) for p in self._fitted_prior.precision(shapes)),
             )
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
@@ -363,8 +396,18 @@ class BayesianMLP:
         self._prior_state = None
         self._compiled = {}  # a step closes over the likelihood in the units of the scaling
         if not self.dynamics.is_static:  # forgetting relaxes to where learning began, with the prior's variance
-            dispersion = float(self.likelihood.dispersion(self._host_likelihood_state()))
-            self._prior_state = self._independent(self._resolved.mean(posterior.weights), num_inputs, dispersion)
+            self._prior_state = self._relaxed_state()
+
+    def _relaxed_state(self) -> Any:
+        """What the dynamics relax to; for a mixture, each member's own, stacked."""
+        states = []
+        for posterior in self._members()[0]:
+            dispersion = float(self.likelihood.dispersion(map_arrays(self.engine.to_numpy, posterior.likelihood)))
+            states.append(self._independent(self._base.mean(posterior.weights), self.num_inputs, dispersion))
+        if not isinstance(self._resolved, Mixture):
+            return states[0]
+        with self.engine.scope():
+            return stack_trees(self.engine.xp.stack, states)
 
     def _prepare(self, y: Any, rows: int) -> np.ndarray:
         targets = self.likelihood.prepare(as_host_array(y, "y"))
@@ -398,7 +441,7 @@ class BayesianMLP:
         except ImportError as error:
             raise MissingDependency(language, framework) from error
         size = num_inputs or self.num_inputs
-        units = scaling or self._scaling or Scaling.identity(size, self.likelihood.num_outputs)
+        units = scaling or self._scaling or Scaling.identity(size, self.likelihood.num_targets)
         likelihood = self.likelihood.in_units_of(units.target_scale)
         precision = self.prior.precision(self.network.shapes(size, likelihood.num_outputs))
         return probabilistic_program(*modules, self.engine, self.network, likelihood, precision)
@@ -434,6 +477,7 @@ class BayesianMLP:
         method: str = "linearized",
         num_samples: int = 100,
         seed: int | None = None,
+        approximation: str = "nodes",
     ) -> Predictive:
         """The predictive distribution of y.
 
@@ -441,11 +485,15 @@ class BayesianMLP:
             X: inputs, (rows, inputs).
             method: ``"linearized"``: the network linearised at the mean, closed form or fixed nodes; ``"samples"``:
                 sampled networks; ``"mean"``: the mean weights alone, no epistemic uncertainty.
-            num_samples: of ``"samples"``.
-            seed: of ``"samples"``; the model's own if None.
+            num_samples: of ``"samples"`` and of ``"monte_carlo"``.
+            seed: of ``"samples"`` and of ``"monte_carlo"``; the model's own if None.
+            approximation: how ``"linearized"`` averages class probabilities over normal logits: ``"nodes"``: fixed
+                nodes; ``"monte_carlo"``: random draws; or a closed form, ``"probit"`` or ``"bridge"`` (see
+                :mod:`.inference.logit_normal`), for Categorical and Bernoulli. A closed form gives the probabilities
+                and what follows from them; the epistemic parts of variance and entropy are still by fixed nodes.
 
         Raises:
-            InvalidInput: bad inputs or an unknown method.
+            InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
             NotFitted: the model has seen no data.
         """
         if method not in PREDICTION_METHODS:
@@ -453,48 +501,76 @@ class BayesianMLP:
         for name, value, least in (("num_samples", num_samples, 1), ("seed", 0 if seed is None else seed, 0)):
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
+        self._check_approximation(approximation, method)
         x = self.scaling.inputs(check_inputs(X, self.num_inputs))
-        state = self._host_likelihood_state()
-        common = {
-            "method": method,
-            "likelihood": self.scaled_likelihood,
-            "likelihood_state": state,
-            "scaling": self.scaling,
-        }
-        if method == "samples":
-            samples, dispersions = self._sampled_outputs(x, num_samples, self.seed if seed is None else seed)
-            return Predictive(
-                **common, output_mean=samples.mean(0), output_samples=samples, sampled_dispersion=dispersions
-            )
-        mean, covariance = self._linearized_outputs(x, with_covariance=method == "linearized")
-        if covariance is not None:
-            covariance = covariance * float(self.likelihood.dispersion(state))
-        return Predictive(**common, output_mean=mean, output_covariance=covariance)
+        own_seed = self.seed if seed is None else seed
+        likelihood, scaling = self.scaled_likelihood, self.scaling
+        draws = None
+        if approximation == "monte_carlo":
+            draws = np.random.default_rng(own_seed).standard_normal((num_samples, likelihood.num_outputs))
+        members, log_weights = self._members()
+        parts = []
+        for member, posterior in enumerate(members):
+            if method == "samples":
+                count = -(-num_samples // len(members))
+                outputs, states = self._sampled_outputs(posterior, x, count, own_seed + member)
+                even = np.full(count, -np.log(count))
+                parts.append(Predictive(method, likelihood, scaling, even, outputs, likelihood_state=states))
+                continue
+            mean, covariance = self._linearized_outputs(posterior, x, with_covariance=method == "linearized")
+            state = map_arrays(self.engine.to_numpy, posterior.likelihood)
+            if covariance is not None:
+                covariance = covariance * float(likelihood.dispersion(state))
+            options = {"approximation": approximation, "standard_normal": draws}
+            parts.append(Predictive.single(method, likelihood, scaling, mean, covariance, state, **options))
+        return Predictive.mixture(parts, log_weights) if len(parts) > 1 else parts[0]
 
-    def _linearized_outputs(self, x: np.ndarray, with_covariance: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        engine, structure, network = self.engine, self._resolved, self.network
+    def _members(self) -> tuple[list[Posterior], np.ndarray]:
+        """The posterior's members, one where it is no mixture, and the logarithms of their weights."""
+        posterior = self.posterior
+        if not isinstance(self._resolved, Mixture):
+            return [posterior], np.zeros(1)
+        with self.engine.scope():
+            members = [
+                take(posterior._replace(weights=posterior.weights.members), i) for i in range(self._resolved.members)
+            ]
+        return members, self.engine.to_numpy(posterior.weights.log_weights)
+
+    def _check_approximation(self, approximation: str, method: str) -> None:
+        if approximation not in APPROXIMATIONS:
+            raise InvalidInput(f"approximation must be one of {', '.join(APPROXIMATIONS)}, got {approximation!r}")
+        if approximation == "nodes":
+            return
+        if method != "linearized":
+            raise InvalidInput(f"approximation {approximation!r} is for method 'linearized', not for {method!r}")
+        if not self.likelihood.has_logits:
+            raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {self.likelihood}")
+
+    def _linearized_outputs(
+        self, posterior: Posterior, x: np.ndarray, with_covariance: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        engine, structure, network = self.engine, self._base, self.network
 
         def outputs_of(weights: Any, rows: Any) -> Any:
             if not with_covariance:
                 return (network.apply(engine, structure.mean(weights), rows),)
-            outputs, factors = network.factors(engine, structure.mean(weights), rows)
-            return outputs, structure.output_covariance(engine, weights, factors)
+            return linearized_outputs(engine, network, structure, weights, rows)
 
         compiled = self._cached(f"outputs {with_covariance}", lambda: engine.jit(outputs_of))
-        parts = [compiled(self.posterior.weights, rows) for rows in self._chunks(x)]
+        parts = [compiled(posterior.weights, rows) for rows in self._chunks(x)]
         pieces = [np.concatenate([engine.to_numpy(p) for p in part])[: len(x)] for part in zip(*parts, strict=True)]
         mean, covariance = (piece.astype(np.float64) for piece in (*pieces, pieces[0])[:2])
         return mean, covariance if with_covariance else None
 
-    def _sampled_outputs(self, x: np.ndarray, num_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-        engine, structure, network = self.engine, self._resolved, self.network
-        state = self._host_likelihood_state()
-        dispersions: np.ndarray | None = None
-        spread = np.ones(num_samples)
-        if len(state):
-            rng = np.random.default_rng(seed)
-            dispersions = float(state.rate) / rng.gamma(float(state.shape), 1.0, num_samples)
-            spread = np.sqrt(dispersions)
+    def _sampled_outputs(
+        self, posterior: Posterior, x: np.ndarray, num_samples: int, seed: int
+    ) -> tuple[np.ndarray, Any]:
+        """Outputs of sampled networks (S, N, K), and the likelihood's state drawn with each."""
+        engine, structure, network = self.engine, self._base, self.network
+        state = map_arrays(engine.to_numpy, posterior.likelihood)
+        repeated = map_arrays(lambda array: np.stack([array] * num_samples), state)
+        states = self.likelihood.draw_state(np.random.default_rng(seed), repeated)
+        spread = np.broadcast_to(np.sqrt(self.likelihood.dispersion(states)), num_samples)
 
         def outputs_of(weights: Any, noise: Any, scale: Any, rows: Any) -> Any:
             means = structure.mean(weights)
@@ -511,12 +587,12 @@ class BayesianMLP:
             with engine.scope():
                 noise = tuple(
                     engine.normal(engine.fold_in(engine.fold_in(key, start), i), (size, *shape))
-                    for i, shape in enumerate(structure.noise_shapes(self.posterior.weights))
+                    for i, shape in enumerate(structure.noise_shapes(posterior.weights))
                 )
             scale = engine.asarray(spread[start : start + size])
-            parts = [engine.to_numpy(compiled(self.posterior.weights, noise, scale, rows)) for rows in self._chunks(x)]
+            parts = [engine.to_numpy(compiled(posterior.weights, noise, scale, rows)) for rows in self._chunks(x)]
             columns.append(np.concatenate(parts, axis=1)[:, : len(x)])
-        return np.concatenate(columns).astype(np.float64), dispersions
+        return np.concatenate(columns).astype(np.float64), states
 
     def _chunks(self, x: np.ndarray) -> list[Any]:
         """Rows in engine arrays of a few fixed sizes: powers of two up to 256."""
@@ -546,8 +622,8 @@ class BayesianMLP:
         return {
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
-            "prior": to_spec(self.prior),
-            "structure": to_spec(self.structure),
+            "prior": to_spec(self._fitted_prior),
+            "structure": to_spec(self.structure if self._posterior is None else self._resolved),
             "dynamics": to_spec(self.dynamics),
             "dtype": self.engine.dtype,
             "standardize": self.standardize,
@@ -570,7 +646,7 @@ class BayesianMLP:
         """What updates do not change: the scaling, and the prior where the dynamics need it."""
         arrays = {f"scaling.{field}": value for field, value in self.scaling._asdict().items()}
         if self._prior_state is not None:
-            prior = self._resolved.to_arrays(self.engine, self._prior_state)
+            prior = self._base.to_arrays(self.engine, self._prior_state)
             arrays |= {f"prior.{name}": value for name, value in prior.items()}
         return arrays
 
@@ -593,7 +669,7 @@ class BayesianMLP:
             model._scaling = Scaling.from_arrays(_under("scaling", arrays))
             model._posterior = model.posterior_from_arrays(arrays)
             if prior := _under("prior", arrays):
-                model._prior_state = model._resolved.from_arrays(model.engine, prior)
+                model._prior_state = model._base.from_arrays(model.engine, prior)
         return model
 
     def posterior_from_arrays(self, arrays: Mapping[str, np.ndarray]) -> Posterior:

@@ -2,160 +2,234 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .inference.engines import NumpyEngine
+from .inference.engines import NumpyEngine, map_arrays
 from .inference.errors import InvalidInput
-from .inference.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from .inference.likelihoods import Likelihood
+from .inference.logit_normal import CLOSED_FORMS
+from .inference.quadrature import normal_nodes
 from .scaling import Scaling
 
-__all__ = ["Predictive"]
+__all__ = ["APPROXIMATIONS", "Predictive"]
 
 _NUMPY = NumpyEngine()
+_AT_ONCE = 1 << 22
+"""Numbers that an expectation holds at a time."""
+
+APPROXIMATIONS = ("nodes", *CLOSED_FORMS, "monte_carlo")
+"""How class probabilities are averaged over normal logits."""
+
+Reduction = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Predictive:
-    """The predictive distribution of N answers, on the host, in the units of the targets.
+    """The predictive distribution of N answers, on the host, in the units of the targets: a mixture of M components.
+
+    Linearised networks give one component with a covariance, S sampled networks S without, an ensemble one for each of
+    its members. Within a component the outputs are normal, or known where there is no covariance.
 
     Attributes:
         method: how the uncertainty of the weights reached the outputs: ``"linearized"`` (first order around the mean),
             ``"samples"`` (sampled networks) or ``"mean"`` (not at all).
         likelihood: the observation model.
-        likelihood_state: what it has learned.
         scaling: of the targets.
-        output_mean: the network's outputs in scaled units, (N, K).
-        output_covariance: of the outputs due to the weights, in scaled units, (N, K, K); for ``"linearized"``.
-        output_samples: outputs of sampled networks, (S, N, K); for ``"samples"``.
-        sampled_dispersion: the noise variance that goes with each sample, (S,); for ``"samples"`` with learned noise.
+        log_weights: logarithms of the components' probabilities, (M,).
+        output_mean: of the network's outputs in scaled units, (M, N, K).
+        output_covariance: of the outputs due to the weights, in scaled units, (M, N, K, K), or None.
+        likelihood_state: what the likelihood has learned; each array with a leading axis M.
+        approximation: of class probabilities, see :meth:`BayesianMLP.predict`.
+        standard_normal: draws for ``"monte_carlo"``, (S, K).
         prediction_id: by which feedback may name this answer; set by an updater.
         version: of the model that answered; set by an updater.
     """
 
     method: str
     likelihood: Likelihood
-    likelihood_state: Any
     scaling: Scaling
+    log_weights: np.ndarray
     output_mean: np.ndarray
     output_covariance: np.ndarray | None = None
-    output_samples: np.ndarray | None = None
-    sampled_dispersion: np.ndarray | None = None
+    likelihood_state: Any = ()
+    approximation: str = "nodes"
+    standard_normal: np.ndarray | None = field(default=None, repr=False)
     prediction_id: str | None = field(default=None)
     version: int | None = field(default=None)
+
+    @classmethod
+    def single(
+        cls,
+        method: str,
+        likelihood: Likelihood,
+        scaling: Scaling,
+        output_mean: np.ndarray,
+        output_covariance: np.ndarray | None = None,
+        likelihood_state: Any = (),
+        **options: Any,
+    ) -> Predictive:
+        """One component: arrays as in :class:`Predictive`, but without the axis M."""
+        covariance = None if output_covariance is None else output_covariance[None]
+        state = map_arrays(lambda array: np.asarray(array)[None], likelihood_state)
+        return cls(method, likelihood, scaling, np.zeros(1), output_mean[None], covariance, state, **options)
+
+    @classmethod
+    def mixture(cls, parts: Sequence[Predictive], log_weights: np.ndarray | None = None) -> Predictive:
+        """The mixture of several predictives of the same rows by one kind of model, as of an ensemble.
+
+        Args:
+            parts: of one method, likelihood and scaling, all with a covariance or all without.
+            log_weights: logarithms of the parts' probabilities, (parts,); equally likely if None.
+        """
+        first = parts[0]
+        own = np.zeros(len(parts)) if log_weights is None else np.asarray(log_weights, np.float64)
+        own = own - _NUMPY.logsumexp(own, axis=0)
+        states = zip(*(part.likelihood_state for part in parts), strict=True)
+        state = tuple(np.concatenate(arrays) for arrays in states)
+        kind = type(first.likelihood_state)
+        covariances = [part.output_covariance for part in parts if part.output_covariance is not None]
+        return replace(
+            first,
+            log_weights=np.concatenate([w + part.log_weights for w, part in zip(own, parts, strict=True)]),
+            output_mean=np.concatenate([part.output_mean for part in parts]),
+            output_covariance=np.concatenate(covariances) if covariances else None,
+            likelihood_state=kind(*state) if hasattr(kind, "_fields") else state,
+        )
 
     def __repr__(self) -> str:
         return f"Predictive({len(self)} answers of {self.likelihood}, {self.method})"
 
     def __len__(self) -> int:
-        return int(self.output_mean.shape[0])
+        return int(self.output_mean.shape[1])
+
+    @property
+    def average_output(self) -> np.ndarray:
+        """E[outputs] over the components, in scaled units, (N, K)."""
+        return self._average(self.output_mean)
+
+    # -- over components ------------------------------------------------------------------------------------------
+    def _average(self, values: np.ndarray) -> np.ndarray:
+        """Σ probability · values over the leading axis M."""
+        return np.tensordot(np.exp(self.log_weights), values, axes=1)
+
+    def _over_components(
+        self, function: Callable[..., np.ndarray], *per_row: np.ndarray, reduce: Reduction | None = None
+    ) -> np.ndarray:
+        """``function(mean, covariance, state, *per_row)`` of every component and row, reduced over the components.
+
+        Components and rows are one axis to the function; rows are taken in portions, so that memory stays bounded.
+        """
+        parts, rows, size = self.output_mean.shape
+        width = size * (1 if self.output_covariance is None else max(size, len(self._standard[1])))
+        portion = max(1, _AT_ONCE // (parts * width))
+        reduce = self._average if reduce is None else reduce
+        pieces = []
+        for start in range(0, rows, portion):
+            chunk = slice(start, min(start + portion, rows))
+            count = chunk.stop - start
+            mean = self.output_mean[:, chunk].reshape(parts * count, size)
+            covariance = self.output_covariance
+            if covariance is not None:
+                covariance = covariance[:, chunk].reshape(parts * count, size, size)
+            state = map_arrays(lambda array, count=count: np.repeat(array, count, axis=0), self.likelihood_state)
+            own = [np.concatenate([values[chunk]] * parts) for values in per_row]
+            values = np.asarray(function(mean, covariance, state, *own))
+            pieces.append(reduce(values.reshape(parts, count, *values.shape[1:])))
+        return np.concatenate(pieces)
+
+    @property
+    def _standard(self) -> tuple[np.ndarray, np.ndarray]:
+        return normal_nodes(self.output_mean.shape[2])
+
+    def _expectation(self, function: Callable[[np.ndarray, Any], np.ndarray]) -> np.ndarray:
+        """E[function(outputs, state)] over components and nodes, (N, ...)."""
+
+        def over_nodes(mean: np.ndarray, covariance: np.ndarray | None, state: Any) -> np.ndarray:
+            nodes, weights = self.likelihood.output_nodes(_NUMPY, mean, covariance, self.standard_normal)
+            return np.tensordot(weights, function(nodes, state), axes=1)
+
+        return self._over_components(over_nodes)
 
     # -- moments --------------------------------------------------------------------------------------------------
     @cached_property
-    def _nodes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Outputs (S, N, K) and weights (S,) that stand for the uncertainty of the weights."""
-        if self.output_samples is not None:
-            size = len(self.output_samples)
-            return self.output_samples, np.full(size, 1 / size)
-        if self.output_covariance is None:
-            return self.output_mean[None], np.ones(1)
-        return self.likelihood.output_nodes(_NUMPY, self.output_mean, self.output_covariance)
+    def _moments(self) -> np.ndarray:
+        """Mean, epistemic and aleatoric variance in scaled units, (N, 3, T)."""
 
-    def _average(self, values: np.ndarray) -> np.ndarray:
-        """Σ weights · values over the nodes."""
-        return np.tensordot(self._nodes[1], values, axes=1)
+        def of_component(*arguments: Any) -> np.ndarray:
+            return np.stack(self.likelihood.predictive_moments(_NUMPY, *arguments), axis=1)
 
-    def _squeeze(self, values: np.ndarray) -> np.ndarray:
-        """(N, K) as the shape of y: (N,) for one output."""
+        def total(parts: np.ndarray) -> np.ndarray:
+            """The law of total variance."""
+            mean = self._average(parts[:, :, 0])
+            between = self._average((parts[:, :, 0] - mean) ** 2) if len(parts) > 1 else 0.0
+            return np.stack([mean, between + self._average(parts[:, :, 1]), self._average(parts[:, :, 2])], axis=1)
+
+        moments = self._over_components(of_component, reduce=total)
+        if self.approximation == "nodes":
+            return moments
+        mean = self.probabilities[:, -moments.shape[2] :]  # one column for yes or no
+        epistemic = np.minimum(moments[:, 1], mean * (1 - mean))
+        return np.stack([mean, epistemic, mean * (1 - mean) - epistemic], axis=1)
+
+    def _in_units(self, values: np.ndarray) -> np.ndarray:
+        """Scaled (..., N, T) as targets of the user's, (..., N) where T is 1."""
+        if self.likelihood.scales_targets:
+            values = values * self.scaling.target_scale + self.scaling.target_mean
+        return values[..., 0] if values.shape[-1] == 1 else values
+
+    def _squares_in_units(self, values: np.ndarray) -> np.ndarray:
+        if self.likelihood.scales_targets:
+            values = values * self.scaling.target_scale**2
         return values[:, 0] if values.shape[1] == 1 else values
-
-    @cached_property
-    def _mean(self) -> np.ndarray:
-        if isinstance(self.likelihood, Gaussian):
-            outputs = self.output_mean if self.output_samples is None else self._average(self.output_samples)
-            return outputs * self.scaling.target_scale + self.scaling.target_mean
-        return self._average(self.likelihood.mean(_NUMPY, self._nodes[0]))
-
-    @cached_property
-    def _noise_variance(self) -> float:
-        """E[φ] in scaled units; infinite where the posterior of the noise has no mean."""
-        assert isinstance(self.likelihood, Gaussian)
-        if self.sampled_dispersion is not None:
-            return float(np.mean(self.sampled_dispersion))
-        return float(self.likelihood.variance(_NUMPY, np.zeros((1, 1)), self.likelihood_state)[0, 0])
-
-    @cached_property
-    def _epistemic(self) -> np.ndarray:
-        if self.method == "mean":
-            return np.zeros_like(self._mean)
-        if isinstance(self.likelihood, Gaussian):
-            square = self.scaling.target_scale**2
-            if self.output_covariance is None:
-                return np.var(self._nodes[0], axis=0) * square
-            inflation = 1.0
-            if self.likelihood.learns_noise:
-                inflation = self._noise_variance / float(self.likelihood.dispersion(self.likelihood_state))
-            return np.einsum("nkk->nk", self.output_covariance) * inflation * square
-        means = self.likelihood.mean(_NUMPY, self._nodes[0])
-        return np.maximum(self._average(means**2) - self._mean**2, 0.0)
-
-    @cached_property
-    def _aleatoric(self) -> np.ndarray:
-        if isinstance(self.likelihood, Gaussian):
-            return np.zeros_like(self._mean) + self._noise_variance * self.scaling.target_scale**2
-        return self._average(self.likelihood.variance(_NUMPY, self._nodes[0], self.likelihood_state))
 
     @property
     def mean(self) -> np.ndarray:
-        """E[y], shape (N,) or (N, K); for classes, their probabilities (N, C)."""
-        return self._squeeze(self._mean)
+        """E[y], shape (N,) or (N, T); for classes, their probabilities (N, C)."""
+        return self._in_units(self._moments[:, 0])
 
     @property
     def epistemic_variance(self) -> np.ndarray:
         """Variance that more data would take away: Var[E[y | weights]], in the shape of :attr:`mean`."""
-        return self._squeeze(self._epistemic)
+        return self._squares_in_units(self._moments[:, 1])
 
     @property
     def aleatoric_variance(self) -> np.ndarray:
         """Variance that no data would take away: E[Var[y | weights]], in the shape of :attr:`mean`."""
-        return self._squeeze(self._aleatoric)
+        return self._squares_in_units(self._moments[:, 2])
 
     @property
     def variance(self) -> np.ndarray:
         """Var[y], the sum of the two parts."""
-        return self._squeeze(self._epistemic + self._aleatoric)
+        return self._squares_in_units(self._moments[:, 1] + self._moments[:, 2])
 
     @property
     def std(self) -> np.ndarray:
         """Standard deviation of y."""
         return np.sqrt(self.variance)
 
-    # -- regression -----------------------------------------------------------------------------------------------
+    # -- numbers --------------------------------------------------------------------------------------------------
     def quantile(self, q: float) -> np.ndarray:
-        """The value that y stays below with probability q, in the shape of :attr:`mean`.
+        """The smallest value that y stays at or below with probability q, in the shape of :attr:`mean`.
 
         Raises:
             InvalidInput: q outside (0, 1), or y is a class.
         """
         if not 0 < q < 1:
             raise InvalidInput(f"q must be between 0 and 1, got {q!r}")
-        gaussian = self._regression("quantile")
-        if self.output_samples is not None:
-            return self._squeeze(self._mixture_quantile(q))
-        variance = 0.0 if self.output_covariance is None else np.einsum("nkk->nk", self.output_covariance)
-        if gaussian.learns_noise:
-            from scipy.special import stdtrit
 
-            scale = np.sqrt(variance + float(gaussian.dispersion(self.likelihood_state)))
-            steps = scale * stdtrit(2 * float(self.likelihood_state.shape), q)
-        else:
-            from scipy.special import ndtri
+        def of_component(mean: np.ndarray, covariance: np.ndarray | None, state: Any, y: np.ndarray) -> np.ndarray:
+            return self.likelihood.predictive_cdf(mean, covariance, y, state)
 
-            steps = np.sqrt(variance + self._noise_variance) * ndtri(q)
-        return self._squeeze(self._mean + steps * self.scaling.target_scale)
+        def below(y: np.ndarray) -> np.ndarray:
+            return self._over_components(of_component, y) < q
+
+        start = np.floor(self._moments[:, 0]) if self.likelihood.is_discrete else self._moments[:, 0]
+        return self._in_units(_smallest(below, start, self.likelihood.is_discrete))
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper end of the central interval that holds y with probability ``level``.
@@ -167,50 +241,25 @@ class Predictive:
             raise InvalidInput(f"level must be between 0 and 1, got {level!r}")
         return self.quantile(0.5 - level / 2), self.quantile(0.5 + level / 2)
 
-    def _regression(self, what: str) -> Gaussian:
-        if not isinstance(self.likelihood, Gaussian):
-            raise InvalidInput(f"{what} is for numeric targets, not for {type(self.likelihood).__name__}")
-        return self.likelihood
-
-    def _sample_deviations(self) -> np.ndarray:
-        """Standard deviation of y around each sampled network, (S, 1, 1), in scaled units."""
-        if self.sampled_dispersion is None:
-            return np.sqrt(np.full((1, 1, 1), self._noise_variance))
-        return np.sqrt(self.sampled_dispersion)[:, None, None]
-
-    def _mixture_quantile(self, q: float) -> np.ndarray:
-        """Quantile of the mixture over sampled networks, by bisection."""
-        from scipy.special import ndtr
-
-        outputs, weights = self._nodes
-        deviations = self._sample_deviations()
-        low = np.min(outputs - 40 * deviations, axis=0)
-        high = np.max(outputs + 40 * deviations, axis=0)
-        for _ in range(80):
-            middle = 0.5 * (low + high)
-            below = np.tensordot(weights, ndtr((middle - outputs) / deviations), axes=1) < q
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return 0.5 * (low + high) * self.scaling.target_scale + self.scaling.target_mean
-
-    # -- classification -------------------------------------------------------------------------------------------
+    # -- classes --------------------------------------------------------------------------------------------------
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Probability of each class, (N, C); for yes or no, of 0 and of 1, (N, 2).
+        """Probability of each class or level, (N, C); for yes or no, of 0 and of 1, (N, 2).
 
         Raises:
             InvalidInput: y is a number.
         """
-        return self._average(self._node_probabilities)
+        if self.approximation not in CLOSED_FORMS:
+            return self._expectation(self._class_probabilities)
+        closed_form = CLOSED_FORMS[self.approximation]
 
-    @cached_property
-    def _node_probabilities(self) -> np.ndarray:
-        """Class probabilities at each node, (S, N, C)."""
-        if isinstance(self.likelihood, Bernoulli) and self.likelihood.num_outputs == 1:
-            yes = self.likelihood.mean(_NUMPY, self._nodes[0])[..., 0]
-            return np.stack([1 - yes, yes], axis=-1)
-        if not isinstance(self.likelihood, Categorical):
-            raise InvalidInput(f"class probabilities are for Categorical and Bernoulli, not for {self.likelihood}")
-        return np.asarray(self.likelihood.mean(_NUMPY, self._nodes[0]))
+        def of_component(mean: np.ndarray, covariance: np.ndarray, state: Any) -> np.ndarray:
+            return np.asarray(closed_form(_NUMPY, *self.likelihood.logits(_NUMPY, mean, covariance)))
+
+        return self._over_components(of_component)
+
+    def _class_probabilities(self, outputs: np.ndarray, state: Any) -> np.ndarray:
+        return np.asarray(self.likelihood.class_probabilities(_NUMPY, outputs, state))
 
     @property
     def entropy(self) -> np.ndarray:
@@ -220,7 +269,8 @@ class Predictive:
     @property
     def mutual_information(self) -> np.ndarray:
         """Information that the class would bring about the weights, in nats, (N,) (Houlsby et al. 2011, BALD)."""
-        return np.maximum(self.entropy - self._average(_entropy(self._node_probabilities)), 0.0)
+        expected = self._expectation(lambda outputs, state: _entropy(self._class_probabilities(outputs, state)))
+        return np.maximum(self.entropy - expected, 0.0)
 
     # -- density and samples --------------------------------------------------------------------------------------
     def log_prob(self, y: Any) -> np.ndarray:
@@ -232,28 +282,20 @@ class Predictive:
         targets = self.scaling.targets(self.likelihood.prepare(y))
         if len(targets) != len(self):
             raise InvalidInput(f"y must have {len(self)} rows, got {len(targets)}")
-        jacobian = float(np.sum(np.log(self.scaling.target_scale)))
-        if isinstance(self.likelihood, Gaussian):
-            if self.output_samples is not None:
-                return self._mixture_log_prob(targets) - jacobian
-            covariance = self.output_covariance
-            if covariance is None:
-                covariance = np.zeros((*self.output_mean.shape, self.output_mean.shape[1]))
-            state = self.likelihood_state
-            return self.likelihood.predictive_log_prob(_NUMPY, self.output_mean, covariance, targets, state) - jacobian
-        outputs, weights = self._nodes
-        values = self.likelihood.log_prob(_NUMPY, outputs, targets, self.likelihood_state)
-        return _NUMPY.logsumexp(np.log(weights)[:, None] + values, axis=0) - jacobian
+        if self.approximation != "nodes":
+            labels = targets.reshape(len(self)).astype(int)
+            return np.log(self.probabilities[np.arange(len(self)), labels])
 
-    def _mixture_log_prob(self, targets: np.ndarray) -> np.ndarray:
-        outputs, weights = self._nodes
-        deviations = self._sample_deviations()
-        standardised = (targets - outputs) / deviations
-        values = -0.5 * standardised**2 - np.log(deviations) - 0.5 * np.log(2 * np.pi)
-        return _NUMPY.logsumexp(np.log(weights)[:, None] + values.sum(-1), axis=0)
+        def of_component(mean: np.ndarray, covariance: np.ndarray | None, state: Any, y: np.ndarray) -> np.ndarray:
+            return self.likelihood.predictive_log_prob(_NUMPY, mean, covariance, y, state)
+
+        def mixed(parts: np.ndarray) -> np.ndarray:
+            return _NUMPY.logsumexp(self.log_weights[:, None] + parts, axis=0)
+
+        return self._over_components(of_component, targets, reduce=mixed) - np.sum(np.log(self.scaling.target_scale))
 
     def sample(self, num_samples: int = 1, *, seed: int = 0) -> np.ndarray:
-        """Draws of y, (num_samples, N) or (num_samples, N, K).
+        """Draws of y, (num_samples, N) or (num_samples, N, T); the rows of a draw share one component and its noise.
 
         Raises:
             InvalidInput: fewer than one sample.
@@ -261,34 +303,37 @@ class Predictive:
         if not isinstance(num_samples, int | np.integer) or num_samples < 1:
             raise InvalidInput(f"num_samples must be an integer of at least 1, got {num_samples!r}")
         rng = np.random.default_rng(seed)
-        rows, size = self.output_mean.shape
-        state, likelihood = self.likelihood_state, self.likelihood
-        if self.output_samples is not None:
-            chosen = rng.integers(len(self.output_samples), size=num_samples)
-            outputs = self.output_samples[chosen]
-            if self.sampled_dispersion is not None:
-                noise = rng.standard_normal(outputs.shape)
-                drawn = outputs + noise * np.sqrt(self.sampled_dispersion[chosen])[:, None, None]
-            else:
-                drawn = likelihood.draw(rng, outputs, state)
-        else:
-            outputs = np.broadcast_to(self.output_mean, (num_samples, rows, size))
-            inflation = np.ones((num_samples, 1, 1))
-            learns_noise = isinstance(likelihood, Gaussian) and likelihood.learns_noise
-            if learns_noise:  # weights and noise share one draw of φ
-                inflation = 1 / rng.gamma(float(state.shape), 1 / float(state.shape), (num_samples, 1, 1))
-            if self.output_covariance is not None:
-                root = np.linalg.cholesky(self.output_covariance + 1e-12 * np.eye(size))
-                normal = rng.standard_normal((num_samples, rows, size, 1))
-                outputs = outputs + np.sqrt(inflation) * (root @ normal)[..., 0]
-            if learns_noise:
-                spread = np.sqrt(inflation * float(likelihood.dispersion(state)))
-                drawn = outputs + spread * rng.standard_normal(outputs.shape)
-            else:
-                drawn = likelihood.draw(rng, outputs, state)
-        if drawn.dtype.kind == "f" and drawn.ndim == 3:
-            drawn = drawn * self.scaling.target_scale + self.scaling.target_mean
-        return drawn[..., 0] if drawn.ndim == 3 and size == 1 else drawn
+        chosen = rng.choice(len(self.log_weights), num_samples, p=np.exp(self.log_weights))
+        state = map_arrays(lambda array: array[chosen], self.likelihood_state)
+        drawn_state = self.likelihood.draw_state(rng, state)
+        outputs = self.output_mean[chosen]
+        if self.output_covariance is not None:  # weights and noise share one draw of φ
+            inflation = np.asarray(self.likelihood.dispersion(drawn_state) / self.likelihood.dispersion(state))
+            noise = rng.standard_normal(outputs.shape) * np.sqrt(inflation.reshape(-1, 1, 1))
+            jitter = 1e-12 * np.eye(outputs.shape[2])
+            for part in np.unique(chosen):
+                root = np.linalg.cholesky(self.output_covariance[part] + jitter)
+                outputs[chosen == part] += np.einsum("nkl,snl->snk", root, noise[chosen == part])
+        drawn = self.likelihood.draw(rng, outputs, map_arrays(lambda array: array[:, None], drawn_state))
+        return self._in_units(drawn) if drawn.ndim == 3 else drawn
+
+
+def _smallest(below: Callable[[np.ndarray], np.ndarray], start: np.ndarray, whole: bool) -> np.ndarray:
+    """The smallest values (or whole numbers) that are not ``below``, by doubled steps from a start and bisection."""
+    low, high = start - 1.0, start + 1.0
+    for far, wanted, sign in ((high, False, 1.0), (low, True, -1.0)):
+        for doubling in range(1000):
+            wrong = below(far) != wanted
+            if not wrong.any():
+                break
+            far[wrong] += sign * 2.0**doubling
+    for _ in range(200):
+        middle = np.floor(0.5 * (low + high)) if whole else 0.5 * (low + high)
+        if np.all((middle <= low) | (middle >= high)):
+            break
+        under = below(middle)
+        low, high = np.where(under, middle, low), np.where(under, high, middle)
+    return high
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .inference.engines import NumpyEngine
 from .inference.errors import MissingDependency
-from .inference.likelihoods import Likelihood
+from .inference.likelihoods import FixedNoise, Likelihood
 from .inference.network import MLP
 from .inference.sampling.nuts import Chains
 from .inference.sampling.program import NOISE_PRECISION, layer_site
@@ -67,24 +67,9 @@ class SampledPosterior:
         outputs = self._outputs(x)
         samples = outputs.reshape(-1, *outputs.shape[2:])
         variance = self.noise_variance()
-        return Predictive(
-            method="samples",
-            likelihood=self.likelihood,
-            likelihood_state=self._noise_state(),
-            scaling=self.scaling,
-            output_mean=samples.mean(0),
-            output_samples=samples,
-            sampled_dispersion=None if variance is None else variance.reshape(-1).astype(np.float64),
-        )
-
-    def _noise_state(self) -> Any:
-        """Moments of the drawn noise as the likelihood's own state."""
-        variance = self.noise_variance()
-        if variance is None:
-            return ()
-        precision = 1 / variance.astype(np.float64)
-        shape = precision.mean() ** 2 / precision.var()
-        return self.likelihood.restore_state((np.float64(shape), np.float64(shape / precision.mean())))
+        state = () if variance is None else FixedNoise(variance.reshape(-1).astype(np.float64))
+        log_weights = np.full(len(samples), -np.log(len(samples)))
+        return Predictive("samples", self.likelihood, self.scaling, log_weights, samples, likelihood_state=state)
 
     def to_arviz(self) -> Any:
         """The draws as ArviZ takes them: posterior, sample statistics, log likelihood, function values and data.
@@ -113,8 +98,5 @@ class SampledPosterior:
 
     def _log_likelihood(self, outputs: np.ndarray) -> np.ndarray:
         variance = self.noise_variance()
-        if variance is None:
-            return np.asarray(self.likelihood.log_prob(_NUMPY, outputs, self.y, ()))
-        spread = variance[:, :, None].astype(np.float64)
-        squares = ((self.y - outputs) ** 2).sum(-1)
-        return -0.5 * (squares / spread + self.y.shape[-1] * np.log(2 * np.pi * spread))
+        state = () if variance is None else FixedNoise(variance[:, :, None].astype(np.float64))
+        return np.asarray(self.likelihood.log_prob(_NUMPY, outputs, self.y, state))

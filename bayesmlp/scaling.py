@@ -17,8 +17,8 @@ class Scaling(NamedTuple):
     """Attributes:
     input_mean: subtracted from inputs, (num_inputs,).
     input_scale: inputs are divided by it; a standard deviation, (num_inputs,).
-    target_mean: subtracted from numeric targets, (num_outputs,).
-    target_scale: numeric targets are divided by it, (num_outputs,).
+    target_mean: subtracted from numeric targets, (num_targets,).
+    target_scale: numeric targets are divided by it, (num_targets,).
     """
 
     input_mean: np.ndarray
@@ -27,9 +27,9 @@ class Scaling(NamedTuple):
     target_scale: np.ndarray
 
     @classmethod
-    def identity(cls, num_inputs: int, num_outputs: int) -> Scaling:
+    def identity(cls, num_inputs: int, num_targets: int) -> Scaling:
         """Leaves everything as it is."""
-        return cls(np.zeros(num_inputs), np.ones(num_inputs), np.zeros(num_outputs), np.ones(num_outputs))
+        return cls(np.zeros(num_inputs), np.ones(num_inputs), np.zeros(num_targets), np.ones(num_targets))
 
     @classmethod
     def estimate(
@@ -40,7 +40,7 @@ class Scaling(NamedTuple):
         inputs: bool,
         targets: bool,
         one_target_scale: bool,
-        num_outputs: int,
+        num_targets: int,
         weight: np.ndarray | None = None,
     ) -> Scaling:
         """Means and standard deviations of the columns; a constant column keeps scale 1.
@@ -51,10 +51,10 @@ class Scaling(NamedTuple):
             inputs: whether to scale inputs.
             targets: whether to scale targets.
             one_target_scale: whether all targets get the same scale.
-            num_outputs: number of targets.
+            num_targets: number of targets.
             weight: of each row, not 0 everywhere; None for 1 each.
         """
-        scaling = cls.identity(x.shape[1], num_outputs)
+        scaling = cls.identity(x.shape[1], num_targets)
         if inputs:
             mean, deviation = _moments(x, weight)
             scaling = scaling._replace(input_mean=mean, input_scale=deviation)

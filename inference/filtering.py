@@ -10,7 +10,7 @@ gradient with linearisation at once (Jones, Chang and Murphy 2024, "Bayesian onl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ from .likelihoods.base import Likelihood
 from .network import MLP
 from .output_space import solve_in_output_space
 from .structures.base import Structure
+from .structures.mixture import Mixture, MixtureState
 
 __all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step"]
 
@@ -68,16 +69,21 @@ class FilterModel:
 
     network: MLP
     likelihood: Likelihood
-    structure: Structure
+    structure: Structure | Mixture
     dynamics: Dynamics = Static()
 
     def compile(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """``step(posterior, prior, x, y, weight, elapsed)``: pure, compiled where the engine can."""
-        return engine.jit(lambda *args: filter_step(engine, self, *args))
+        return engine.jit(lambda *args: self._step(engine, *args))
 
     def compile_in_place(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """As :meth:`compile`, but the step takes over the memory of the posterior it is given."""
-        return engine.jit(lambda *args: filter_step(engine.owning(), self, *args), donate=(0,))
+        return engine.jit(lambda *args: self._step(engine.owning(), *args), donate=(0,))
+
+    def _step(self, engine: Engine, *args: Any) -> tuple[Posterior, UpdateInfo]:
+        if isinstance(self.structure, Mixture):
+            return mixture_step(engine, replace(self, structure=self.structure.of), *args)
+        return filter_step(engine, self, *args)
 
 
 def filter_step(
@@ -125,6 +131,40 @@ def filter_step(
         return Posterior(sharpened, solution.state)
 
     return engine.guarded(solution.ok, learned, posterior), info
+
+
+def mixture_step(
+    engine: Engine,
+    model: FilterModel,
+    posterior: Posterior,
+    prior: Any,
+    x: Float[Array, "N I"],
+    y: Array,
+    weight: Float[Array, " N"],
+    elapsed: Float[Array, ""],
+) -> tuple[Posterior, UpdateInfo]:
+    """One Bayes step of every member of a mixture; a member's weight is multiplied by its predictive density.
+
+    Arguments as in :func:`filter_step`, with the model of one member; ``prior`` is stacked. The reported information
+    is the members' average plus the KL divergence of the new weights from the old.
+    """
+    xp = engine.xp
+    log_weights = posterior.weights.log_weights
+    own = replace(engine, in_place=False)  # a member may fail after others were written
+
+    def step(member: Posterior, relaxed: Any) -> tuple[Posterior, UpdateInfo]:
+        return filter_step(own, model, member, relaxed, x, y, weight, elapsed)
+
+    members = posterior._replace(weights=posterior.weights.members)
+    learned, infos = engine.batched(step)(members, prior)
+    scored = log_weights + infos.log_predictive
+    log_predictive = engine.logsumexp(scored, axis=0)
+    after = scored - log_predictive
+    shares = xp.exp(after)
+    information = xp.sum(shares * (infos.information + after - log_weights))
+    info = UpdateInfo(log_predictive, information, xp.max(infos.iterations), xp.all(infos.ok))
+    new = learned._replace(weights=MixtureState(learned.weights, after))
+    return engine.guarded(info.ok, lambda: new, posterior), info
 
 
 def _relax(engine: Engine, model: FilterModel, weights: Any, prior: Any, elapsed: Array) -> Any:

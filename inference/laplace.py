@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .methods import FitProblem, FitResult, Method, fit_posterior
-from .objective import TrainingOptions
+from .assembly import LayerMethod
+from .training import TrainingOptions
 
 __all__ = ["Laplace"]
 
 
 @dataclass(frozen=True)
-class Laplace(Method):
+class Laplace(LayerMethod):
     """Find the mode, then add the curvature of every row to the prior's precision, in the model's structure.
 
     Args:
@@ -23,5 +23,6 @@ class Laplace(Method):
 
     training: TrainingOptions = field(default_factory=TrainingOptions)
 
-    def fit(self, problem: FitProblem) -> FitResult:
-        return fit_posterior(problem, [None] * problem.network.num_layers, self.training)
+    def deviations(self, num_layers: int) -> list[float | None]:
+        """All layers have point weights."""
+        return [None] * num_layers

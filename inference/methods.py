@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .engines.base import Array, Engine
 from .filtering import Posterior
-from .gauss_newton import add_curvature
 from .likelihoods.base import Likelihood
 from .network import MLP
-from .objective import TrainingOptions, fit_layers
+from .priors import NormalPrior
 from .structures.base import Structure
+from .structures.mixture import Mixture
 
-__all__ = ["FitProblem", "FitResult", "Method", "fit_posterior", "state_arrays"]
+__all__ = ["FitProblem", "FitResult", "Method", "state_arrays"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class FitProblem:
         network: the network.
         likelihood: the observation model.
         structure: form of the posterior, resolved for the network.
-        prior_precision: of each weight, float64, on the host; the prior mean is 0.
-        start: initial weights, float64, on the host.
+        prior: of the weights.
         x: inputs (N, I).
         y: prepared targets.
         weight: of each row (N,), on the host.
@@ -42,24 +41,43 @@ class FitProblem:
     network: MLP
     likelihood: Likelihood
     structure: Structure
-    prior_precision: tuple[np.ndarray, ...]
-    start: tuple[np.ndarray, ...]
+    prior: NormalPrior
     x: Array
     y: Array
     weight: np.ndarray
     seed: int
     on_epoch: Callable[[int, int, float], None] | None = None
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each layer's weights."""
+        return self.network.shapes(int(self.x.shape[1]), self.likelihood.num_outputs)
+
+    @property
+    def prior_precision(self) -> tuple[np.ndarray, ...]:
+        """Of each weight, float64, on the host; the prior mean is 0."""
+        return self.prior.precision(self.shapes)
+
+    def start(self, seed: int) -> tuple[np.ndarray, ...]:
+        """Initial weights, float64, on the host."""
+        return self.network.initialise(int(self.x.shape[1]), self.likelihood.num_outputs, seed)
+
 
 @dataclass(frozen=True)
 class FitResult:
     """Attributes:
     posterior: the fitted posterior.
-    history: mean objective per row, for each epoch.
+    prior: the prior that it was fitted under, which a method may have learned.
+    structure: of the posterior, resolved.
+    history: objective, log likelihood and complexity per row for each epoch, (epochs, 3).
+    details: what the method has to say of itself, by name.
     """
 
     posterior: Posterior
-    history: list[float]
+    prior: NormalPrior
+    structure: Structure | Mixture
+    history: np.ndarray
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -68,52 +86,6 @@ class Method(ABC):
     @abstractmethod
     def fit(self, problem: FitProblem) -> FitResult:
         """Fit."""
-
-
-def fit_posterior(
-    problem: FitProblem, initial_deviations: Sequence[float | None], options: TrainingOptions
-) -> FitResult:
-    """Train, then put the result into the problem's structure, at unit dispersion.
-
-    Variational layers take the precision of their fitted deviations; point layers take the prior's plus the generalised
-    Gauss-Newton curvature of all rows at the fitted means.
-
-    Args:
-        problem: what to fit.
-        initial_deviations: for each variational layer where its standard deviations start, relative to the prior's;
-            None for point layers.
-        options: how it is trained.
-    """
-    engine, likelihood = problem.engine, problem.likelihood
-    fit = fit_layers(
-        engine,
-        problem.network,
-        likelihood,
-        problem.prior_precision,
-        initial_deviations,
-        problem.start,
-        problem.x,
-        problem.y,
-        engine.asarray(problem.weight),
-        options,
-        problem.seed,
-        problem.on_epoch,
-    )
-    parameters = [engine.to_numpy(value) for value in fit.likelihood_parameters]
-    state = likelihood.state_from_fit(parameters, float(problem.weight.sum()))
-    dispersion = float(likelihood.dispersion(state))
-    with engine.scope():
-        precisions = tuple(
-            engine.asarray(prior * dispersion) if deviation is None else dispersion / (deviation * deviation)
-            for prior, deviation in zip(problem.prior_precision, fit.standard_deviation, strict=True)
-        )
-        weights = problem.structure.initial(engine, fit.mean, precisions)
-    points = [deviation is None for deviation in initial_deviations]
-    if any(points):
-        weights = add_curvature(
-            engine, problem.network, likelihood, problem.structure, weights, problem.x, problem.weight, points
-        )
-    return FitResult(Posterior(weights, state_arrays(engine, state)), fit.history)
 
 
 def state_arrays(engine: Engine, state: Any) -> Any:

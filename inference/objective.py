@@ -1,161 +1,97 @@
-"""What a batch fit minimises, and the fit: layers with point weights beside layers with variational ones.
+"""What a batch fit minimises: layers with point weights beside layers with variational ones.
 
-The objective is E_q(v)[-log p(y | v, θ)] + KL(q(v) ‖ p(v)) - log p(θ) for variational layers v and point layers θ. With
-no variational layer it is the negative log posterior, whose minimum a Laplace approximation expands; with no point
-layer it is the negative evidence lower bound.
+The objective is E_q(v)[-log p(y | v, θ)] + β KL(q(v) ‖ p(v)) - log p(θ) for variational layers v and point layers θ.
+With no variational layer it is the negative log posterior, whose minimum a Laplace approximation expands; with no point
+layer it is, at β = 1, the negative evidence lower bound.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+from jaxtyping import Float
 
-from .engines.base import Array, Engine, TrainingHistory
-from .errors import InvalidInput, NumericalFailure
+from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
 from .network import MLP
 
-__all__ = ["BatchFit", "TrainingOptions", "fit_layers", "learning_rate_schedule"]
+__all__ = ["Parameters", "Terms", "deviations_of", "objective_of"]
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a batch fit is optimised: Adam on mini-batches.
+class Parameters(NamedTuple):
+    """What a fit moves.
 
-    Args:
-        epochs: passes over the data; None for as many as bring about ``steps`` steps.
-        steps: least number of steps when ``epochs`` is None.
-        batch_size: rows of a step.
-        learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0).
-    """
-
-    epochs: int | None = None
-    steps: int = 3000
-    batch_size: int = 64
-    learning_rate: float = 5e-3
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidInput(f"TrainingOptions.{name} must be positive, got {value!r}")
-
-
-@dataclass(frozen=True)
-class BatchFit:
-    """Attributes:
-    mean: of each layer's weights.
-    standard_deviation: of each variational layer's weights; None for point layers.
-    likelihood_parameters: see :meth:`Likelihood.fit_parameters`.
-    history: mean objective per row, for each epoch.
+    Attributes:
+        mean: of each layer's weights.
+        log_deviation: logarithm of the standard deviation of each variational layer's weights, in order.
+        likelihood: see :meth:`Likelihood.fit_parameters`.
     """
 
     mean: tuple[Array, ...]
-    standard_deviation: tuple[Array | None, ...]
-    likelihood_parameters: tuple[Array, ...]
-    history: TrainingHistory
+    log_deviation: tuple[Array, ...]
+    likelihood: tuple[Array, ...]
 
 
-def learning_rate_schedule(steps: int, peak: float) -> np.ndarray:
-    """Linear warm-up over the first 5%, then a cosine to 0; shape (steps,)."""
-    warm = max(1, steps // 20)
-    progress = np.clip((np.arange(steps) - warm) / max(1, steps - warm), 0, 1)
-    return peak * np.minimum(1, (np.arange(steps) + 1) / warm) * 0.5 * (1 + np.cos(math.pi * progress))
+class Terms(NamedTuple):
+    """The objective and its parts, each per row of the data set.
+
+    Attributes:
+        objective: what is minimised, -log_likelihood + complexity.
+        log_likelihood: E_q[log p(y | weights)].
+        complexity: β KL(q ‖ p) of the variational layers, minus the log prior of everything else.
+    """
+
+    objective: Float[Array, ""]
+    log_likelihood: Float[Array, ""]
+    complexity: Float[Array, ""]
 
 
-def fit_layers(
-    engine: Engine,
-    network: MLP,
-    likelihood: Likelihood,
-    prior_precision: Sequence[np.ndarray],
-    initial_deviations: Sequence[float | None],
-    start: Sequence[np.ndarray],
-    x: Array,
-    y: Array,
-    weight: Array,
-    options: TrainingOptions,
-    seed: int,
-    on_epoch: Callable[[int, int, float], None] | None = None,
-) -> BatchFit:
-    """Minimise the objective.
+def deviations_of(engine: Engine, parameters: Parameters, variational: Sequence[bool]) -> list[Array | None]:
+    """Standard deviation of each layer's weights; None where they are points."""
+    remaining = iter(parameters.log_deviation)
+    return [engine.xp.exp(next(remaining)) if flag else None for flag in variational]
+
+
+def objective_of(
+    engine: Engine, network: MLP, likelihood: Likelihood, variational: Sequence[bool], num_rows: float
+) -> Callable[..., tuple[Array, Terms]]:
+    """``objective(parameters, prior_precision, batch, noise, kl_weight) -> (objective, terms)`` of one network.
 
     Args:
-        engine: with gradients.
+        engine: of the arrays.
         network: the network.
         likelihood: the observation model.
-        prior_precision: of each weight, one matrix per layer; the prior mean is 0.
-        initial_deviations: for each layer with variational weights, their starting standard deviation relative to
-            the prior's; None for layers with point weights.
-        start: where the means start.
-        x: inputs (N, I).
-        y: prepared targets.
-        weight: of each row (N,).
-        options: of the optimiser.
-        seed: of the mini-batches and of the noise.
-        on_epoch: called with the epoch, their number and the epoch's mean objective per row.
+        variational: for each layer, whether its weights are variational.
+        num_rows: N of the data set, of which a batch is a sample.
 
-    Raises:
-        NumericalFailure: the objective became infinite or undefined.
+    Returns:
+        A pure function of the parameters; the precision of each weight's prior, whose mean is 0; a batch (inputs,
+        targets, weight of each row); standard normal noise for each variational layer; and β.
     """
     xp = engine.xp
-    num_rows = int(x.shape[0])
-    precisions = [engine.asarray(precision) for precision in prior_precision]
-    variational = [deviation is not None for deviation in initial_deviations]
-    free = [
-        np.log(deviation / np.sqrt(precision))
-        for precision, deviation in zip(prior_precision, initial_deviations, strict=True)
-        if deviation is not None
-    ]
-    parameters = (
-        tuple(engine.asarray(matrix) for matrix in start),
-        tuple(engine.asarray(log_deviation) for log_deviation in free),
-        tuple(engine.asarray(np.float64(value)) for value in likelihood.fit_parameters()),
-    )
 
-    def deviations_of(log_deviations: Sequence[Array]) -> list[Array | None]:
-        remaining = iter(log_deviations)
-        return [xp.exp(next(remaining)) if flag else None for flag in variational]
-
-    def loss(parameters: Any, batch: Sequence[Array], key: Any) -> Array:
-        means, log_deviations, extra = parameters
+    def objective(
+        parameters: Parameters, prior_precision: Sequence[Array], batch: Sequence[Array], noise: Any, kl_weight: Array
+    ) -> tuple[Array, Terms]:
         rows, targets, row_weight = batch
-        deviations = deviations_of(log_deviations)
-        if log_deviations:
-            noise = [
-                engine.normal(engine.fold_in(key, i), (rows.shape[0], m.shape[1])) if flag else None
-                for i, (m, flag) in enumerate(zip(means, variational, strict=True))
-            ]
-            outputs = network.apply_with_noise(engine, means, deviations, rows, noise)
+        deviations = deviations_of(engine, parameters, variational)
+        if any(variational):
+            draws = iter(noise)
+            per_layer = [next(draws) if flag else None for flag in variational]
+            outputs = network.apply_with_noise(engine, parameters.mean, deviations, rows, per_layer)
         else:
-            outputs = network.apply(engine, means, rows)
-        fit = xp.sum(row_weight * likelihood.fit_log_prob(engine, outputs, targets, extra)) / rows.shape[0]
-        penalty = -likelihood.fit_log_prior(engine, extra)
-        for mean, deviation, precision in zip(means, deviations, precisions, strict=True):
-            penalty = penalty + 0.5 * xp.sum(precision * mean * mean)
+            outputs = network.apply(engine, parameters.mean, rows)
+        log_probs = likelihood.fit_log_prob(engine, outputs, targets, parameters.likelihood)
+        fit = xp.sum(row_weight * log_probs) / rows.shape[0]
+        complexity = -likelihood.fit_log_prior(engine, parameters.likelihood)
+        for mean, deviation, precision in zip(parameters.mean, deviations, prior_precision, strict=True):
+            penalty = 0.5 * xp.sum(precision * mean * mean)
             if deviation is not None:
                 scaled = precision * deviation * deviation
-                penalty = penalty + 0.5 * xp.sum(scaled - 1 - xp.log(scaled))
-        return penalty / num_rows - fit
+                penalty = kl_weight * (penalty + 0.5 * xp.sum(scaled - 1 - xp.log(scaled)))
+            complexity = complexity + penalty
+        complexity = complexity / num_rows
+        return complexity - fit, Terms(complexity - fit, fit, complexity)
 
-    batch_size = min(options.batch_size, num_rows)
-    per_epoch = max(1, num_rows // batch_size)
-    epochs = options.epochs or math.ceil(options.steps / per_epoch)
-    rng = np.random.default_rng(seed)
-    batches = np.stack([rng.permutation(num_rows)[: per_epoch * batch_size] for _ in range(epochs)])
-    batches = batches.reshape(epochs, per_epoch, batch_size)
-    rates = learning_rate_schedule(epochs * per_epoch, options.learning_rate).reshape(epochs, per_epoch)
-    report = None if on_epoch is None else (lambda epoch, value: on_epoch(epoch, epochs, value))
-    (means, log_deviations, extra), history = engine.minimise(
-        loss, parameters, (x, y, weight), batches, rates, seed, report
-    )
-    if not np.isfinite(history[-1]):
-        raise NumericalFailure(
-            f"the objective became {history[-1]} in epoch {len(history)} of {epochs}; lower learning_rate "
-            f"({options.learning_rate}), or standardise the inputs"
-        )
-    with engine.scope():
-        return BatchFit(means, tuple(deviations_of(log_deviations)), extra, history)
+    return objective

@@ -33,6 +33,7 @@ class _Newton(NamedTuple):
         objective: log p(y | f + C r) - ½ rᵀ C r, which is largest at the mode.
         gradient: score(f + C r) - r, which is 0 at the mode.
         factor: √weight · L.
+        curvature: weight times the observed information; () where that is the Fisher information.
         length: of the last step, as a share of Newton's.
         count: of the steps.
     """
@@ -42,6 +43,7 @@ class _Newton(NamedTuple):
     objective: Float[Array, ""]
     gradient: Float[Array, " M"]
     factor: Float[Array, "N K R"]
+    curvature: Any
     length: Float[Array, ""]
     count: Float[Array, ""]
 
@@ -107,14 +109,28 @@ def solve_in_output_space(
         """Everything that is needed at r."""
         shift = r @ covariance
         moved = outputs + xp.reshape(shift, (num_rows, num_outputs))
-        fit, score, factor = likelihood.unit_terms(engine, moved, y)
+        fit, score, factor = likelihood.unit_terms(engine, moved, y, state)
         gradient = xp.reshape(weight[:, None] * score, (size,)) - r
-        return _Newton(r, shift, fit @ weight - 0.5 * (r @ shift), gradient, root_weight * factor, length, count)
+        observed = likelihood.observed_information(engine, moved, y, state)
+        curvature = () if observed is None else weight[:, None, None] * observed
+        objective = fit @ weight - 0.5 * (r @ shift)
+        return _Newton(r, shift, objective, gradient, root_weight * factor, curvature, length, count)
+
+    def newton(information_of_outputs: Array, gradient: Array) -> Array:
+        system = identity + xp.reshape(information_of_outputs, (size, size))
+        return engine.solve(system, gradient[:, None])[:, 0]
+
+    def direction_at(old: _Newton) -> Array:
+        """By the observed information where that leads uphill, else by Fisher's, which always does."""
+        safe = newton(old.factor @ (old.factor.mT @ rows_of_covariance), old.gradient)
+        if isinstance(old.curvature, tuple):
+            return safe
+        quick = newton(old.curvature @ rows_of_covariance, old.gradient)
+        return xp.where(quick @ (covariance @ old.gradient) > 0, quick, safe)
 
     def iterate(old: _Newton) -> _Newton:
         """A Newton step, halved until the objective rises by a quarter of what its slope promises (Armijo)."""
-        system = identity + xp.reshape(old.factor @ (old.factor.mT @ rows_of_covariance), (size, size))
-        direction = engine.solve(system, old.gradient[:, None])[:, 0]
+        direction = direction_at(old)
         rounding = _ROUNDING * (1 + xp.abs(old.objective))
 
         def too_far(new: _Newton) -> Array:

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .assembly import LayerMethod
 from .errors import InvalidInput
-from .methods import FitProblem, FitResult, Method, fit_posterior
-from .objective import TrainingOptions
+from .training import TrainingOptions
 
 __all__ = ["PerLayer"]
 
 
 @dataclass(frozen=True)
-class PerLayer(Method):
+class PerLayer(LayerMethod):
     """One method for the hidden layers, another for the last.
 
     Args:
@@ -43,7 +43,7 @@ class PerLayer(Method):
             )
         object.__setattr__(self, "training", self.hidden.training)
 
-    def fit(self, problem: FitProblem) -> FitResult:
-        parts = [self.hidden] * (problem.network.num_layers - 1) + [self.last]
-        deviations = [getattr(part, "initial_deviation", None) for part in parts]
-        return fit_posterior(problem, deviations, self.training)
+    def deviations(self, num_layers: int) -> list[float | None]:
+        """Those of ``hidden``, and of ``last`` for the last layer."""
+        parts = [self.hidden] * (num_layers - 1) + [self.last]
+        return [getattr(part, "initial_deviation", None) for part in parts]

@@ -22,6 +22,8 @@ class NormalPrior:
     Args:
         scale: positive; one number for all layers, or one per layer, first to last.
         bias_scale: positive; likewise.
+        output_scale: positive; multiplies the scale of the last layer's weights: one number, or one per output, where
+            outputs mean unlike things (a mean and a log variance).
 
     Raises:
         InvalidInput: a scale that is not positive and finite.
@@ -29,9 +31,10 @@ class NormalPrior:
 
     scale: float | tuple[float, ...] = 2.0
     bias_scale: float | tuple[float, ...] = 1.0
+    output_scale: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("scale", "bias_scale"):
+        for name in ("scale", "bias_scale", "output_scale"):
             value = getattr(self, name)
             if isinstance(value, Sequence):
                 object.__setattr__(self, name, tuple(float(v) for v in value))
@@ -47,7 +50,14 @@ class NormalPrior:
             precision = np.full((rows, columns), (rows - 1) / scale**2)
             precision[-1] = 1 / bias_scale**2
             precisions.append(precision)
+        precisions[-1][:-1] /= self._per_output(shapes[-1][1]) ** 2
         return tuple(precisions)
+
+    def _per_output(self, num_outputs: int) -> np.ndarray:
+        values = np.atleast_1d(np.asarray(self.output_scale, dtype=np.float64))
+        if values.size not in (1, num_outputs):
+            raise InvalidInput(f"NormalPrior.output_scale has {values.size} entries for {num_outputs} outputs")
+        return values
 
     def _per_layer(self, name: str, num_layers: int) -> tuple[float, ...]:
         value = getattr(self, name)

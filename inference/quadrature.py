@@ -1,4 +1,4 @@
-"""Fixed nodes for expectations under normal distributions of a few dimensions."""
+"""Fixed nodes for expectations under normal distributions of a few dimensions, and under gamma distributions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["normal_nodes"]
+__all__ = ["log_gamma_nodes", "normal_nodes"]
 
 
 @lru_cache
@@ -34,3 +34,19 @@ def normal_nodes(dimension: int) -> tuple[np.ndarray, np.ndarray]:
     root = np.linalg.cholesky(nodes.T @ nodes / half)
     nodes = np.linalg.solve(root, nodes.T).T
     return np.concatenate([nodes, -nodes]), np.full(2 * half, 0.5 / half)
+
+
+@lru_cache
+def log_gamma_nodes(shape: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (S,) for log λ and logarithms of their weights (S,), for λ ~ Gamma(shape) of mean 1.
+
+    The trapezium rule on log λ = sinh(t) / √shape, whose spacing follows the distribution's width where it has mass; it
+    reaches down to λ = e⁻⁷⁵, where the extremes of a scale mixture have theirs.
+    """
+    width = shape**-0.5
+    most = np.log1p(800 / shape) + 40 * width
+    steps = np.linspace(np.arcsinh(-75 / width), np.arcsinh(most / width), 161)
+    nodes = width * np.sinh(steps)
+    log_weights = shape * (nodes - np.expm1(nodes)) + np.log(np.cosh(steps))
+    largest = log_weights.max()
+    return nodes, log_weights - largest - np.log(np.exp(log_weights - largest).sum())

@@ -12,17 +12,18 @@ from typing import Any
 
 from .dynamics import Forgetting, Static
 from .errors import InvalidInput
-from .likelihoods import Bernoulli, Categorical, Gaussian
+from .likelihoods import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Ordinal, Poisson, StudentT
 from .network import MLP
 from .priors import NormalPrior
-from .structures import Blocks, Diagonal, Full, LowRank, Point
+from .structures import Blocks, Diagonal, Full, LowRank, Mixture, Point
 
 __all__ = ["from_spec", "to_spec"]
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        MLP, NormalPrior, Gaussian, Categorical, Bernoulli, Static, Forgetting, Diagonal, Full, LowRank, Point, Blocks,
+        MLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson, Ordinal, Static,
+        Forgetting, Diagonal, Full, LowRank, Point, Blocks, Mixture,
     )
 }  # fmt: skip
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .assembly import LayerMethod
 from .errors import InvalidInput
-from .methods import FitProblem, FitResult, Method, fit_posterior
-from .objective import TrainingOptions
+from .training import TrainingOptions
 
 __all__ = ["Variational"]
 
 
 @dataclass(frozen=True)
-class Variational(Method):
+class Variational(LayerMethod):
     """Fit a mean and a standard deviation for every weight.
 
     The result is stored in the model's structure as independent weights; a structure that can hold correlations learns
@@ -34,5 +34,6 @@ class Variational(Method):
         if not self.initial_deviation > 0:
             raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
 
-    def fit(self, problem: FitProblem) -> FitResult:
-        return fit_posterior(problem, [self.initial_deviation] * problem.network.num_layers, self.training)
+    def deviations(self, num_layers: int) -> list[float | None]:
+        """All layers have variational weights."""
+        return [self.initial_deviation] * num_layers

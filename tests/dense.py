@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import linalg, special
+from scipy import linalg, special, stats
 
 import bayesmlp as bm
 from bayesmlp.inference.likelihoods import Likelihood
+from bayesmlp.inference.likelihoods.heteroscedastic_gaussian import LOG_VARIANCE_BOUNDS
+from bayesmlp.inference.likelihoods.poisson import LOG_RATE_BOUNDS
 from bayesmlp.inference.structures import Structure
 
 Shapes = Sequence[tuple[int, int]]
@@ -116,19 +118,51 @@ def low_rank_columns(arrays: Mapping[str, np.ndarray], shapes: Shapes) -> np.nda
 
 
 # -- likelihoods, at unit dispersion ----------------------------------------------------------------------------------
-def log_prob(likelihood: Likelihood, f: np.ndarray, y: np.ndarray) -> np.ndarray:
+def bounded(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values brought smoothly between bounds, and the derivative."""
+    inside = low + np.logaddexp(0, values - low) - np.logaddexp(0, values - high)
+    return inside, special.expit(values - low) - special.expit(values - high)
+
+
+def level_probabilities(f: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of each level and its derivative, (N, L)."""
+    ends = np.concatenate([[-np.inf], thresholds, [np.inf]]) - f
+    slope = special.expit(ends) * special.expit(-ends)
+    return np.diff(special.expit(ends), axis=1), -np.diff(slope, axis=1)
+
+
+def log_prob(likelihood: Likelihood, f: np.ndarray, y: np.ndarray, state: Any = ()) -> np.ndarray:
     """log p(y | outputs), (N,); y as the likelihood prepared it."""
     if isinstance(likelihood, bm.Categorical):
         return special.log_softmax(f, axis=-1)[np.arange(len(f)), y]
     if isinstance(likelihood, bm.Bernoulli):
         return (y * special.log_expit(f) + (1 - y) * special.log_expit(-f)).sum(-1)
+    if isinstance(likelihood, bm.HeteroscedasticGaussian):
+        mean, log_variance = np.split(f, 2, axis=1)
+        deviation = np.exp(0.5 * bounded(log_variance, *LOG_VARIANCE_BOUNDS)[0])
+        return stats.norm.logpdf(y, mean, deviation).sum(-1)
+    if isinstance(likelihood, bm.StudentT):
+        shape, freedom = student_scale(likelihood, state) ** 2 * np.eye(f.shape[1]), likelihood.degrees_of_freedom
+        rows = zip(f, y, strict=True)
+        return np.array([stats.multivariate_t.logpdf(target, row, shape, df=freedom) for row, target in rows])
+    if isinstance(likelihood, bm.Poisson):
+        return stats.poisson.logpmf(y, np.exp(bounded(f, *LOG_RATE_BOUNDS)[0])).sum(-1)
+    if isinstance(likelihood, bm.Ordinal):
+        return np.log(level_probabilities(f, state.thresholds)[0][np.arange(len(f)), y])
     assert isinstance(likelihood, bm.Gaussian)
     variance = likelihood.noise_variance or 1.0
     return (-0.5 * (y - f) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)).sum(-1)
 
 
-def score_and_fisher(likelihood: Likelihood, f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """∂log p/∂outputs (N, K), and -∂²log p/∂outputs² (N, K, K)."""
+def student_scale(likelihood: bm.StudentT, state: Any) -> float:
+    """The scale, known or learned."""
+    return float(state.scale) if likelihood.scale is None else likelihood.scale
+
+
+def score_and_fisher(
+    likelihood: Likelihood, f: np.ndarray, y: np.ndarray, state: Any = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """∂log p/∂outputs (N, K), and the expectation of -∂²log p/∂outputs² (N, K, K)."""
     identity = np.eye(f.shape[1])
     if isinstance(likelihood, bm.Categorical):
         p = special.softmax(f, axis=-1)
@@ -136,6 +170,23 @@ def score_and_fisher(likelihood: Likelihood, f: np.ndarray, y: np.ndarray) -> tu
     if isinstance(likelihood, bm.Bernoulli):
         p = special.expit(f)
         return y - p, (p * special.expit(-f))[:, :, None] * identity
+    if isinstance(likelihood, bm.HeteroscedasticGaussian):
+        mean, log_variance = np.split(f, 2, axis=1)
+        log_variance, slope = bounded(log_variance, *LOG_VARIANCE_BOUNDS)
+        precision = np.exp(-log_variance)
+        score = np.concatenate([(y - mean) * precision, 0.5 * ((y - mean) ** 2 * precision - 1) * slope], axis=1)
+        return score, np.concatenate([precision, 0.5 * slope**2], axis=1)[:, :, None] * identity
+    if isinstance(likelihood, bm.StudentT):
+        together, square = likelihood.degrees_of_freedom + f.shape[1], student_scale(likelihood, state) ** 2
+        weight = together / (likelihood.degrees_of_freedom * square + ((y - f) ** 2).sum(1, keepdims=True))
+        fisher = together / (together + 2) / square * identity
+        return (y - f) * weight, np.broadcast_to(fisher, (len(f), *identity.shape))
+    if isinstance(likelihood, bm.Poisson):
+        log_rate, slope = bounded(f, *LOG_RATE_BOUNDS)
+        return (y - np.exp(log_rate)) * slope, (np.exp(log_rate) * slope**2)[:, :, None]
+    if isinstance(likelihood, bm.Ordinal):
+        p, slope = level_probabilities(f, state.thresholds)
+        return (slope / p)[np.arange(len(f)), y][:, None], (slope**2 / p).sum(1)[:, None, None]
     assert isinstance(likelihood, bm.Gaussian)
     variance = likelihood.noise_variance or 1.0
     return (y - f) / variance, np.broadcast_to(identity / variance, (len(f), *identity.shape))
@@ -149,26 +200,28 @@ def linearised_posterior(
     prior_precision: np.ndarray,
     y: np.ndarray,
     weight: np.ndarray,
+    state: Any = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Step from the mean to the mode of Σ w log p(y | f + J δ) - ½ δᵀΛδ, and Λ + Jᵀ F J there.
 
-    Newton's method on the weights, with halved steps while the objective falls; quadratic, so that the last step of
-    relative size 1e-13 leaves an error of rounding.
+    Fisher's scoring on the weights, with halved steps until the objective rises as it promised; the last step of
+    relative size 1e-13 leaves an error of rounding. Quadratic where the likelihood is canonical, else it takes long.
     """
     step = np.zeros(len(prior_precision))
 
     def objective(delta: np.ndarray) -> float:
-        return float(weight @ log_prob(likelihood, f + jac @ delta, y) - 0.5 * delta @ prior_precision @ delta)
+        return float(weight @ log_prob(likelihood, f + jac @ delta, y, state) - 0.5 * delta @ prior_precision @ delta)
 
-    for _ in range(200):
-        score, fisher = score_and_fisher(likelihood, f + jac @ step, y)
+    for _ in range(5000):
+        score, fisher = score_and_fisher(likelihood, f + jac @ step, y, state)
         gradient = np.einsum("nkp,nk,n->p", jac, score, weight) - prior_precision @ step
         hessian = prior_precision + np.einsum("nkp,nkl,nlq,n->pq", jac, fisher, jac, weight)
         direction = linalg.solve(hessian, gradient, assume_a="pos")
         if np.max(np.abs(direction)) < 1e-13 * (1 + np.max(np.abs(step))):
             return step, hessian
         length = 1.0
-        while objective(step + length * direction) < objective(step) - 1e-12 * (1 + abs(objective(step))):
+        rounding = 1e-12 * (1 + abs(objective(step)))
+        while objective(step + length * direction) < objective(step) + 0.25 * length * gradient @ direction - rounding:
             length /= 2
         step = step + length * direction
     raise AssertionError("the reference itself did not converge")

@@ -31,11 +31,11 @@ LIVES = [pytest.param(("torch", *pair), id=f"torch-{'-'.join(pair)}", marks=need
     pytest.param(
         ("jax", *pair),
         id=f"jax-{'-'.join(pair)}",
-        marks=[needs("jax")] if position % 4 == position // 4 % 4 else [needs("jax"), pytest.mark.slow],
+        marks=[needs("jax")] if position % 8 == position // 8 % 8 else [needs("jax"), pytest.mark.slow],
     )
     for position, pair in enumerate(PAIRS)
 ]
-"""JAX takes seconds to compile a case: each structure once, with every method and likelihood; the rest are slow."""
+"""JAX takes seconds to compile a case: each structure once, with another likelihood; the rest are slow."""
 ROWS = 40
 
 
@@ -99,7 +99,7 @@ def test_answers_are_finite_and_split_their_variance(life: Life) -> None:
         assert (predictive.aleatoric_variance > 0).all()
         total = predictive.epistemic_variance + predictive.aleatoric_variance
         np.testing.assert_allclose(predictive.variance, total, rtol=1e-10)
-        if not isinstance(life.model.likelihood, bm.Gaussian):
+        if isinstance(life.model.likelihood, bm.Categorical | bm.Bernoulli | bm.Ordinal):
             np.testing.assert_allclose(predictive.probabilities.sum(axis=1), 1, rtol=1e-10)
 
 
@@ -183,9 +183,9 @@ def test_sampled_networks_answer_in_the_same_way(structure: str, likelihood: str
     y = make_targets(model.likelihood, x, seed=96)
     model.update(x, y)
     sampled, again = (model.predict(x, method="samples", num_samples=20, seed=2) for _ in range(2))
-    assert sampled.output_samples is not None
-    assert sampled.output_samples.shape == (20, 5, model.likelihood.num_outputs)
-    np.testing.assert_array_equal(sampled.output_samples, again.output_samples)
+    assert sampled.output_mean.shape == (20, 5, model.likelihood.num_outputs)
+    assert sampled.output_covariance is None
+    np.testing.assert_array_equal(sampled.output_mean, again.output_mean)
     assert sampled.mean.shape == model.predict(x).mean.shape
     assert np.isfinite(sampled.log_prob(y)).all()
     assert (sampled.epistemic_variance > 0).all()
@@ -237,7 +237,7 @@ def test_scaling_is_by_mean_and_standard_deviation() -> None:
     rng = np.random.default_rng(101)
     x, y = rng.uniform(2, 5, (30, 2)), rng.uniform(-1, 9, (30, 1))
     x[:, 1] = 4.0  # a constant keeps its scale
-    scaling = Scaling.estimate(x, y, inputs=True, targets=True, one_target_scale=False, num_outputs=1)
+    scaling = Scaling.estimate(x, y, inputs=True, targets=True, one_target_scale=False, num_targets=1)
     np.testing.assert_allclose(scaling.inputs(x).mean(0), 0, atol=1e-12)
     np.testing.assert_allclose(scaling.inputs(x).std(0), [1, 0], atol=1e-12)
     np.testing.assert_allclose(scaling.inputs(x + 1)[:, 1], 1, rtol=1e-12)
@@ -245,9 +245,9 @@ def test_scaling_is_by_mean_and_standard_deviation() -> None:
     labels = np.array([0, 2, 1])
     np.testing.assert_array_equal(scaling.targets(labels), labels)
     both = np.concatenate([y, 3 * y], axis=1)
-    shared = Scaling.estimate(x, both, inputs=True, targets=True, one_target_scale=True, num_outputs=2)
+    shared = Scaling.estimate(x, both, inputs=True, targets=True, one_target_scale=True, num_targets=2)
     np.testing.assert_allclose(shared.target_scale, np.sqrt((both.std(0) ** 2).mean()), rtol=1e-12)
-    nothing = Scaling.estimate(x, y, inputs=False, targets=False, one_target_scale=False, num_outputs=1)
+    nothing = Scaling.estimate(x, y, inputs=False, targets=False, one_target_scale=False, num_targets=1)
     np.testing.assert_array_equal(nothing.inputs(x), x)
     np.testing.assert_array_equal(nothing.targets(y), y)
 

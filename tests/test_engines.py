@@ -131,33 +131,78 @@ def test_value_and_grad_of_a_tree(gradient_engine64: Engine) -> None:
 def test_numpy_refuses_gradients_and_says_what_to_do() -> None:
     engine = NumpyEngine()
     assert not engine.has_gradients
-    for call in (lambda: engine.value_and_grad(np.sum), lambda: engine.minimise()):
+    for call in (lambda: engine.value_and_grad(np.sum), lambda: engine.train()):
         with pytest.raises(InvalidInput, match=r"has no gradients.*engine='torch'"):
             call()
 
 
-def test_minimise_finds_the_minimum_and_reports_each_epoch(gradient_engine64: Engine) -> None:
+def test_train_finds_the_minimum_and_reports_each_epoch(gradient_engine64: Engine) -> None:
     engine, xp = gradient_engine64, gradient_engine64.xp
     x = random_matrix(32, 2)
     weights = np.array([0.5, -0.3])
     data = engine.asarray(x), engine.asarray(x @ weights)
-    batches = np.random.default_rng(0).permuted(np.tile(np.arange(32), (40, 1)), axis=1).reshape(40, 4, 8)
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(32), (40, 1)), axis=1).reshape(40, 4, 8)
     rates = np.linspace(0.05, 0, 160).reshape(40, 4)
     start = {"weights": engine.asarray(np.zeros(2))}
     seen: list[int] = []
 
-    def loss(parameters: Any, batch: Any, key: Any) -> Any:
+    def loss(parameters: Any, batch: Any) -> Any:
         rows, targets = batch
-        return xp.mean((rows @ parameters["weights"] - targets) ** 2)
+        value = xp.mean((rows @ parameters["weights"] - targets) ** 2)
+        return value, {"twice": 2 * value}
 
-    result, history = engine.minimise(
-        loss, start, data, batches, rates, seed=0, on_epoch=lambda epoch, _: seen.append(epoch)
+    gradient_of = engine.value_and_grad(loss, has_aux=True)
+
+    def step(state: Any, batch: Any, key: Any, rate: Any) -> Any:
+        (value, aux), gradient = gradient_of(state[0], batch)
+        return engine.adam(state[0], gradient, state[1], rate), xp.stack([value, aux["twice"]])
+
+    (result, moments), history = engine.train(
+        step,
+        (start, engine.adam_moments(start)),
+        data,
+        zip(orders, rates, strict=True),
+        seed=0,
+        on_epoch=lambda epoch, *_: seen.append(epoch),
     )
     np.testing.assert_allclose(engine.to_numpy(result["weights"]), weights, atol=1e-3)
     np.testing.assert_array_equal(engine.to_numpy(start["weights"]), np.zeros(2))
     assert seen == list(range(40))
-    assert len(history) == 40
-    assert history[-1] < 1e-3 * history[0]
+    assert history.shape == (40, 2)
+    assert float(moments.count) == 160
+    np.testing.assert_allclose(history[:, 1], 2 * history[:, 0], rtol=1e-12)
+    assert history[-1, 0] < 1e-3 * history[0, 0]
+
+
+def test_adam_is_the_published_algorithm(gradient_engine64: Engine) -> None:
+    """Kingma and Ba (2015), algorithm 1, by hand for three steps."""
+    engine = gradient_engine64
+    gradients = [np.array([0.3, -2.0]), np.array([-0.1, 1.0]), np.array([5.0, 0.0])]
+    expected, first, second = np.array([1.0, -1.0]), np.zeros(2), np.zeros(2)
+    got = (engine.asarray(expected),)
+    moments = engine.adam_moments(got)
+    for count, gradient in enumerate(gradients, start=1):
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        expected = expected - 0.01 * first / (1 - 0.9**count) / (np.sqrt(second / (1 - 0.999**count)) + 1e-8)
+        with engine.scope():
+            got, moments = engine.adam(got, (engine.asarray(gradient),), moments, engine.asarray(np.float64(0.01)))
+    close(engine, got[0], expected)
+
+
+def test_training_ends_when_it_is_told_to(gradient_engine64: Engine) -> None:
+    engine = gradient_engine64
+    epochs = ((np.zeros((1, 2), dtype=int), np.zeros((1, 1))) for _ in range(10))
+    data = (engine.asarray(np.ones(2)),)
+    state, history = engine.train(
+        lambda state, batch, key, rate: (state + 1, engine.xp.stack([state])),
+        engine.asarray(np.float64(0.0)),
+        data,
+        epochs,
+        seed=0,
+        on_epoch=lambda epoch, *_: epoch == 3,
+    )
+    assert len(history) == 4
+    assert float(state) == 4
 
 
 def test_in_float64_widens_and_keeps_integers(engine: Engine) -> None:

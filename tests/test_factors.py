@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import dense
 import numpy as np
 import pytest
-from cases import LIKELIHOODS, make_inputs, make_targets
+from cases import LIKELIHOODS, make_inputs, make_likelihood_state, make_targets
 from scipy import stats
 
 import bayesmlp as bm
@@ -157,41 +157,68 @@ def likelihood(request: pytest.FixtureRequest) -> Any:
     return LIKELIHOODS[request.param]
 
 
+CANONICAL = [name for name in LIKELIHOODS if name in ("gaussian", "gaussian_known", "categorical", "bernoulli")]
+"""Their outputs are natural parameters: the Fisher information is minus the Hessian, whatever y."""
+
+
 def random_outputs(likelihood: Any, rows: int = 5) -> tuple[np.ndarray, np.ndarray]:
     outputs = 2 * np.random.default_rng(6).standard_normal((rows, likelihood.num_outputs))
     return outputs, likelihood.prepare(make_targets(likelihood, make_inputs(rows, seed=7), seed=8))
 
 
+def evaluated(engine: Engine, function: Any, likelihood: Any, *arrays: np.ndarray) -> np.ndarray:
+    """``function(engine, *arrays, state)`` on an engine."""
+    with engine.scope():
+        state = make_likelihood_state(likelihood, engine)
+        return engine.to_numpy(function(engine, *(engine.asarray(a) for a in arrays), state))
+
+
 def test_unit_log_prob_is_the_density(engine64: Engine, likelihood: Any) -> None:
     outputs, y = random_outputs(likelihood)
-    with engine64.scope():
-        got = likelihood.unit_log_prob(engine64, engine64.asarray(outputs), engine64.asarray(y))
-    close(engine64.to_numpy(got), dense.log_prob(likelihood, outputs, y))
+    got = evaluated(engine64, likelihood.unit_log_prob, likelihood, outputs, y)
+    close(got, dense.log_prob(likelihood, outputs, y, make_likelihood_state(likelihood, NumpyEngine())))
 
 
 def test_score_is_the_gradient_of_the_log_density(gradient_engine64: Engine, likelihood: Any) -> None:
     engine = gradient_engine64
     outputs, y = (engine.asarray(a) for a in random_outputs(likelihood))
-    total = engine.value_and_grad(lambda f: engine.xp.sum(likelihood.unit_log_prob(engine, f, y)))
+    state = make_likelihood_state(likelihood, engine)
+    total = engine.value_and_grad(lambda f: engine.xp.sum(likelihood.unit_log_prob(engine, f, y, state)))
     _, gradient = engine.jit(total)(outputs)
-    score = engine.jit(lambda f: likelihood.unit_score(engine, f, y))(outputs)
+    score = engine.jit(lambda f: likelihood.unit_score(engine, f, y, state))(outputs)
     close(engine.to_numpy(score), engine.to_numpy(gradient))
 
 
-def test_fisher_factor_squares_to_minus_the_hessian(gradient_engine64: Engine, likelihood: Any) -> None:
-    engine = gradient_engine64
-    outputs, y = (engine.asarray(a) for a in random_outputs(likelihood))
+def hessian(engine: Engine, likelihood: Any, outputs: Any, y: Any) -> np.ndarray:
+    """Second derivatives of the log density, (N, K, K), by gradients of gradients."""
+    state = make_likelihood_state(likelihood, engine)
 
-    def hessian_rows(f: Any) -> list[Any]:
+    def rows(f: Any) -> list[Any]:
         def gradient_sum(f: Any, k: int) -> Any:
-            inner = engine.value_and_grad(lambda g: engine.xp.sum(likelihood.unit_log_prob(engine, g, y)))
+            inner = engine.value_and_grad(lambda g: engine.xp.sum(likelihood.unit_log_prob(engine, g, y, state)))
             return engine.xp.sum(inner(f)[1][:, k])
 
         return [engine.value_and_grad(lambda g, k=k: gradient_sum(g, k))(f)[1] for k in range(likelihood.num_outputs)]
 
-    hessian = np.stack([engine.to_numpy(row) for row in engine.jit(hessian_rows)(outputs)], axis=1)
+    return np.stack([engine.to_numpy(row) for row in engine.jit(rows)(outputs)], axis=1)
+
+
+@pytest.mark.parametrize("name", CANONICAL)
+def test_fisher_factor_squares_to_minus_the_hessian(gradient_engine64: Engine, name: str) -> None:
+    engine, likelihood = gradient_engine64, LIKELIHOODS[name]
+    outputs, y = (engine.asarray(a) for a in random_outputs(likelihood))
     factor = engine.to_numpy(engine.jit(lambda f: likelihood.fisher_factor(engine, f))(outputs))
-    close(factor @ factor.mT, -hessian)
+    close(factor @ factor.mT, -hessian(engine, likelihood, outputs, y))
+    assert likelihood.observed_information(engine, outputs, y) is None
+
+
+@pytest.mark.parametrize("name", ["heteroscedastic", "student_t", "student_t_of_two", "ordinal"])
+def test_observed_information_is_minus_the_hessian(gradient_engine64: Engine, name: str) -> None:
+    engine = gradient_engine64
+    likelihood = bm.StudentT(2, scale=0.7) if name == "student_t_of_two" else LIKELIHOODS[name]
+    outputs, y = random_outputs(likelihood)
+    got = evaluated(engine, likelihood.observed_information, likelihood, outputs, y)
+    close(got, -hessian(engine, likelihood, engine.asarray(outputs), engine.asarray(y)))
 
 
 def test_confident_logits_stay_finite(engine64: Engine) -> None:
@@ -222,11 +249,15 @@ def test_noise_integrated_out_is_a_multivariate_student_t(engine64: Engine) -> N
 
 def test_draws_have_the_stated_moments(likelihood: Any) -> None:
     outputs, _ = random_outputs(likelihood, rows=2)
-    state = NoiseState(np.float64(6.0), np.float64(3.0)) if likelihood == bm.Gaussian() else ()
     engine, draws = NumpyEngine(), 40_000
+    state: Any = make_likelihood_state(likelihood, engine)
+    state = NoiseState(np.float64(6.0), np.float64(3.0)) if isinstance(state, NoiseState) else state
+    if isinstance(likelihood, bm.StudentT):  # with a fourth moment, by which the variance is judged
+        likelihood = bm.StudentT(degrees_of_freedom=9.0)
     y = likelihood.draw(np.random.default_rng(9), np.broadcast_to(outputs, (draws, *outputs.shape)), state)
     y = np.eye(likelihood.num_outputs)[y] if isinstance(likelihood, bm.Categorical) else y
-    mean, variance = likelihood.mean(engine, outputs), likelihood.variance(engine, outputs, state)
+    y = y[..., None] if isinstance(likelihood, bm.Ordinal) else y
+    mean, variance = likelihood.mean(engine, outputs, state), likelihood.variance(engine, outputs, state)
     np.testing.assert_array_less(np.abs(y.mean(0) - mean), 5 * np.sqrt(variance / draws))
     fourth = ((y - y.mean(0)) ** 4).mean(0)
     standard_error = np.sqrt((fourth - y.var(0) ** 2) / draws)

@@ -24,7 +24,7 @@ from cases import (
 import bayesmlp as bm
 from bayesmlp.inference.likelihoods import Likelihood
 from bayesmlp.inference.methods import Method
-from bayesmlp.inference.objective import learning_rate_schedule
+from bayesmlp.inference.training import learning_rate_schedule
 
 ROWS = 200
 """More than one chunk of the curvature's sum for three outputs, and no multiple of it."""

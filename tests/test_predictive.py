@@ -11,7 +11,7 @@ from scipy import integrate, special, stats
 
 import bayesmlp as bm
 from bayesmlp.inference.errors import InvalidInput
-from bayesmlp.inference.likelihoods import NoiseState
+from bayesmlp.inference.likelihoods import FixedNoise, NoiseState
 from bayesmlp.inference.quadrature import normal_nodes
 from bayesmlp.scaling import Scaling
 
@@ -39,20 +39,11 @@ def regression(case: str, scaling: Scaling = SCALED) -> tuple[bm.Predictive, lis
     covariance = random_covariances(ROWS, 1, seed=1)
     samples = rng.standard_normal((7, ROWS, 1))
     dispersions = rng.uniform(0.1, 0.8, 7)
-    common: dict[str, Any] = {
-        "method": method,
-        "likelihood": LEARNED if learned else KNOWN,
-        "likelihood_state": STATE if learned else (),
-        "scaling": scaling,
-    }
+    likelihood = LEARNED if learned else KNOWN
     shift, scale = scaling.target_mean[0], scaling.target_scale[0]
     if method == "samples":
-        predictive = bm.Predictive(
-            **common,
-            output_mean=samples.mean(0),
-            output_samples=samples,
-            sampled_dispersion=dispersions if learned else None,
-        )
+        state = FixedNoise(dispersions) if learned else ()
+        predictive = bm.Predictive(method, likelihood, scaling, np.full(7, -np.log(7)), samples, likelihood_state=state)
         variances = dispersions if learned else np.full(7, 0.3)
         parts = [
             [
@@ -63,8 +54,13 @@ def regression(case: str, scaling: Scaling = SCALED) -> tuple[bm.Predictive, lis
         ]
         return predictive, parts
     spread = covariance if method == "linearized" else np.zeros_like(covariance)
-    predictive = bm.Predictive(
-        **common, output_mean=mean, output_covariance=covariance if method == "linearized" else None
+    predictive = bm.Predictive.single(
+        method,
+        likelihood,
+        scaling,
+        mean,
+        covariance if method == "linearized" else None,
+        STATE if learned else (),
     )
     parts = []
     for row in range(ROWS):
@@ -172,13 +168,13 @@ def two_outputs(noise: str, method: str) -> tuple[bm.Predictive, np.ndarray, np.
     covariance = random_covariances(ROWS, 2, seed=3)
     likelihood = bm.Gaussian(num_outputs=2, noise_variance=0.3 if noise == "known" else None)
     scaling = Scaling(np.zeros(2), np.ones(2), np.array([1.0, -5.0]), np.array([2.0, 0.5]))
-    predictive = bm.Predictive(
+    predictive = bm.Predictive.single(
         method,
         likelihood,
-        STATE if noise == "learned" else (),
         scaling,
         mean,
-        output_covariance=covariance if method == "linearized" else None,
+        covariance if method == "linearized" else None,
+        STATE if noise == "learned" else (),
     )
     return predictive, mean, covariance if method == "linearized" else np.zeros_like(covariance)
 
@@ -219,11 +215,10 @@ def test_two_outputs_of_sampled_networks_share_a_component() -> None:
     predictive = bm.Predictive(
         "samples",
         bm.Gaussian(num_outputs=2),
-        STATE,
         Scaling.identity(2, 2),
-        samples.mean(0),
-        output_samples=samples,
-        sampled_dispersion=dispersions,
+        np.full(5, -np.log(5)),
+        samples,
+        likelihood_state=FixedNoise(dispersions),
     )
     y = rng.standard_normal((ROWS, 2))
     logs = [
@@ -244,7 +239,7 @@ def classification(name: str, scale: float) -> tuple[bm.Predictive, np.ndarray, 
     mean = 1.5 * np.random.default_rng(7).standard_normal((ROWS, size))
     covariance = scale**2 * random_covariances(ROWS, size, seed=8) / size
     scaling = Scaling.identity(2, size)
-    return bm.Predictive("linearized", likelihood, (), scaling, mean, output_covariance=covariance), mean, covariance
+    return bm.Predictive.single("linearized", likelihood, scaling, mean, covariance), mean, covariance
 
 
 def class_probabilities(likelihood: Any, logits: np.ndarray) -> np.ndarray:
@@ -295,8 +290,8 @@ def test_mutual_information_is_part_of_the_entropy(name: str, scale: float) -> N
     np.testing.assert_allclose(predictive.entropy, expected, rtol=1e-10)
     assert (predictive.mutual_information > 0).all()
     assert (predictive.mutual_information < predictive.entropy).all()
-    certain = bm.Predictive(
-        "mean", predictive.likelihood, (), predictive.scaling, predictive.output_mean
+    certain = bm.Predictive.single(
+        "mean", predictive.likelihood, predictive.scaling, predictive.average_output
     )  # no uncertainty of the weights, nothing to learn about them
     np.testing.assert_allclose(certain.mutual_information, 0, atol=1e-12)
     np.testing.assert_array_equal(certain.epistemic_variance, 0)
@@ -316,7 +311,7 @@ def test_drawn_classes_have_their_probabilities(name: str) -> None:
     predictive, _, _ = classification(name, 1.0)
     draws = predictive.sample(40_000, seed=10)
     p = predictive.probabilities
-    num_nodes = len(normal_nodes(predictive.output_mean.shape[1])[1])
+    num_nodes = len(normal_nodes(predictive.output_mean.shape[2])[1])
     spread = np.sqrt(np.broadcast_to(predictive.epistemic_variance.reshape(ROWS, -1), p.shape))
     for label in range(p.shape[1]):
         column = p[:, label]
@@ -336,8 +331,7 @@ def test_sampled_networks_agree_with_the_linearized_answer_of_a_linear_model(
     x_new, size = 2 * make_inputs(4, seed=13), 2000
     exact = model.predict(x_new)
     sampled = model.predict(x_new, method="samples", num_samples=size, seed=14)
-    assert sampled.output_samples is not None
-    assert_moments(sampled.output_samples[:, :, 0], exact.mean, exact.epistemic_variance)
+    assert_moments(sampled.output_mean[:, :, 0], exact.mean, exact.epistemic_variance)
     np.testing.assert_array_equal(model.predict(x_new, method="samples", num_samples=size, seed=14).mean, sampled.mean)
     assert (model.predict(x_new, method="samples", num_samples=size, seed=15).mean != sampled.mean).all()
     np.testing.assert_allclose(model.predict(x_new, method="mean").mean, exact.mean, rtol=1e-5)
@@ -375,7 +369,7 @@ def test_questions_that_make_no_sense_are_refused() -> None:
             numbers.quantile(level)
     with pytest.raises(InvalidInput, match="quantile is for numeric targets, not for Categorical"):
         classes.interval(0.5)
-    with pytest.raises(InvalidInput, match="class probabilities are for Categorical and Bernoulli"):
+    with pytest.raises(InvalidInput, match="class probabilities are for Categorical, Bernoulli and Ordinal"):
         _ = numbers.probabilities
     with pytest.raises(InvalidInput, match="num_samples must be an integer of at least 1, got 0"):
         numbers.sample(0)

@@ -10,24 +10,36 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from ..errors import InvalidInput
 
-__all__ = ["Array", "Engine", "Loss", "TrainingHistory", "map_arrays"]
+__all__ = [
+    "AdamMoments",
+    "Array",
+    "Engine",
+    "OnEpoch",
+    "TrainingStep",
+    "leading_length",
+    "leaves_of",
+    "map_arrays",
+    "map_trees",
+    "stack_trees",
+    "take",
+]
 
 Array: TypeAlias = Any
 """An array of the engine's framework (numpy.ndarray, torch.Tensor or jax.Array)."""
 
-Loss: TypeAlias = Callable[[Any, Sequence[Array], Any], Array]
-"""``loss(parameters, batch, key) -> scalar``: what :meth:`Engine.minimise` minimises."""
+TrainingStep: TypeAlias = Callable[[Any, Sequence[Array], Any, Array], tuple[Any, Array]]
+"""``step(state, batch, key, schedule) -> (state, report)``: what :meth:`Engine.train` repeats."""
 
-TrainingHistory: TypeAlias = list[float]
-"""Mean loss of each epoch."""
+OnEpoch: TypeAlias = Callable[[int, np.ndarray, Any], bool | None]
+"""Called with an epoch's number, its mean report and the state after it; True ends the training."""
 
 State = TypeVar("State")
 
@@ -40,6 +52,54 @@ def map_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {name: map_arrays(function, leaf) for name, leaf in tree.items()}
     return None if tree is None else function(tree)
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """The arrays of a tree, in order."""
+    leaves: list[Any] = []
+    map_arrays(leaves.append, tree)
+    return leaves
+
+
+def map_trees(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Apply ``function`` to the corresponding arrays of trees of one form; the result has the form of the first."""
+    rest = zip(*(leaves_of(other) for other in others), strict=True)
+    return map_arrays(lambda leaf: function(leaf, *next(rest)), tree)
+
+
+def leading_length(tree: Any) -> int:
+    """The length of the first axis of a tree's arrays."""
+    lengths: list[int] = []
+    map_arrays(lambda a: lengths.append(a.shape[0]), tree)
+    return lengths[0]
+
+
+def take(tree: Any, index: int) -> Any:
+    """Row ``index`` of every array of a tree."""
+    return map_arrays(lambda a: a[index], tree)
+
+
+def stack_trees(stack: Callable[[list[Any]], Any], trees: list[Any]) -> Any:
+    """One tree whose arrays are the stacked arrays of ``trees``."""
+    columns: list[list[Any]] = []
+    for tree in trees:
+        leaves: list[Any] = []
+        map_arrays(leaves.append, tree)
+        columns.append(leaves)
+    stacked = iter([stack(list(leaves)) for leaves in zip(*columns, strict=True)])
+    return map_arrays(lambda _: next(stacked), trees[0])
+
+
+class AdamMoments(NamedTuple):
+    """Attributes:
+    first: running mean of the gradient, in the form of the parameters.
+    second: running mean of its square.
+    count: of the steps taken.
+    """
+
+    first: Any
+    second: Any
+    count: Array
 
 
 @dataclass(frozen=True)
@@ -75,7 +135,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def has_gradients(self) -> bool:
-        """Whether :meth:`value_and_grad` and :meth:`minimise` are there."""
+        """Whether :meth:`value_and_grad` and :meth:`train` are there."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:
@@ -158,32 +218,79 @@ class Engine(ABC):
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         """Map ``function`` over a leading axis of its arguments."""
 
-    @abstractmethod
-    def value_and_grad(self, function: Callable[..., Array]) -> Callable[..., tuple[Array, Any]]:
-        """Value and gradient with respect to the first argument, a tree of arrays."""
+    def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Map ``function`` over a leading axis of its arguments, trees that may be None: a loop where the framework is
+        eager, so that ``function`` may leave it for the host; vmap where it compiles.
+        """
+
+        def mapped(*args: Any) -> Any:
+            size = leading_length(args[0])
+            results = [function(*(None if arg is None else take(arg, i) for arg in args)) for i in range(size)]
+            return stack_trees(self.xp.stack, results)
+
+        return mapped
 
     @abstractmethod
-    def minimise(
-        self,
-        loss: Loss,
-        parameters: Any,
-        data: Sequence[Array],
-        batches: np.ndarray,
-        learning_rates: np.ndarray,
-        seed: int,
-        on_epoch: Callable[[int, float], None] | None = None,
-    ) -> tuple[Any, TrainingHistory]:
-        """Adam over mini-batches.
+    def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
+        """Value and gradient with respect to the first argument, a tree of arrays.
 
         Args:
-            loss: see :data:`Loss`.
-            parameters: tree of arrays; not written to.
-            data: arrays whose first axis is the rows.
-            batches: row indices, shape (epochs, steps, batch size).
-            learning_rates: one per step, shape (epochs, steps).
-            seed: of the keys handed to ``loss``.
-            on_epoch: called with the epoch's number and its mean loss.
+            function: returns a number, or with ``has_aux`` a number and a tree that comes back beside the value.
+            has_aux: see there.
         """
+
+    @abstractmethod
+    def train(
+        self,
+        step: TrainingStep,
+        state: Any,
+        data: Sequence[Array],
+        epochs: Iterable[tuple[np.ndarray, np.ndarray]],
+        seed: int,
+        on_epoch: OnEpoch | None = None,
+    ) -> tuple[Any, np.ndarray]:
+        """Repeat a step over mini-batches; in JAX an epoch is one compiled loop.
+
+        Args:
+            step: see :data:`TrainingStep`; it may write into the memory of the state it is given.
+            state: tree of arrays; not written to.
+            data: arrays whose first axis is the rows.
+            epochs: for each, row indices of shape (steps, ...), where a step is given ``array[rows]`` of each of the
+                data, and numbers for each step, shape (steps, ...), in the engine's dtype.
+            seed: of the keys handed to ``step``.
+            on_epoch: see :data:`OnEpoch`.
+
+        Returns:
+            The last state, and the mean report of each epoch, shape (epochs that ran, ...).
+        """
+
+    def adam(self, parameters: Any, gradient: Any, moments: AdamMoments, rate: Array) -> tuple[Any, AdamMoments]:
+        """A step of Adam (Kingma and Ba 2015, algorithm 1), with its usual constants.
+
+        Args:
+            parameters: tree of arrays.
+            gradient: of what is minimised, in the shapes of the parameters.
+            moments: from :meth:`adam_moments` or the last step.
+            rate: learning rate.
+        """
+        xp = self.xp
+        count = moments.count + 1
+        first_share, second_share = 1 - 0.9**count, 1 - 0.999**count
+        first = map_trees(lambda m, g: 0.9 * m + 0.1 * g, moments.first, gradient)
+        second = map_trees(lambda v, g: 0.999 * v + 0.001 * g * g, moments.second, gradient)
+        moved = map_trees(
+            lambda p, m, v: p - xp.astype(rate / first_share, p.dtype) * m / (xp.sqrt(v / second_share) + 1e-8),
+            parameters,
+            first,
+            second,
+        )
+        return moved, AdamMoments(first, second, count)
+
+    def adam_moments(self, parameters: Any) -> AdamMoments:
+        """Moments before the first step of :meth:`adam`."""
+        with self.scope():
+            first, second = (map_arrays(self.xp.zeros_like, parameters) for _ in range(2))
+            return AdamMoments(first, second, self.asarray(np.float64(0.0)))
 
     # -- randomness -----------------------------------------------------------------------------------------------
     @abstractmethod

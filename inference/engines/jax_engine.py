@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import Engine, Loss, TrainingHistory, map_arrays
+from .base import Engine, OnEpoch, TrainingStep, map_arrays
 from .numpy_engine import processor
 
 try:
     import jax
     import jax.numpy as jnp
-    import optax
 except ImportError as error:
     raise MissingDependency(error.name or "jax", "jax") from error
 
@@ -123,41 +122,41 @@ class JaxEngine(Engine):
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         return jax.vmap(function, in_axes=in_axes)
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        return jax.value_and_grad(function)
+    def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.vmap(function)
 
-    def minimise(
+    def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
+        return jax.value_and_grad(function, has_aux=has_aux)
+
+    def train(
         self,
-        loss: Loss,
-        parameters: Any,
+        step: TrainingStep,
+        state: Any,
         data: Sequence[Any],
-        batches: np.ndarray,
-        learning_rates: np.ndarray,
+        epochs: Iterable[tuple[np.ndarray, np.ndarray]],
         seed: int,
-        on_epoch: Callable[[int, float], None] | None = None,
-    ) -> tuple[Any, TrainingHistory]:
-        optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
+        on_epoch: OnEpoch | None = None,
+    ) -> tuple[Any, np.ndarray]:
+        def epoch_of(carry: Any, data: Any, rows: Any, schedule: Any) -> Any:
+            def body(carry: Any, inputs: Any) -> Any:
+                state, key = carry
+                key, draw = jax.random.split(key)
+                state, report = step(state, [array[inputs[0]] for array in data], draw, inputs[1])
+                return (state, key), report
 
-        def step(carry: Any, inputs: Any) -> Any:
-            parameters, state, key = carry
-            rows, learning_rate = inputs
-            key, draw = jax.random.split(key)
-            value, gradient = jax.value_and_grad(loss)(parameters, [array[rows] for array in data], draw)
-            state.hyperparams["learning_rate"] = learning_rate
-            updates, state = optimiser.update(gradient, state, parameters)
-            return (optax.apply_updates(parameters, updates), state, key), value
+            return jax.lax.scan(body, carry, (rows, schedule))
 
-        epoch_of = jax.jit(lambda carry, rows, rates: jax.lax.scan(step, carry, (rows, rates)))
-        history: TrainingHistory = []
+        compiled = jax.jit(epoch_of)
+        history = []
         with self.scope():
-            carry = (parameters, optimiser.init(parameters), self.key(seed))
-            rates = self.asarray(learning_rates, self.dtype)
-            for epoch in range(len(batches)):
-                carry, values = epoch_of(carry, self.asarray(batches[epoch], "int32"), rates[epoch])
-                history.append(float(jnp.mean(values)))
-                if on_epoch is not None:
-                    on_epoch(epoch, history[-1])
-            return carry[0], history
+            carry = (state, self.key(seed))
+            for epoch, (batches, numbers) in enumerate(epochs):
+                rows, schedule = self.asarray(batches, "int32"), self.asarray(numbers, self.dtype)
+                carry, reports = compiled(carry, tuple(data), rows, schedule)
+                history.append(self.to_numpy(reports).astype(np.float64).mean(0))
+                if on_epoch is not None and on_epoch(epoch, history[-1], carry[0]):
+                    break
+            return carry[0], np.stack(history)
 
     def key(self, seed: int) -> jax.Array:
         with self.scope():

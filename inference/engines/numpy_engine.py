@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInput
-from .base import Engine, map_arrays
+from .base import Engine, leading_length, map_arrays, stack_trees, take
 
 __all__ = ["NumpyEngine", "processor"]
 
@@ -98,10 +98,10 @@ class NumpyEngine(Engine):
 
         return mapped
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Any:
         raise InvalidInput(_NO_GRADIENTS)
 
-    def minimise(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         raise InvalidInput(_NO_GRADIENTS)
 
     def key(self, seed: int) -> np.random.SeedSequence:
@@ -154,29 +154,6 @@ _NO_GRADIENTS = (
     "engine 'numpy' has no gradients: it filters and predicts only; "
     "fit with engine='torch' or engine='jax' and convert with to_engine('numpy')"
 )
-
-
-def leading_length(tree: Any) -> int:
-    """The length of the first axis of a tree's arrays."""
-    lengths: list[int] = []
-    map_arrays(lambda a: lengths.append(a.shape[0]), tree)
-    return lengths[0]
-
-
-def take(tree: Any, index: int) -> Any:
-    """Row ``index`` of every array of a tree."""
-    return map_arrays(lambda a: a[index], tree)
-
-
-def stack_trees(stack: Callable[[list[Any]], Any], trees: list[Any]) -> Any:
-    """One tree whose arrays are the stacked arrays of ``trees``."""
-    columns: list[list[Any]] = []
-    for tree in trees:
-        leaves: list[Any] = []
-        map_arrays(leaves.append, tree)
-        columns.append(leaves)
-    stacked = iter([stack(list(leaves)) for leaves in zip(*columns, strict=True)])
-    return map_arrays(lambda _: next(stacked), trees[0])
 
 
 def python_scan(

@@ -3,6 +3,23 @@
 from .base import Likelihood
 from .bernoulli import Bernoulli
 from .categorical import Categorical
-from .gaussian import Gaussian, NoiseState
+from .gaussian import FixedNoise, Gaussian, NoiseState
+from .heteroscedastic_gaussian import HeteroscedasticGaussian
+from .ordinal import Ordinal, Thresholds
+from .poisson import Poisson
+from .student_t import ScaleState, StudentT
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "NoiseState"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "FixedNoise",
+    "Gaussian",
+    "HeteroscedasticGaussian",
+    "Likelihood",
+    "NoiseState",
+    "Ordinal",
+    "Poisson",
+    "ScaleState",
+    "StudentT",
+    "Thresholds",
+]

@@ -1,30 +1,90 @@
 """The contract of an observation model: what turns the network's outputs into a distribution of y.
 
-Outputs are natural inputs: mean, logits, log rate. All methods are array mathematics over ``engine.xp`` and broadcast
-over leading axes of ``outputs``. A likelihood may carry state that learns beside the weights (the noise of
-:class:`~.gaussian.Gaussian`): then the weights' posterior is held at *unit dispersion*, that is θ | φ ~ N(m, φ Λ⁻¹),
-and ``dispersion(state)`` estimates φ. Where there is none, φ = 1 and the two views are one.
+Outputs are natural inputs: mean, logits, log rate, utility. All methods are array mathematics over ``engine.xp`` and
+broadcast over leading axes of ``outputs``. A likelihood may carry state beside the weights: the noise of
+:class:`~.gaussian.Gaussian`, the thresholds of :class:`~.ordinal.Ordinal`. Where the state has a dispersion φ, the
+weights' posterior is held at *unit dispersion*, that is θ | φ ~ N(m, φ Λ⁻¹), and ``dispersion(state)`` estimates φ;
+elsewhere φ = 1 and the two views are one.
+
+A state's arrays may have leading axes, which broadcast against those of the outputs without their last, (..., N): one
+state for all rows, or one for each. "Predictive" is what is integrated over outputs ~ N(mean, covariance); a covariance
+of None stands for outputs that are known.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
+from ..engines.numpy_engine import NumpyEngine
 from ..errors import InvalidInput
+from ..host import as_host_array
 from ..quadrature import normal_nodes
 
-__all__ = ["Likelihood", "invalid_target"]
+__all__ = ["HOST", "Likelihood", "PredictiveMoments", "covariance_root", "invalid_target", "numeric_targets", "per_row"]
+
+HOST = NumpyEngine()
+"""For what is computed on the host alone."""
+
+
+class PredictiveMoments(NamedTuple):
+    """Mean of y and the two parts of its variance, elementwise: (N, T) for T targets, (N, C) for C classes.
+
+    Attributes:
+        mean: E[y].
+        epistemic: Var[E[y | outputs]].
+        aleatoric: E[Var[y | outputs]].
+    """
+
+    mean: Float[Array, "N T"]
+    epistemic: Float[Array, "N T"]
+    aleatoric: Float[Array, "N T"]
 
 
 def invalid_target(argument: str, expected: str, got: object) -> InvalidInput:
     """The error for a target that is not what the likelihood expects."""
     return InvalidInput(f"{argument} must be {expected}, got {got}")
+
+
+def numeric_targets(y: Any, num_targets: int, argument: str) -> np.ndarray:
+    """Real targets as float64, shape (rows, num_targets); one target may come without its axis.
+
+    Raises:
+        InvalidInput: names the argument, what was expected and what came.
+    """
+    values = as_host_array(y, argument)
+    if values.dtype.kind not in "fiu":
+        raise invalid_target(argument, "numbers", f"dtype {values.dtype}")
+    values = values.astype(np.float64)
+    if values.ndim == 1 and num_targets == 1:
+        values = values[:, None]
+    if values.ndim != 2 or values.shape[1] != num_targets:
+        raise invalid_target(argument, f"of shape (rows, {num_targets})", f"shape {np.shape(y)}")
+    if not np.all(np.isfinite(values)):
+        raise invalid_target(argument, "finite", f"{values[~np.isfinite(values)][0]}")
+    if np.any(np.abs(values) > 1e30):
+        raise invalid_target(argument, "at most 1e30 in magnitude", f"{values[np.abs(values) > 1e30][0]:g}")
+    return values + 0.0  # -0.0 is 0.0
+
+
+def covariance_root(engine: Engine, covariance: Float[Array, "N K K"]) -> Float[Array, "N K K"]:
+    """Lower Cholesky factor of matrices that may be singular: a little is added to their diagonals."""
+    xp = engine.xp
+    jitter = 1e-10 if covariance.dtype == xp.float64 else 1e-6
+    scale = xp.sum(covariance * covariance, axis=(-2, -1), keepdims=True)
+    floor = (jitter * xp.sqrt(scale + jitter)) * engine.eye(covariance.shape[-1], covariance)
+    factor, _ = engine.cholesky(covariance + floor)
+    return factor
+
+
+def per_row(values: Any, count: int) -> Any:
+    """One number for each row, (..., N), with ``count`` axes after it; plain numbers stay as they are."""
+    return values[(..., *[None] * count)] if hasattr(values, "shape") else values
 
 
 class Likelihood(ABC):
@@ -35,13 +95,27 @@ class Likelihood(ABC):
     scales_targets: bool = False
     """Whether targets are numbers that may be standardised."""
 
+    dispersion_outputs: tuple[int, ...] = ()
+    """Indices of the outputs that stand for the spread of y rather than its location."""
+
+    is_discrete: bool = False
+    """Whether y is a whole number."""
+
+    has_logits: bool = False
+    """Whether class probabilities are the softmax of :meth:`logits`."""
+
+    @property
+    def num_targets(self) -> int:
+        """Number of target scales: the outputs' number, unless a target has several outputs."""
+        return self.num_outputs
+
     @property
     def shares_target_scale(self) -> bool:
         """Whether all targets must be scaled alike."""
         return False
 
     def in_units_of(self, target_scale: np.ndarray) -> Likelihood:
-        """The same observation model for targets that are divided by ``target_scale``, (K,)."""
+        """The same observation model for targets that are divided by ``target_scale``, (T,)."""
         return self
 
     # -- the edge: NumPy ------------------------------------------------------------------------------------------
@@ -57,9 +131,26 @@ class Likelihood(ABC):
     def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
         """One y for each row of outputs (..., K)."""
 
+    def draw_state(self, rng: np.random.Generator, state: Any) -> Any:
+        """What the state is uncertain of, drawn: a state without that uncertainty, of the same leading axes."""
+        return state
+
+    def cdf(self, outputs: np.ndarray, y: np.ndarray, state: Any) -> np.ndarray:
+        """P(Y ≤ y | outputs) for each target, (..., N, T).
+
+        Raises:
+            InvalidInput: y has no order.
+        """
+        raise InvalidInput(f"quantile is for numeric targets, not for {type(self).__name__}")
+
+    def predictive_cdf(self, mean: np.ndarray, covariance: np.ndarray | None, y: np.ndarray, state: Any) -> np.ndarray:
+        """P(Y ≤ y) for each target, (N, T), by the nodes of :meth:`output_nodes`."""
+        outputs, weights = self.output_nodes(HOST, mean, covariance)
+        return np.tensordot(weights, self.cdf(outputs, y, state), axes=1)
+
     # -- state ----------------------------------------------------------------------------------------------------
     def initial_state(self) -> Any:
-        """State before any data, as a named tuple of float64 scalars; ``()`` where there is none."""
+        """State before any data, as a named tuple of float64 arrays; ``()`` where there is none."""
         return ()
 
     def state_from_fit(self, parameters: Sequence[Any], num_rows: float) -> Any:
@@ -86,38 +177,60 @@ class Likelihood(ABC):
 
     # -- densities ------------------------------------------------------------------------------------------------
     @abstractmethod
-    def unit_log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array) -> Float[Array, "*S N"]:
-        """Log p(y | outputs) at unit dispersion."""
+    def unit_log_prob(
+        self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "*S N"]:
+        """Log p(y | outputs, state) at unit dispersion."""
 
     @abstractmethod
-    def unit_score(self, engine: Engine, outputs: Float[Array, "N K"], y: Array) -> Float[Array, "N K"]:
+    def unit_score(
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "N K"]:
         """Gradient of :meth:`unit_log_prob` with respect to the outputs."""
 
     @abstractmethod
-    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
-        """L with L Lᵀ the Fisher information of the outputs at unit dispersion."""
+    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"], state: Any = ()) -> Float[Array, "N K R"]:
+        """L with L Lᵀ the (expected) Fisher information of the outputs at unit dispersion."""
 
     def unit_terms(
-        self, engine: Engine, outputs: Float[Array, "N K"], y: Array
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
     ) -> tuple[Float[Array, " N"], Float[Array, "N K"], Float[Array, "N K R"]]:
         """Log probability, score and Fisher factor at unit dispersion; override it where they share work."""
         return (
-            self.unit_log_prob(engine, outputs, y),
-            self.unit_score(engine, outputs, y),
-            self.fisher_factor(engine, outputs),
+            self.unit_log_prob(engine, outputs, y, state),
+            self.unit_score(engine, outputs, y, state),
+            self.fisher_factor(engine, outputs, state),
         )
+
+    def observed_information(
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "N K K"] | None:
+        """Minus the second derivative of :meth:`unit_log_prob`, which may be indefinite; None where it is the Fisher
+        information (or close to it).
+        """
+        return None
 
     def log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any) -> Float[Array, "*S N"]:
         """Log p(y | outputs, state)."""
-        return self.unit_log_prob(engine, outputs, y)
+        return self.unit_log_prob(engine, outputs, y, state)
 
     @abstractmethod
-    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:
+    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()) -> Array:
         """E[y | outputs]: for classes, their probabilities."""
 
     @abstractmethod
     def variance(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> Array:
         """Var[y | outputs], elementwise: for classes, that of the indicators."""
+
+    def class_probabilities(
+        self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()
+    ) -> Float[Array, "*S N C"]:
+        """Probability of each class given the outputs.
+
+        Raises:
+            InvalidInput: y is not a class.
+        """
+        raise InvalidInput(f"class probabilities are for Categorical, Bernoulli and Ordinal, not for {self}")
 
     # -- fitting --------------------------------------------------------------------------------------------------
     def fit_parameters(self) -> tuple[float, ...]:
@@ -134,24 +247,56 @@ class Likelihood(ABC):
 
     # -- predictive -----------------------------------------------------------------------------------------------
     def output_nodes(
-        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"]
+        self,
+        engine: Engine,
+        mean: Float[Array, "N K"],
+        covariance: Float[Array, "N K K"] | None,
+        standard: np.ndarray | None = None,
     ) -> tuple[Float[Array, "S N K"], Float[Array, " S"]]:
-        """Nodes and weights for expectations under outputs ~ N(mean, covariance)."""
-        xp = engine.xp
-        size = mean.shape[-1]
-        host_nodes, host_weights = normal_nodes(size)
+        """Nodes and weights for expectations under outputs ~ N(mean, covariance).
+
+        Args:
+            engine: the arrays' engine.
+            mean: of the outputs.
+            covariance: of each row's outputs; None for a single node at the mean.
+            standard: equally likely draws of a standard normal distribution, (S, K), in place of the fixed nodes.
+        """
+        if covariance is None:
+            return mean[None], engine.constant(np.ones(1), mean)
+        host_nodes, host_weights = normal_nodes(mean.shape[-1])
+        if standard is not None:
+            host_nodes, host_weights = standard, np.full(len(standard), 1 / len(standard))
         nodes = engine.constant(host_nodes, mean)
         weights = engine.constant(host_weights, mean)
-        jitter = 1e-10 if mean.dtype == xp.float64 else 1e-6
-        scale = xp.sum(covariance * covariance, axis=(-2, -1), keepdims=True)
-        floor = (jitter * xp.sqrt(scale + jitter)) * engine.eye(size, mean)
-        factor, _ = engine.cholesky(covariance + floor)
-        return mean + xp.permute_dims(nodes @ factor.mT, (1, 0, 2)), weights
+        factor = covariance_root(engine, covariance)
+        return mean + engine.xp.permute_dims(nodes @ factor.mT, (1, 0, 2)), weights
 
     def predictive_log_prob(
-        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"], y: Array, state: Any
+        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"] | None, y: Array, state: Any
     ) -> Float[Array, " N"]:
         """Log ∫ p(y | outputs) N(outputs; mean, covariance), by the nodes of :meth:`output_nodes`."""
         outputs, weights = self.output_nodes(engine, mean, covariance)
         log_weights = engine.xp.log(weights)[:, None]
         return engine.logsumexp(log_weights + self.log_prob(engine, outputs, y, state), axis=0)
+
+    def predictive_moments(
+        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"] | None, state: Any
+    ) -> PredictiveMoments:
+        """Moments of y under outputs ~ N(mean, covariance), by the nodes of :meth:`output_nodes`."""
+        outputs, weights = self.output_nodes(engine, mean, covariance)
+        weights = weights[:, None, None]
+        means = self.mean(engine, outputs, state)
+        average = engine.xp.sum(weights * means, axis=0)
+        epistemic = engine.xp.sum(weights * (means - average) ** 2, axis=0)
+        aleatoric = engine.xp.sum(weights * self.variance(engine, outputs, state), axis=0)
+        return PredictiveMoments(average, epistemic, aleatoric)
+
+    def logits(
+        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"]
+    ) -> tuple[Float[Array, "N C"], Float[Array, "N C C"]]:
+        """Mean and covariance of the logits whose softmax are the class probabilities.
+
+        Raises:
+            InvalidInput: the class probabilities are no softmax.
+        """
+        raise InvalidInput(f"closed forms of class probabilities are for Categorical and Bernoulli, not for {self}")

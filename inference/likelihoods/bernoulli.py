@@ -30,6 +30,11 @@ class Bernoulli(Likelihood):
         if self.num_outputs < 1:
             raise InvalidInput(f"Bernoulli.num_outputs must be at least 1, got {self.num_outputs!r}")
 
+    @property
+    def has_logits(self) -> bool:  # type: ignore[override]
+        """For a single output."""
+        return self.num_outputs == 1
+
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
         values = as_host_array(y, argument)
         if values.dtype.kind not in "biuf":
@@ -46,22 +51,43 @@ class Bernoulli(Likelihood):
     def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
         return (rng.logistic(size=outputs.shape) < outputs).astype(np.int32)
 
-    def unit_log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array) -> Float[Array, "*S N"]:
+    def unit_log_prob(
+        self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "*S N"]:
         xp = engine.xp
         softplus = 0.5 * (outputs + xp.abs(outputs)) + xp.log1p(xp.exp(-xp.abs(outputs)))
         return xp.sum(y * outputs - softplus, axis=-1)
 
-    def unit_score(self, engine: Engine, outputs: Float[Array, "N K"], y: Array) -> Float[Array, "N K"]:
+    def unit_score(
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "N K"]:
         return y - self.mean(engine, outputs)
 
-    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
+    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"], state: Any = ()) -> Float[Array, "N K R"]:
         xp = engine.xp
         identity = engine.eye(self.num_outputs, outputs)
         return xp.sqrt(self.variance(engine, outputs, ()))[:, :, None] * identity
 
-    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:
+    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()) -> Array:
         return 0.5 * (1 + engine.xp.tanh(0.5 * outputs))
 
     def variance(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> Array:
         probabilities = self.mean(engine, outputs)
         return probabilities * (1 - probabilities)
+
+    def class_probabilities(
+        self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()
+    ) -> Float[Array, "*S N C"]:
+        """Of 0 and of 1, for a single output."""
+        if self.num_outputs > 1:
+            return super().class_probabilities(engine, outputs, state)
+        return engine.xp.concat([self.mean(engine, -outputs), self.mean(engine, outputs)], axis=-1)
+
+    def logits(
+        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"]
+    ) -> tuple[Float[Array, "N C"], Float[Array, "N C C"]]:
+        """Minus and plus half of the output."""
+        if self.num_outputs > 1:
+            return super().logits(engine, mean, covariance)
+        signs = engine.constant(np.array([-0.5, 0.5]), mean)
+        return mean * signs, covariance * (signs[:, None] * signs)

@@ -29,6 +29,8 @@ class Categorical(Likelihood):
 
     num_classes: int
 
+    has_logits = True
+
     def __post_init__(self) -> None:
         if not isinstance(self.num_classes, int | np.integer) or self.num_classes < 2:
             raise InvalidInput(f"Categorical.num_classes must be an integer of at least 2, got {self.num_classes!r}")
@@ -56,19 +58,23 @@ class Categorical(Likelihood):
         classes = engine.constant(np.arange(self.num_classes), y)
         return xp.astype(y[:, None] == classes, outputs.dtype)
 
-    def unit_log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array) -> Float[Array, "*S N"]:
+    def unit_log_prob(
+        self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "*S N"]:
         chosen = engine.xp.sum(outputs * self._one_hot(engine, outputs, y), axis=-1)
         return chosen - engine.logsumexp(outputs, axis=-1)
 
-    def unit_score(self, engine: Engine, outputs: Float[Array, "N K"], y: Array) -> Float[Array, "N K"]:
+    def unit_score(
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "N K"]:
         return self._one_hot(engine, outputs, y) - self.mean(engine, outputs)
 
-    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
+    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"], state: Any = ()) -> Float[Array, "N K R"]:
         """diag(√p) - p √pᵀ, whose square is diag(p) - p pᵀ."""
         return self._fisher_factor(engine, self.mean(engine, outputs))
 
     def unit_terms(
-        self, engine: Engine, outputs: Float[Array, "N K"], y: Array
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
     ) -> tuple[Float[Array, " N"], Float[Array, "N K"], Float[Array, "N K R"]]:
         xp = engine.xp
         chosen = self._one_hot(engine, outputs, y)
@@ -84,7 +90,7 @@ class Categorical(Likelihood):
         identity = engine.eye(self.num_classes, probabilities)
         return (identity - probabilities[:, :, None]) * root[:, None, :]
 
-    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:
+    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()) -> Array:
         xp = engine.xp
         exponentials = xp.exp(outputs - xp.max(outputs, axis=-1, keepdims=True))
         return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
@@ -92,3 +98,13 @@ class Categorical(Likelihood):
     def variance(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> Array:
         probabilities = self.mean(engine, outputs)
         return probabilities * (1 - probabilities)
+
+    def class_probabilities(
+        self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()
+    ) -> Float[Array, "*S N C"]:
+        return self.mean(engine, outputs)
+
+    def logits(
+        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"]
+    ) -> tuple[Float[Array, "N C"], Float[Array, "N C C"]]:
+        return mean, covariance

@@ -12,10 +12,19 @@ from jaxtyping import Float
 
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
-from ..host import as_host_array
-from .base import Likelihood, invalid_target
+from .base import Likelihood, PredictiveMoments, numeric_targets, per_row
 
-__all__ = ["Gaussian", "NoiseState"]
+__all__ = ["FixedNoise", "Gaussian", "NoiseState"]
+
+
+class FixedNoise(NamedTuple):
+    """A learned noise variance that is given, as in one draw of a sampler.
+
+    Attributes:
+        variance: φ, in squared units of y.
+    """
+
+    variance: Float[Array, ""]
 
 
 class NoiseState(NamedTuple):
@@ -79,26 +88,27 @@ class Gaussian(Likelihood):
         return replace(self, noise_variance=self.noise_variance / float(target_scale[0]) ** 2)
 
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
-        values = as_host_array(y, argument)
-        if values.dtype.kind not in "fiu":
-            raise invalid_target(argument, "numbers", f"dtype {values.dtype}")
-        values = values.astype(np.float64)
-        if values.ndim == 1 and self.num_outputs == 1:
-            values = values[:, None]
-        if values.ndim != 2 or values.shape[1] != self.num_outputs:
-            raise invalid_target(argument, f"of shape (rows, {self.num_outputs})", f"shape {np.shape(y)}")
-        if not np.all(np.isfinite(values)):
-            raise invalid_target(argument, "finite", f"{values[~np.isfinite(values)][0]}")
-        if np.any(np.abs(values) > 1e30):
-            raise invalid_target(argument, "at most 1e30 in magnitude", f"{values[np.abs(values) > 1e30][0]:g}")
-        return values + 0.0  # -0.0 is 0.0
+        return numeric_targets(y, self.num_outputs, argument)
 
     def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
         noise = rng.standard_normal(outputs.shape)
-        if not self.learns_noise:
-            return outputs + np.sqrt(self._fixed) * noise
-        precision = rng.gamma(float(state.shape), 1 / float(state.rate), outputs.shape[:-1])
-        return outputs + noise / np.sqrt(precision)[..., None]
+        if isinstance(state, NoiseState):
+            state = self.draw_state(rng, NoiseState(*(np.broadcast_to(a, outputs.shape[:-1]) for a in state)))
+        return outputs + np.sqrt(per_row(self._variance(state), 1)) * noise
+
+    def draw_state(self, rng: np.random.Generator, state: Any) -> Any:
+        return FixedNoise(state.rate / rng.gamma(state.shape)) if isinstance(state, NoiseState) else state
+
+    def predictive_cdf(self, mean: np.ndarray, covariance: np.ndarray | None, y: np.ndarray, state: Any) -> np.ndarray:
+        """Normal, or Student-t with φ learned."""
+        from scipy.special import ndtr, stdtr
+
+        spread = 0.0 if covariance is None else np.einsum("nkk->nk", covariance)
+        error = y - mean
+        if isinstance(state, NoiseState):
+            scale = np.sqrt(spread + per_row(self.dispersion(state), 1))
+            return np.asarray(stdtr(2 * per_row(state.shape, 1), error / scale))
+        return np.asarray(ndtr(error / np.sqrt(spread + per_row(self._variance(state), 1))))
 
     def initial_state(self) -> Any:
         return NoiseState(np.float64(self.prior_shape), np.float64(self.prior_rate)) if self.learns_noise else ()
@@ -113,6 +123,8 @@ class Gaussian(Likelihood):
         return NoiseState(np.float64(shape), np.float64(shape * math.exp(float(parameters[0]))))
 
     def dispersion(self, state: Any) -> Any:
+        if isinstance(state, FixedNoise):
+            return state.variance
         return state.rate / state.shape if self.learns_noise else 1.0
 
     def update_state(
@@ -145,40 +157,68 @@ class Gaussian(Likelihood):
         """The variance that unit dispersion stands for."""
         return 1.0 if self.noise_variance is None else self.noise_variance
 
-    def unit_log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array) -> Float[Array, "*S N"]:
+    def _variance(self, state: Any) -> Any:
+        """φ where it is given."""
+        return state.variance if isinstance(state, FixedNoise) else self._fixed
+
+    def unit_log_prob(
+        self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "*S N"]:
         error = y - outputs
         constant = 0.5 * self.num_outputs * math.log(2 * math.pi * self._fixed)
         return -0.5 * engine.xp.sum(error * error, axis=-1) / self._fixed - constant
 
-    def unit_score(self, engine: Engine, outputs: Float[Array, "N K"], y: Array) -> Float[Array, "N K"]:
+    def unit_score(
+        self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
+    ) -> Float[Array, "N K"]:
         return (y - outputs) / self._fixed
 
-    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K R"]:
+    def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"], state: Any = ()) -> Float[Array, "N K R"]:
         identity = engine.eye(self.num_outputs, outputs)
         factor = identity[None] / math.sqrt(self._fixed)
         return engine.xp.broadcast_to(factor, (outputs.shape[0], self.num_outputs, self.num_outputs))
 
     def log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any) -> Float[Array, "*S N"]:
-        """Normal where φ is known; with φ learned and integrated out, a multivariate Student-t."""
-        if not self.learns_noise:
-            return self.unit_log_prob(engine, outputs, y)
+        """Normal where φ is given; with φ learned and integrated out, a multivariate Student-t."""
         error = y - outputs
-        return self._student_t(engine, engine.xp.sum(error * error, axis=-1), 0.0, state)
+        squares = engine.xp.sum(error * error, axis=-1)
+        if isinstance(state, FixedNoise):
+            constant = self.num_outputs * engine.xp.log(2 * math.pi * state.variance)
+            return -0.5 * (squares / state.variance + constant)
+        if self.learns_noise:
+            return self._student_t(engine, squares, 0.0, state)
+        return self.unit_log_prob(engine, outputs, y)
 
     def predictive_log_prob(
-        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"], y: Array, state: Any
+        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"] | None, y: Array, state: Any
     ) -> Float[Array, " N"]:
-        """Closed form: normal with φ known, Student-t with φ learned; covariance is in the outputs' units."""
+        """Closed form: normal with φ given, Student-t with φ learned; covariance is in the outputs' units."""
+        if covariance is None:
+            return self.log_prob(engine, mean, y, state)
         xp = engine.xp
         identity = engine.eye(self.num_outputs, mean)
-        unit = covariance / self.dispersion(state) + self._fixed * identity
+        learned = isinstance(state, NoiseState)
+        noise = 1.0 if learned else per_row(self._variance(state), 2)
+        unit = covariance / (per_row(self.dispersion(state), 2) if learned else 1.0) + noise * identity
         factor, _ = engine.cholesky(unit)
         whitened = engine.solve_triangular(factor, (y - mean)[:, :, None])[:, :, 0]
         squares = xp.sum(whitened * whitened, axis=-1)
         log_determinant = 2 * xp.sum(xp.log(xp.sum(factor * identity, axis=-1)), axis=-1)
-        if self.learns_noise:
+        if learned:
             return self._student_t(engine, squares, log_determinant, state)
         return -0.5 * (squares + log_determinant + self.num_outputs * math.log(2 * math.pi))
+
+    def predictive_moments(
+        self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"] | None, state: Any
+    ) -> PredictiveMoments:
+        """Closed form; with φ learned, weights and noise share it: both variances are E[φ] at unit dispersion."""
+        aleatoric = self.variance(engine, mean, state)
+        if covariance is None:
+            return PredictiveMoments(mean, engine.xp.zeros_like(mean), aleatoric)
+        epistemic = engine.xp.sum(covariance * engine.eye(self.num_outputs, mean), axis=-1)
+        if isinstance(state, NoiseState):
+            epistemic = epistemic * (aleatoric / per_row(self.dispersion(state), 1))
+        return PredictiveMoments(mean, epistemic, aleatoric)
 
     def _student_t(self, engine: Engine, squares: Array, log_determinant: Any, state: Any) -> Array:
         """Log density of y with Mahalanobis ``squares`` and ``log_determinant`` of its unit-dispersion covariance."""
@@ -191,17 +231,17 @@ class Gaussian(Likelihood):
             - (state.shape + half) * engine.xp.log1p(0.5 * squares / state.rate)
         )
 
-    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"]) -> Array:
+    def mean(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()) -> Array:
         return outputs
 
     def variance(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> Array:
         """φ, or its posterior mean rate/(shape-1); infinite at shape ≤ 1, where the Student-t has no variance."""
-        if not self.learns_noise:
-            return engine.xp.zeros_like(outputs) + self._fixed
         xp = engine.xp
+        if not isinstance(state, NoiseState):
+            return xp.zeros_like(outputs) + per_row(self._variance(state), 1)
         tail = state.shape - 1
         mean = xp.where(tail > 0, state.rate / xp.where(tail > 0, tail, 1.0), math.inf)
-        return xp.zeros_like(outputs) + mean
+        return xp.zeros_like(outputs) + per_row(mean, 1)
 
     def fit_parameters(self) -> tuple[float, ...]:
         """The logarithm of φ; the prior's mode is where it starts."""

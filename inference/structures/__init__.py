@@ -5,6 +5,7 @@ from .blocks import Blocks, LastLayer
 from .diagonal import Diagonal
 from .full import Full
 from .low_rank import LowRank
+from .mixture import Mixture, MixtureState
 from .point import Point
 
-__all__ = ["Blocks", "Diagonal", "Full", "LastLayer", "LowRank", "Point", "Structure"]
+__all__ = ["Blocks", "Diagonal", "Full", "LastLayer", "LowRank", "Mixture", "MixtureState", "Point", "Structure"]

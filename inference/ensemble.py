@@ -1,0 +1,51 @@
+"""Ensembles: several fits from different starts, as a mixture.
+
+Lakshminarayanan, Pritzel and Blundell (2017), "Simple and scalable predictive uncertainty estimation using deep
+ensembles"; with a Gaussian around every member, Eschenhagen et al. (2021), "Mixtures of Laplace approximations".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .assembly import LayerMethod, fit_members, mixture_of
+from .errors import InvalidInput
+from .methods import FitProblem, FitResult, Method
+from .structures.mixture import Mixture
+
+__all__ = ["Ensemble"]
+
+
+@dataclass(frozen=True)
+class Ensemble(Method):
+    """Fit several networks from different starts and mini-batches, all at once; the posterior is their mixture.
+
+    Args:
+        method: that each member is fitted by: ``Laplace()``, ``Variational()`` or ``PerLayer(...)``. With the structure
+            ``Point()`` and ``Laplace()`` this is a plain deep ensemble.
+        members: how many, at least 1.
+
+    Raises:
+        InvalidInput: another method, or no member.
+    """
+
+    method: LayerMethod
+    members: int = 5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, LayerMethod):
+            raise InvalidInput(
+                f"Ensemble.method must be Laplace(), Variational() or PerLayer(...), got {self.method!r}"
+            )
+        if self.members < 1:
+            raise InvalidInput(f"Ensemble.members must be at least 1, got {self.members!r}")
+
+    def fit(self, problem: FitProblem) -> FitResult:
+        seeds = [problem.seed + member for member in range(self.members)]
+        posteriors, trained = fit_members(self.method, problem, [problem.prior] * self.members, seeds)
+        log_weights = np.full(self.members, -np.log(self.members))
+        posterior = mixture_of(problem.engine, posteriors, log_weights)
+        details = {"validation": trained.validation} if trained.validation else {}
+        return FitResult(posterior, problem.prior, Mixture(problem.structure, self.members), trained.history, details)

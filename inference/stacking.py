@@ -1,0 +1,142 @@
+"""Priors averaged by how well they predict held-out rows.
+
+Every candidate prior is fitted on each fold's training rows (all candidates and folds at once, under vmap) and predicts
+the rows that the fold holds out. The weights of the mixture are those that would have predicted the held-out rows best:
+Yao, Vehtari, Simpson and Gelman (2018), "Using stacking to average Bayesian predictive distributions", equation 5. The
+members of the mixture are then fitted on all rows, each under the prior that its weight stands for; an ensemble that
+varies its priors is also the better ensemble (Wenzel et al. 2020, "Hyperparameter ensembles").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .assembly import LayerMethod, fit_members, mixture_of
+from .errors import InvalidInput
+from .methods import FitProblem, FitResult, Method
+from .predicting import log_predictive
+from .priors import NormalPrior
+from .structures.mixture import Mixture
+
+__all__ = ["Stacking", "apportion", "stacking_weights"]
+
+_FEW_ROWS = 2000  # up to here every row is held out once; beyond, one fold says enough
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Stacking(Method):
+    """A mixture over prior scales, weighted by stacking.
+
+    Args:
+        method: that each member is fitted by: ``Laplace()``, ``Variational()`` or ``PerLayer(...)``.
+        scales: candidates for the scale of the prior (see :class:`NormalPrior`).
+        output_scales: candidates for the prior's relative scale of the likelihood's dispersion outputs, as of
+            ``HeteroscedasticGaussian``; it has no effect where the likelihood has none.
+        members: how many networks the mixture is to have, at least 1; they are apportioned to the candidates by weight.
+        folds: how often rows are held out; None: 5 for up to 2,000 rows, else 1 fifth of them once.
+
+    Raises:
+        InvalidInput: another method, no candidates, or a number out of its range.
+    """
+
+    method: LayerMethod
+    scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+    output_scales: tuple[float, ...] = (0.05, 0.3, 1.0)
+    members: int = 10
+    folds: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, LayerMethod):
+            raise InvalidInput(
+                f"Stacking.method must be Laplace(), Variational() or PerLayer(...), got {self.method!r}"
+            )
+        for name in ("scales", "output_scales"):
+            values = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+            if not values or not all(np.isfinite(value) and value > 0 for value in values):
+                raise InvalidInput(f"Stacking.{name} must be positive numbers, got {values!r}")
+        if self.members < 1:
+            raise InvalidInput(f"Stacking.members must be at least 1, got {self.members!r}")
+        if self.folds is not None and self.folds < 1:
+            raise InvalidInput(f"Stacking.folds must be at least 1, got {self.folds!r}")
+
+    def candidates(self, problem: FitProblem) -> list[NormalPrior]:
+        """The priors to choose from."""
+        outputs = problem.likelihood.dispersion_outputs
+        if not outputs:
+            return [replace(problem.prior, scale=scale) for scale in self.scales]
+        size = problem.likelihood.num_outputs
+        return [
+            replace(
+                problem.prior,
+                scale=scale,
+                output_scale=tuple(relative if k in outputs else 1.0 for k in range(size)),
+            )
+            for scale in self.scales
+            for relative in self.output_scales
+        ]
+
+    def fit(self, problem: FitProblem) -> FitResult:
+        candidates = self.candidates(problem)
+        scores = self._held_out_scores(problem, candidates)
+        weights = stacking_weights(scores)
+        counts = apportion(weights, self.members)
+        weights = np.where(counts > 0, weights, 0.0) / weights[counts > 0].sum()
+        chosen = np.repeat(np.arange(len(candidates)), counts)
+        seeds = [problem.seed + member for member in range(len(chosen))]
+        posteriors, trained = fit_members(self.method, problem, [candidates[c] for c in chosen], seeds)
+        posterior = mixture_of(problem.engine, posteriors, np.log(weights[chosen] / counts[chosen]))
+        details = {
+            "candidates": candidates,
+            "weights": weights,
+            "held_out_log_predictive": scores.mean(axis=1),
+        }
+        best = candidates[int(np.argmax(weights))]
+        return FitResult(posterior, best, Mixture(problem.structure, len(chosen)), trained.history, details)
+
+    def _held_out_scores(self, problem: FitProblem, candidates: Sequence[NormalPrior]) -> np.ndarray:
+        """Log predictive density of every held-out row under every candidate, (candidates, rows held out)."""
+        num_rows = len(problem.weight)
+        folds = self.folds or (_FOLDS if num_rows <= _FEW_ROWS else 1)
+        order = np.random.default_rng(problem.seed).permutation(num_rows)
+        parts = np.array_split(order, folds if folds > 1 else _FOLDS)
+        held_out = parts[:folds]
+        size = num_rows - max(len(part) for part in held_out)
+        kept = [np.setdiff1d(np.arange(num_rows), part)[:size] for part in held_out]
+        priors = [candidate for candidate in candidates for _ in held_out]
+        rows = [part for _ in candidates for part in kept]
+        seeds = [problem.seed] * len(priors)
+        silent = replace(problem, on_epoch=None)
+        posteriors, _ = fit_members(self.method, silent, priors, seeds, rows)
+        density = log_predictive(problem)
+        scores = [density(posterior, held_out[index % folds]) for index, posterior in enumerate(posteriors)]
+        return np.stack([np.concatenate(scores[i : i + folds]) for i in range(0, len(scores), folds)])
+
+
+def stacking_weights(log_densities: np.ndarray, iterations: int = 1000) -> np.ndarray:
+    """Weights on the simplex that maximise Σ_n log Σ_c w_c p_cn, by expectation maximisation; (candidates,).
+
+    Args:
+        log_densities: log p_cn of each row under each candidate, (candidates, rows).
+        iterations: each of them raises the objective, which is concave.
+    """
+    peak = log_densities.max(axis=0)
+    densities = np.exp(log_densities - peak)
+    weights = np.full(len(densities), 1 / len(densities))
+    for _ in range(iterations):
+        shares = weights[:, None] * densities
+        weights = (shares / shares.sum(axis=0)).mean(axis=1)
+    return weights
+
+
+def apportion(weights: np.ndarray, seats: int) -> np.ndarray:
+    """Seats for each weight, by largest remainder; they add up to ``seats``."""
+    ideal = weights / weights.sum() * seats
+    counts = np.floor(ideal).astype(int)
+    order = np.argsort(counts - ideal, kind="stable")
+    counts[order[: seats - counts.sum()]] += 1
+    return counts

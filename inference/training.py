@@ -1,0 +1,265 @@
+"""The training loop of batch methods: Adam on mini-batches, for one network or for several at once.
+
+Members of an ensemble (or candidates of a search) have a leading axis: each has its own start, prior, mini-batches,
+noise and weights of rows, and all of them take a step together under vmap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .engines.base import AdamMoments, Array, map_arrays, map_trees
+from .errors import InvalidInput, NumericalFailure
+from .methods import FitProblem
+from .objective import Parameters, Terms, objective_of
+
+__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "start_parameters", "train"]
+
+_LOOKS = 100  # at the held-out rows, spread over the epochs
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a batch fit is optimised: Adam on mini-batches.
+
+    Args:
+        epochs: passes over the data; None for as many as bring about ``steps`` steps.
+        steps: least number of steps when ``epochs`` is None.
+        batch_size: rows of a step.
+        learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0).
+        validation: share of the rows to hold out, in [0, 1); the weights of the epoch that predicts them best, by
+            their mean log probability at the mean weights, are the ones kept.
+        patience: how many looks at the held-out rows (at most 100 over a fit) may pass without an improvement before
+            training ends; None: never.
+        kl_warmup: share of the steps over which the weight of the KL term rises from 0 to 1, in [0, 1].
+    """
+
+    epochs: int | None = None
+    steps: int = 3000
+    batch_size: int = 64
+    learning_rate: float = 5e-3
+    validation: float = 0.0
+    patience: int | None = None
+    kl_warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "learning_rate", "patience"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInput(f"TrainingOptions.{name} must be positive, got {value!r}")
+        if not 0 <= self.validation < 1:
+            raise InvalidInput(f"TrainingOptions.validation must be in [0, 1), got {self.validation!r}")
+        if not 0 <= self.kl_warmup <= 1:
+            raise InvalidInput(f"TrainingOptions.kl_warmup must be in [0, 1], got {self.kl_warmup!r}")
+        if self.patience is not None and not self.validation:
+            raise InvalidInput("TrainingOptions.patience needs held-out rows: set validation, for instance to 0.1")
+
+
+class Trained(NamedTuple):
+    """Attributes:
+    parameters: the fitted parameters; with members, their arrays have a leading axis.
+    history: :class:`Terms` of each epoch, shape (epochs, 3), averaged over members.
+    validation: epoch and mean log probability of the held-out rows at each look, averaged over members.
+    """
+
+    parameters: Parameters
+    history: np.ndarray
+    validation: list[tuple[int, float]]
+
+
+class _State(NamedTuple):
+    """What a step turns over."""
+
+    parameters: Parameters
+    prior_precision: tuple[Array, ...]
+    moments: AdamMoments
+
+
+def learning_rate_schedule(steps: int, peak: float) -> np.ndarray:
+    """Linear warm-up over the first 5%, then a cosine to 0; shape (steps,)."""
+    warm = max(1, steps // 20)
+    progress = np.clip((np.arange(steps) - warm) / max(1, steps - warm), 0, 1)
+    return peak * np.minimum(1, (np.arange(steps) + 1) / warm) * 0.5 * (1 + np.cos(math.pi * progress))
+
+
+def start_parameters(problem: FitProblem, deviations: Sequence[float | None], seed: int) -> Parameters:
+    """Where one network starts.
+
+    Args:
+        problem: what to fit.
+        deviations: for each variational layer the starting standard deviation of its weights, relative to the prior's;
+            None for point layers.
+        seed: of the means.
+    """
+    engine = problem.engine
+    free = [
+        np.log(deviation / np.sqrt(precision))
+        for precision, deviation in zip(problem.prior_precision, deviations, strict=True)
+        if deviation is not None
+    ]
+    return Parameters(
+        tuple(engine.asarray(matrix) for matrix in problem.start(seed)),
+        tuple(engine.asarray(log_deviation) for log_deviation in free),
+        tuple(engine.asarray(np.float64(value)) for value in problem.likelihood.fit_parameters()),
+    )
+
+
+def train(
+    problem: FitProblem,
+    start: Parameters,
+    prior_precision: tuple[Array, ...],
+    variational: Sequence[bool],
+    options: TrainingOptions,
+    rows: np.ndarray | None = None,
+    on_epoch: Callable[[int, int, float], None] | None = None,
+) -> Trained:
+    """Minimise the objective.
+
+    Args:
+        problem: what to fit.
+        start: from :func:`start_parameters`; for several members, stacked.
+        prior_precision: of each weight, in the form of the means.
+        variational: for each layer, whether its weights are variational.
+        options: of the optimiser.
+        rows: indices of the rows to learn from, (n,), or (members, n) for several; all rows where None.
+        on_epoch: called with epoch, number of epochs, mean objective per row.
+
+    Raises:
+        NumericalFailure: the objective became infinite or undefined.
+    """
+    engine = problem.engine
+    rows = np.arange(len(problem.weight)) if rows is None else rows
+    rows, held_out = _hold_out(rows, options.validation, problem.seed)
+    batch_size = min(options.batch_size, rows.shape[-1])
+    per_epoch = max(1, rows.shape[-1] // batch_size)
+    num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
+    watch = _Watch(problem, held_out, num_epochs, options.patience, on_epoch)
+    state, history = engine.train(
+        _step_of(problem, variational, rows),
+        _State(start, prior_precision, engine.adam_moments(start)),
+        (problem.x, problem.y, engine.asarray(problem.weight)),
+        _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed),
+        problem.seed,
+        watch.on_epoch,
+    )
+    if not np.isfinite(history[-1]).all():
+        raise NumericalFailure(
+            f"the objective became {history[-1, 0]} in epoch {len(history)} of {num_epochs}; lower learning_rate "
+            f"({options.learning_rate}), or standardise the inputs"
+        )
+    return Trained(watch.best or state.parameters, history, watch.looks)
+
+
+def _hold_out(rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from, and rows to look at; the same shares of each member's rows."""
+    count = round(share * rows.shape[-1])
+    if count == 0:
+        return rows, rows[..., :0]
+    shuffled = np.random.default_rng(seed).permuted(rows, axis=-1)
+    return shuffled[..., count:], shuffled[..., :count]
+
+
+def _plan(
+    options: TrainingOptions, rows: np.ndarray, batch_size: int, per_epoch: int, num_epochs: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row indices (steps, batch) or (steps, members, batch) of each epoch, and learning rate and β of each step."""
+    rng = np.random.default_rng(seed)
+    rates = learning_rate_schedule(num_epochs * per_epoch, options.learning_rate)
+    warm = max(1.0, options.kl_warmup * len(rates))
+    kl_weights = np.minimum(1.0, (np.arange(len(rates)) + 1) / warm)
+    schedule = np.stack([rates, kl_weights], axis=1).reshape(num_epochs, per_epoch, 2)
+    for epoch in range(num_epochs):
+        order = rng.permuted(rows, axis=-1)[..., : per_epoch * batch_size]
+        batches = order.reshape(*rows.shape[:-1], per_epoch, batch_size)
+        yield np.moveaxis(batches, -2, 0), schedule[epoch]
+
+
+def _step_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Any:
+    """The step of :meth:`Engine.train`: a gradient at fresh noise, and Adam."""
+    engine, xp = problem.engine, problem.engine.xp
+    objective = objective_of(engine, problem.network, problem.likelihood, variational, rows.shape[-1])
+    if rows.ndim == 2:
+        each = engine.vmap(objective, in_axes=(0, 0, 0, 0, None))
+
+        def objective(*arguments: Any) -> tuple[Array, Terms]:
+            values, terms = each(*arguments)
+            return xp.sum(values), map_arrays(lambda term: xp.mean(term), terms)
+
+    gradient_of = engine.value_and_grad(objective, has_aux=True)
+
+    def step(state: _State, batch: Sequence[Array], key: Any, schedule: Array) -> tuple[_State, Array]:
+        leading = tuple(batch[0].shape[: rows.ndim])
+        noise = tuple(
+            engine.normal(engine.fold_in(key, index), (*leading, mean.shape[-1]))
+            for index, (mean, flag) in enumerate(zip(state.parameters.mean, variational, strict=True))
+            if flag
+        )
+        (_, terms), gradient = gradient_of(state.parameters, state.prior_precision, batch, noise, schedule[1])
+        parameters, moments = engine.adam(state.parameters, gradient, state.moments, schedule[0])
+        return _State(parameters, state.prior_precision, moments), xp.stack(list(terms))
+
+    return step
+
+
+class _Watch:
+    """Reports epochs, looks at the held-out rows and keeps the parameters that predicted them best."""
+
+    def __init__(
+        self,
+        problem: FitProblem,
+        held_out: np.ndarray,
+        num_epochs: int,
+        patience: int | None,
+        report: Callable[[int, int, float], None] | None,
+    ) -> None:
+        self.looks: list[tuple[int, float]] = []
+        self.best: Parameters | None = None
+        self._best_scores: Any = None
+        self._since = 0
+        self._problem, self._num_epochs, self._patience, self._report = problem, num_epochs, patience, report
+        self._every = max(1, num_epochs // _LOOKS)
+        self._rows = tuple(array[held_out] for array in (problem.x, problem.y)) if held_out.shape[-1] else None
+        self._score = self._compile(held_out.ndim == 2)
+
+    def _compile(self, members: bool) -> Callable[..., Any]:
+        engine, network, likelihood = self._problem.engine, self._problem.network, self._problem.likelihood
+
+        def score(parameters: Parameters, x: Array, y: Array) -> Array:
+            outputs = network.apply(engine, parameters.mean, x)
+            return engine.xp.mean(likelihood.fit_log_prob(engine, outputs, y, parameters.likelihood))
+
+        return engine.jit(engine.vmap(score) if members else score)
+
+    def on_epoch(self, epoch: int, report: np.ndarray, state: _State) -> bool:
+        """Whether to stop."""
+        if self._report is not None:
+            self._report(epoch, self._num_epochs, float(report[0]))
+        if self._rows is None or ((epoch + 1) % self._every and epoch + 1 < self._num_epochs):
+            return False
+        engine = self._problem.engine
+        scores = engine.to_numpy(self._score(state.parameters, *self._rows)).astype(np.float64)
+        self.looks.append((epoch, float(scores.mean())))
+        better = scores > (-np.inf if self._best_scores is None else self._best_scores)
+        self._since = 0 if better.any() else self._since + 1
+        if better.any():
+            self.best = self._keep(state.parameters, better)
+            self._best_scores = scores if better.all() else np.where(better, scores, self._best_scores)
+        return self._patience is not None and self._since >= self._patience
+
+    def _keep(self, parameters: Parameters, better: np.ndarray) -> Parameters:
+        """A copy of the parameters of the members that are better, beside the best of the others."""
+        engine, xp = self._problem.engine, self._problem.engine.xp
+        if self.best is None or better.all():
+            return map_arrays(lambda new: xp.asarray(new, copy=True), parameters)
+
+        def choose(new: Array, old: Array) -> Array:
+            mask = xp.reshape(engine.asarray(better), (-1,) + (1,) * (new.ndim - 1))
+            return xp.where(mask, new, old)
+
+        with engine.scope():
+            return map_trees(choose, parameters, self.best)
