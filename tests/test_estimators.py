@@ -225,6 +225,23 @@ def test_bad_parameters_are_refused_by_fit(parameters: dict[str, Any], message: 
         bm.BayesianMLPRegressor(**{"engine": "torch"} | parameters).fit([[0.0], [1.0]], [0.0, 1.0])
 
 
+def test_other_observation_models_and_a_mixture() -> None:
+    x, _ = regression()
+    counts = np.random.default_rng(2).poisson(np.exp(1 + 0.5 * x[:, 0]))
+    regressor = bm.BayesianMLPRegressor(
+        **QUICK, engine="numpy", likelihood=bm.Poisson(), structure=bm.Mixture(bm.Diagonal(), 2)
+    )
+    classifier = bm.BayesianMLPClassifier(**QUICK, engine="torch", likelihood=bm.Ordinal(3))
+    levels = np.array(["bad", "fair", "good"])[np.digitize(x[:, 0], [-0.5, 0.5])]
+    regressor.partial_fit(x, counts)
+    classifier.fit(x, levels)
+    assert np.all(regressor.predict(x) > 0)
+    assert set(np.unique(regressor.sample_y(x, 50) % 1)) == {0}
+    assert classifier.score(x, levels) > 0.7
+    for estimator in (regressor, classifier):
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(estimator)).predict(x), estimator.predict(x))
+
+
 def test_a_missing_scikit_learn_is_named_with_its_extra() -> None:
     program = "import sys; sys.modules['sklearn'] = None; import bayesmlp as bm; bm.BayesianMLPRegressor"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
