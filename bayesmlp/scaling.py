@@ -41,6 +41,7 @@ class Scaling(NamedTuple):
         targets: bool,
         one_target_scale: bool,
         num_targets: int,
+        inputs_per_row: int = 1,
         weight: np.ndarray | None = None,
     ) -> Scaling:
         """Means and standard deviations of the columns; a constant column keeps scale 1.
@@ -52,11 +53,14 @@ class Scaling(NamedTuple):
             targets: whether to scale targets.
             one_target_scale: whether all targets get the same scale.
             num_targets: number of targets.
+            inputs_per_row: how many inputs of one kind a row holds side by side; they are scaled alike.
             weight: of each row, not 0 everywhere; None for 1 each.
         """
         scaling = cls.identity(x.shape[1], num_targets)
         if inputs:
-            mean, deviation = _moments(x, weight)
+            each = x.reshape(len(x) * inputs_per_row, -1)
+            moments = _moments(each, None if weight is None else np.repeat(weight, inputs_per_row))
+            mean, deviation = (np.tile(values, inputs_per_row) for values in moments)
             scaling = scaling._replace(input_mean=mean, input_scale=deviation)
         if targets:
             mean, deviation = _moments(y, weight)
@@ -65,9 +69,10 @@ class Scaling(NamedTuple):
         return scaling
 
     def inputs(self, x: np.ndarray, argument: str = "X") -> np.ndarray:
-        """Scaled inputs; raises :class:`InvalidInput` where they are too large to compute with."""
+        """Scaled inputs, the first of each row or all; raises :class:`InvalidInput` where they are too large."""
+        width = x.shape[1]
         with np.errstate(over="ignore"):
-            scaled = (x - self.input_mean) / self.input_scale
+            scaled = (x - self.input_mean[:width]) / self.input_scale[:width]
         too_large = ~(np.abs(scaled) <= MAX_MAGNITUDE)
         if too_large.any():
             row, column = np.argwhere(too_large)[0]
