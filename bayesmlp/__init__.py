@@ -20,6 +20,7 @@ _HOME = {
     "Bernoulli": "inference.likelihoods",
     "Diagonal": "inference.structures",
     "Full": "inference.structures",
+    "Kronecker": "inference.structures",
     "LowRank": "inference.structures",
     "Point": "inference.structures",
     "Blocks": "inference.structures",

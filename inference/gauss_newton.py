@@ -39,17 +39,19 @@ def add_curvature(
     """
 
     def add(state: Any, rows: Array, row_weight: Array) -> Any:
-        outputs, factors = network.factors(engine, structure.mean(state), rows)
-        kept = [f if takes_part else f._replace(rows=0 * f.rows) for f, takes_part in zip(factors, layers, strict=True)]
         root = engine.xp.sqrt(row_weight)[:, None, None]
-        return structure.add_precision(engine, state, kept, root * likelihood.fisher_factor(engine, outputs))
+        _, factors = network.factors(
+            engine, structure.mean(state), rows, lambda outputs: root * likelihood.fisher_factor(engine, outputs)
+        )
+        kept = [f if takes_part else f._replace(rows=0 * f.rows) for f, takes_part in zip(factors, layers, strict=True)]
+        return structure.accumulate(engine, state, kept, None)
 
     step = engine.jit(add)
     size = chunk_rows(likelihood.num_outputs)
     for start in range(0, x.shape[0], size):
         chunk, chunk_weight = pad_rows(engine, size, x[start : start + size], weight[start : start + size])
         state = step(state, chunk, chunk_weight)
-    return state
+    return engine.jit(lambda state: structure.settle(engine, state))(state)
 
 
 def pad_rows(engine: Engine, size: int, x: Array, weight: np.ndarray) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,9 +137,20 @@ class MLP:
         return x
 
     def factors(
-        self, engine: Engine, weights: Weights, x: Float[Array, "N I"]
+        self,
+        engine: Engine,
+        weights: Weights,
+        x: Float[Array, "N I"],
+        directions: Callable[[Array], Array] | None = None,
     ) -> tuple[Float[Array, "N K"], tuple[LayerFactors, ...]]:
-        """Outputs, and the factors of every layer (one forward pass, K rows back)."""
+        """Outputs, and the factors of every layer (one forward pass, K rows back).
+
+        Args:
+            engine: the arrays' engine.
+            weights: one matrix per layer.
+            x: inputs.
+            directions: from the outputs to L (N, K, R): then the factors are those of LᵀJ, and R rows go back.
+        """
         xp = engine.xp
         activate = ACTIVATIONS[self.activation]
         ones = engine.constant(np.ones((1, 1)), x)
@@ -152,12 +163,15 @@ class MLP:
             if index < len(weights) - 1:
                 x, slope = activate(engine, x)
                 slopes.append(slope)
-        num_outputs = x.shape[1]
-        rows = engine.eye(num_outputs, x)[None]
-        if x.shape[0] > 1:
-            rows = xp.broadcast_to(rows, (x.shape[0], num_outputs, num_outputs))
+        rows = _identity_rows(engine, x) if directions is None else directions(x).mT
         factors = [LayerFactors(inputs[-1], rows)]
         for matrix, extended, slope in zip(weights[:0:-1], inputs[-2::-1], slopes[::-1], strict=True):
             rows = (rows @ matrix[:-1, :].mT) * slope[:, None, :]
             factors.append(LayerFactors(extended, rows))
         return x, tuple(factors[::-1])
+
+
+def _identity_rows(engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K K"]:
+    num_rows, num_outputs = outputs.shape
+    rows = engine.eye(num_outputs, outputs)[None]
+    return rows if num_rows == 1 else engine.xp.broadcast_to(rows, (num_rows, num_outputs, num_outputs))

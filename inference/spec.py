@@ -15,14 +15,15 @@ from .errors import InvalidInput
 from .likelihoods import Bernoulli, Categorical, Gaussian
 from .network import MLP
 from .priors import NormalPrior
-from .structures import Blocks, Diagonal, Full, LowRank, Point
+from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Point
 
 __all__ = ["from_spec", "to_spec"]
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        MLP, NormalPrior, Gaussian, Categorical, Bernoulli, Static, Forgetting, Diagonal, Full, LowRank, Point, Blocks,
+        MLP, NormalPrior, Gaussian, Categorical, Bernoulli, Static, Forgetting, Diagonal, Full, Kronecker, LowRank, Point,
+        Blocks,
     )
 }  # fmt: skip
 

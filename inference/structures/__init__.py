@@ -4,7 +4,8 @@ from .base import Structure
 from .blocks import Blocks, LastLayer
 from .diagonal import Diagonal
 from .full import Full
+from .kronecker import Kronecker
 from .low_rank import LowRank
 from .point import Point
 
-__all__ = ["Blocks", "Diagonal", "Full", "LastLayer", "LowRank", "Point", "Structure"]
+__all__ = ["Blocks", "Diagonal", "Full", "Kronecker", "LastLayer", "LowRank", "Point", "Structure"]

@@ -62,8 +62,20 @@ class Structure(ABC):
         """``m ← m + Λ⁻¹ Jᵀ residual``."""
 
     @abstractmethod
-    def add_precision(self, engine: Engine, state: Any, factors: Factors, fisher_factor: Float[Array, "N K R"]) -> Any:
-        """``Λ ← Λ + Jᵀ L Lᵀ J``, projected on what the structure can hold."""
+    def add_precision(
+        self, engine: Engine, state: Any, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
+    ) -> Any:
+        """``Λ ← Λ + Jᵀ L Lᵀ J``, projected on what the structure can hold; None where the factors are those of LᵀJ."""
+
+    def accumulate(
+        self, engine: Engine, state: Any, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
+    ) -> Any:
+        """As :meth:`add_precision` for one of many chunks; the state may be used again after :meth:`settle`."""
+        return self.add_precision(engine, state, factors, fisher_factor)
+
+    def settle(self, engine: Engine, state: Any) -> Any:
+        """What remains to be done after the last of many chunks."""
+        return state
 
     @abstractmethod
     def transition(self, engine: Engine, state: Any, prior: Any, retention: Array, growth: Layers) -> Any:

@@ -103,11 +103,21 @@ class Blocks(Structure):
         return BlocksState(tuple(self._each(lambda s, part, f: s.shift(engine, part, f, residual), state, factors)))
 
     def add_precision(
-        self, engine: Engine, state: BlocksState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: BlocksState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> BlocksState:
         return BlocksState(
             tuple(self._each(lambda s, part, f: s.add_precision(engine, part, f, fisher_factor), state, factors))
         )
+
+    def accumulate(
+        self, engine: Engine, state: BlocksState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
+    ) -> BlocksState:
+        return BlocksState(
+            tuple(self._each(lambda s, part, f: s.accumulate(engine, part, f, fisher_factor), state, factors))
+        )
+
+    def settle(self, engine: Engine, state: BlocksState) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part: s.settle(engine, part), state)))
 
     def transition(
         self, engine: Engine, state: BlocksState, prior: BlocksState, retention: Array, growth: Layers

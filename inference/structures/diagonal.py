@@ -51,7 +51,7 @@ class Diagonal(Structure):
         return DiagonalState(mean, state.precision)
 
     def add_precision(
-        self, engine: Engine, state: DiagonalState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: DiagonalState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> DiagonalState:
         precision = tuple(
             engine.add_outer(precision, *factor.left_multiply(fisher_factor).squares(engine))

@@ -56,7 +56,7 @@ class Full(Structure):
         return FullState(tuple(m + d for m, d in zip(state.mean, moves, strict=True)), state.covariance_root)
 
     def add_precision(
-        self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> FullState:
         """Square-root update of Andrews (1968): S ← S (I - A X Aᵀ) with A = Sᵀ Jᵀ L.
 

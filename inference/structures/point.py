@@ -49,7 +49,7 @@ class Point(Structure):
         return state
 
     def add_precision(
-        self, engine: Engine, state: PointState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: PointState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> PointState:
         return state
 
