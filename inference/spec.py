@@ -22,8 +22,8 @@ __all__ = ["from_spec", "to_spec"]
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        MLP, NormalPrior, Gaussian, Categorical, Bernoulli, Static, Forgetting, Diagonal, Full, Kronecker, LowRank, Point,
-        Blocks,
+        MLP, NormalPrior, Gaussian, Categorical, Bernoulli, Static, Forgetting, Diagonal, Full, Kronecker, LowRank,
+        Point, Blocks,
     )
 }  # fmt: skip
 

@@ -127,6 +127,9 @@ def dense_form(structure: Structure, own: Any, shapes: dense.Shapes) -> np.ndarr
         diagonal, columns = own
         joined = np.concatenate([layer.reshape(len(layer), -1) for layer in columns], axis=1)
         return np.diag(dense.flatten(diagonal)) + joined.T @ joined
+    if isinstance(structure, bm.Kronecker):
+        inverses = [(np.kron(inputs, outputs), precision.reshape(-1, 1)) for inputs, outputs, precision in own]
+        return linalg.block_diag(*(inverse.T @ (precision * inverse) for inverse, precision in inverses))
     assert isinstance(structure, bm.Blocks)
     size = sum(rows * columns for rows, columns in shapes)
     precision = np.zeros((size, size))
@@ -138,9 +141,13 @@ def dense_form(structure: Structure, own: Any, shapes: dense.Shapes) -> np.ndarr
 
 def test_transition_relaxes_mean_and_covariance(primitives: Primitives) -> None:
     arrays = primitives.answers["transition"]
+    growth = primitives.growth
+    if isinstance(primitives.structure, bm.Kronecker):  # holds multiples of its prior's variances
+        priors = [dense.kronecker_prior(arrays, layer) for layer in range(len(SHAPES))]
+        growth = [np.mean(grown * prior) / prior for grown, prior in zip(growth, priors, strict=True)]
     expected_mean = RETENTION * primitives.mean + (1 - RETENTION) * primitives.old_mean
     close(dense.mean(primitives.structure, arrays, SHAPES), expected_mean)
-    covariance = RETENTION**2 * np.linalg.inv(primitives.precision) + np.diag(dense.flatten(primitives.growth))
+    covariance = RETENTION**2 * np.linalg.inv(primitives.precision) + np.diag(dense.flatten(growth))
     close(dense.precision(primitives.structure, arrays, SHAPES), np.linalg.inv(covariance))
 
 

@@ -1,7 +1,7 @@
 """Correlations between a layer's inputs and between its outputs: a precision in Kronecker factors.
 
 Martens and Grosse (2015), "Optimizing neural networks with Kronecker-factored approximate curvature"; Ritter, Botev and
-Barber (2018), "A scalable Laplace approximation for neural networks"; the normalisation is that of Gao et al. (2021), "A
+Barber (2018), "A scalable Laplace approximation for neural networks"; with the normalisation of Gao et al. (2021), "A
 trace-restricted Kronecker-factored approximation to natural gradient".
 """
 
@@ -162,10 +162,14 @@ class Kronecker(Structure):
         return tuple(tuple(mean.shape) for mean in state.mean)
 
     def sample(self, engine: Engine, state: KroneckerState, noise: Sequence[Array]) -> Layers:
-        return tuple(
-            layer.mean + _from_basis(layer, draw / engine.xp.sqrt(layer.precision))
-            for layer, draw in zip(_layers(state), noise, strict=True)
-        )
+        """The noise is of the weights, not of Z: so that the draws do not depend on the eigenvectors' signs."""
+        xp = engine.xp
+        drawn = []
+        for layer, draw in zip(_layers(state), noise, strict=True):
+            u, v = _scales(engine, layer)
+            rotated = layer.input_basis.mT @ (xp.sqrt(u)[:, None] * draw * xp.sqrt(v)) @ layer.output_basis
+            drawn.append(layer.mean + _from_basis(layer, rotated / xp.sqrt(layer.precision)))
+        return tuple(drawn)
 
     def marginal_variance(self, engine: Engine, state: KroneckerState) -> Layers:
         return tuple(
@@ -215,7 +219,7 @@ def _diagonal(engine: Engine, values: Array) -> Array:
 
 
 def _outer_product(engine: Engine, matrix: Float[Array, "I O"]) -> tuple[Array, Array]:
-    """u and v with ``u vᵀ`` nearest to a positive matrix in the logarithms' squares."""
+    """The outer product ``u vᵀ`` nearest to a positive matrix in the squares of the logarithms."""
     xp = engine.xp
     logarithms = xp.log(matrix)
     mean = 0.5 * xp.mean(logarithms)
@@ -223,7 +227,7 @@ def _outer_product(engine: Engine, matrix: Float[Array, "I O"]) -> tuple[Array, 
 
 
 def _scales(engine: Engine, layer: _Layer) -> tuple[Array, Array]:
-    """u and v: the bases are U^(-½) and V^(-½) times orthogonal matrices."""
+    """Prior precisions u and v: the bases are U^(-½) and V^(-½) times orthogonal matrices."""
     xp = engine.xp
     return 1 / xp.sum(layer.input_basis**2, axis=1), 1 / xp.sum(layer.output_basis**2, axis=1)
 
