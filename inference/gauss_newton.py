@@ -12,7 +12,9 @@ from .likelihoods.base import Likelihood
 from .network import MLP
 from .structures.base import Structure, chunk_rows
 
-__all__ = ["add_curvature"]
+__all__ = ["CURVATURES", "add_curvature"]
+
+CURVATURES = ("ggn", "empirical_fisher")
 
 
 def add_curvature(
@@ -21,11 +23,17 @@ def add_curvature(
     likelihood: Likelihood,
     structure: Structure,
     state: Any,
-    x: Array,
+    data: tuple[Array, Array],
     weight: np.ndarray,
     layers: Sequence[bool],
+    curvature: str = "ggn",
+    dispersion: float = 1.0,
 ) -> Any:
-    """Add the generalised Gauss-Newton precision of every row at the state's mean (Martens 2020, section 8).
+    """Add the curvature of every row at the state's mean.
+
+    ``"ggn"``: the generalised Gauss-Newton matrix Σ Jᵀ F J with F the Fisher information of the outputs (Martens 2020,
+    section 8). ``"empirical_fisher"``: Σ Jᵀ s sᵀ J with s the row's own score, which is cheaper and in general another
+    matrix (Kunstner, Balles and Hennig 2019).
 
     Args:
         engine: of the arrays.
@@ -33,33 +41,39 @@ def add_curvature(
         likelihood: whose Fisher information is taken, at unit dispersion.
         structure: the form of the posterior.
         state: whose precision is added to.
-        x: inputs (N, I).
+        data: inputs (N, I), and targets as the likelihood prepared them.
         weight: of each row (N,), on the host.
         layers: for each layer, whether it takes part; the others' weights are held fixed.
+        curvature: ``"ggn"`` or ``"empirical_fisher"``.
+        dispersion: φ; a score's square is in its units.
     """
 
-    def add(state: Any, rows: Array, row_weight: Array) -> Any:
-        root = engine.xp.sqrt(row_weight)[:, None, None]
-        _, factors = network.factors(
-            engine, structure.mean(state), rows, lambda outputs: root * likelihood.fisher_factor(engine, outputs)
-        )
+    def add(state: Any, rows: Array, targets: Array, row_weight: Array) -> Any:
+        def directions(outputs: Array) -> Array:
+            root = engine.xp.sqrt(row_weight)[:, None, None]
+            if curvature == "ggn":
+                return root * likelihood.fisher_factor(engine, outputs)
+            return root * likelihood.unit_score(engine, outputs, targets)[:, :, None] / dispersion**0.5
+
+        _, factors = network.factors(engine, structure.mean(state), rows, directions)
         kept = [f if takes_part else f._replace(rows=0 * f.rows) for f, takes_part in zip(factors, layers, strict=True)]
         return structure.accumulate(engine, state, kept, None)
 
     step = engine.jit(add)
-    size = chunk_rows(likelihood.num_outputs)
-    for start in range(0, x.shape[0], size):
-        chunk, chunk_weight = pad_rows(engine, size, x[start : start + size], weight[start : start + size])
-        state = step(state, chunk, chunk_weight)
+    num_rows = int(weight.shape[0])
+    size = min(chunk_rows(likelihood.num_outputs, structure.chunk_columns), num_rows)
+    for start in range(0, num_rows, size):
+        rows = slice(start, start + size)
+        state = step(state, *pad_rows(engine, size, [array[rows] for array in data], weight[rows]))
     return engine.jit(lambda state: structure.settle(engine, state))(state)
 
 
-def pad_rows(engine: Engine, size: int, x: Array, weight: np.ndarray) -> tuple[Array, Array]:
+def pad_rows(engine: Engine, size: int, data: Sequence[Array], weight: np.ndarray) -> tuple[Array, ...]:
     """A chunk padded to ``size`` rows by its first row at weight 0, so that compiled steps keep one shape."""
-    missing = size - x.shape[0]
+    missing = size - len(weight)
     padded = np.concatenate([weight, np.zeros(missing)])
     with engine.scope():
         if missing:
-            filler = engine.xp.broadcast_to(x[:1], (missing, x.shape[1]))
-            x = engine.xp.concat([x, filler], axis=0)
-        return x, engine.asarray(padded)
+            xp = engine.xp
+            data = [xp.concat([a, xp.broadcast_to(a[:1], (missing, *a.shape[1:]))], axis=0) for a in data]
+        return (*data, engine.asarray(padded))

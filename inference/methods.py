@@ -71,18 +71,22 @@ class Method(ABC):
 
 
 def fit_posterior(
-    problem: FitProblem, initial_deviations: Sequence[float | None], options: TrainingOptions
+    problem: FitProblem,
+    initial_deviations: Sequence[float | None],
+    options: TrainingOptions,
+    curvature: str = "ggn",
 ) -> FitResult:
     """Train, then put the result into the problem's structure, at unit dispersion.
 
-    Variational layers take the precision of their fitted deviations; point layers take the prior's plus the generalised
-    Gauss-Newton curvature of all rows at the fitted means.
+    Variational layers take the precision of their fitted deviations; point layers take the prior's plus the curvature
+    of all rows at the fitted means.
 
     Args:
         problem: what to fit.
         initial_deviations: for each variational layer where its standard deviations start, relative to the prior's;
             None for point layers.
         options: how it is trained.
+        curvature: see :func:`~.gauss_newton.add_curvature`.
     """
     engine, likelihood = problem.engine, problem.likelihood
     fit = fit_layers(
@@ -111,7 +115,16 @@ def fit_posterior(
     points = [deviation is None for deviation in initial_deviations]
     if any(points):
         weights = add_curvature(
-            engine, problem.network, likelihood, problem.structure, weights, problem.x, problem.weight, points
+            engine,
+            problem.network,
+            likelihood,
+            problem.structure,
+            weights,
+            (problem.x, problem.y),
+            problem.weight,
+            points,
+            curvature,
+            dispersion,
         )
     return FitResult(Posterior(weights, state_arrays(engine, state)), fit.history)
 

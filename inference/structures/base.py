@@ -37,6 +37,9 @@ class Structure(ABC):
     per_layer: frozenset[str] = frozenset({"mean"})
     """Fields of the state that hold one array per layer."""
 
+    chunk_columns: int = 512
+    """How many output directions of a data set :meth:`accumulate` takes at once."""
+
     def resolve(self, num_layers: int) -> Structure:
         """The structure for a network of ``num_layers`` layers; raises :class:`InvalidInput` if it does not fit."""
         return self

@@ -52,6 +52,10 @@ class Blocks(Structure):
         if not parts or len(set(named)) < len(named) or sum(layers == "rest" for _, layers in parts) > 1:
             raise InvalidInput(f"Blocks.parts must name every layer once, got {[layers for _, layers in parts]}")
 
+    @property
+    def chunk_columns(self) -> int:  # type: ignore[override]
+        return min(structure.chunk_columns for structure, _ in self.parts)
+
     def resolve(self, num_layers: int) -> Structure:
         named = {layer % num_layers for _, layers in self.parts if layers != "rest" for layer in layers}
         rest = tuple(layer for layer in range(num_layers) if layer not in named)

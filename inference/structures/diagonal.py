@@ -29,6 +29,7 @@ class Diagonal(Structure):
     """Independent weights; an event costs O(P) whatever the number of outputs."""
 
     state_type = DiagonalState
+    chunk_columns = 2048
     per_layer = frozenset({"mean", "precision"})
 
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> DiagonalState:

@@ -76,6 +76,7 @@ class Kronecker(Structure):
     """
 
     state_type = KroneckerState
+    chunk_columns = 4096
     per_layer = frozenset(_Layer._fields)
 
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> KroneckerState:
@@ -125,11 +126,11 @@ class Kronecker(Structure):
         input_sums, output_sums = [], []
         for factor, layer in zip(factors, _layers(state), strict=True):
             inputs, rows = factor.left_multiply(fisher_factor)
-            squares = xp.sum(inputs * inputs, axis=1)
-            traces = xp.sum(rows * rows, axis=(1, 2))
-            scaled = rows * xp.sqrt(squares)[:, None, None]
-            input_sums.append(layer.input_sum + engine.gram(inputs * xp.sqrt(traces)[:, None]))
-            output_sums.append(layer.output_sum + engine.gram(xp.reshape(scaled, (-1, scaled.shape[2]))))
+            length = xp.linalg.vector_norm(inputs, axis=1)
+            root_trace = xp.linalg.vector_norm(rows, axis=(1, 2))
+            scaled = xp.reshape(rows * length[:, None, None], (-1, rows.shape[2]))
+            input_sums.append(layer.input_sum + engine.gram(inputs * root_trace[:, None]))
+            output_sums.append(layer.output_sum + engine.gram(scaled))
         pending = state.pending + factors[0].inputs.shape[0]
         return state._replace(input_sum=tuple(input_sums), output_sum=tuple(output_sums), pending=pending)
 
