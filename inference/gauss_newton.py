@@ -55,8 +55,12 @@ def add_curvature(
                 return root * likelihood.fisher_factor(engine, outputs)
             return root * likelihood.unit_score(engine, outputs, targets)[:, :, None] / dispersion**0.5
 
-        _, factors = network.factors(engine, structure.mean(state), rows, directions)
-        kept = [f if takes_part else f._replace(rows=0 * f.rows) for f, takes_part in zip(factors, layers, strict=True)]
+        needed = structure.uses_factors(network.num_layers)
+        _, factors = network.factors(engine, structure.mean(state), rows, directions, needed)
+        kept = [
+            factor if factor is None or takes_part else factor._replace(rows=0 * factor.rows)
+            for factor, takes_part in zip(factors, layers, strict=True)
+        ]
         return structure.accumulate(engine, state, kept, None)
 
     step = engine.jit(add)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -142,7 +143,8 @@ class MLP:
         weights: Weights,
         x: Float[Array, "N I"],
         directions: Callable[[Array], Array] | None = None,
-    ) -> tuple[Float[Array, "N K"], tuple[LayerFactors, ...]]:
+        needed: Sequence[bool] | None = None,
+    ) -> tuple[Float[Array, "N K"], tuple[Any, ...]]:
         """Outputs, and the factors of every layer (one forward pass, K rows back).
 
         Args:
@@ -150,6 +152,8 @@ class MLP:
             weights: one matrix per layer.
             x: inputs.
             directions: from the outputs to L (N, K, R): then the factors are those of LᵀJ, and R rows go back.
+            needed: for each layer, whether its factors are; rows go back to the first such layer, those before have
+                None.
         """
         xp = engine.xp
         activate = ACTIVATIONS[self.activation]
@@ -164,10 +168,13 @@ class MLP:
                 x, slope = activate(engine, x)
                 slopes.append(slope)
         rows = _identity_rows(engine, x) if directions is None else directions(x).mT
-        factors = [LayerFactors(inputs[-1], rows)]
-        for matrix, extended, slope in zip(weights[:0:-1], inputs[-2::-1], slopes[::-1], strict=True):
-            rows = (rows @ matrix[:-1, :].mT) * slope[:, None, :]
-            factors.append(LayerFactors(extended, rows))
+        factors: list[LayerFactors | None] = [LayerFactors(inputs[-1], rows)]
+        for index in range(len(weights) - 2, -1, -1):
+            if needed is None or any(needed[: index + 1]):
+                rows = (rows @ weights[index + 1][:-1, :].mT) * slopes[index][:, None, :]
+                factors.append(LayerFactors(inputs[index], rows))
+            else:
+                factors.append(None)
         return x, tuple(factors[::-1])
 
 

@@ -113,6 +113,34 @@ class Structure(ABC):
         pairs = zip(self.mean(state), self.mean(prior), strict=True)
         return tuple(retention * now + (1 - retention) * before for now, before in pairs)
 
+    # -- answering ------------------------------------------------------------------------------------------------
+    def uses_factors(self, num_layers: int) -> tuple[bool, ...]:
+        """For each layer, whether its factors are asked for; for the others they may be None."""
+        return (True,) * num_layers
+
+    def rows_worth_preparing(self, state: Any, output_layer: int | None) -> int | None:
+        """After how many inputs :meth:`prepare` pays; None where there is nothing to prepare."""
+        return None
+
+    def prepare(self, engine: Engine, state: Any, output_layer: int | None) -> Any:
+        """What answers for many inputs are computed from, derived once for each posterior.
+
+        Args:
+            engine: of the arrays.
+            state: the posterior.
+            output_layer: index of the layer, among those of the structure, whose pre-activations are the outputs; None
+                if it is not among them.
+        """
+        return state
+
+    def predictive_covariance(self, engine: Engine, prepared: Any, factors: Factors) -> Float[Array, "N K K"]:
+        """As :meth:`output_covariance` for each input alone, from a state or what :meth:`prepare` made of it."""
+        return self.output_covariance(engine, prepared, factors)
+
+    def predictive_variance(self, engine: Engine, prepared: Any, factors: Factors) -> Float[Array, "N K"]:
+        """The diagonal of :meth:`predictive_covariance`."""
+        return engine.xp.linalg.diagonal(self.predictive_covariance(engine, prepared, factors))
+
     # -- storage --------------------------------------------------------------------------------------------------
     def to_arrays(self, engine: Engine, state: Any) -> dict[str, np.ndarray]:
         """The state as named host arrays: ``field`` or ``field.layer``."""

@@ -42,6 +42,13 @@ class Diagonal(Structure):
         grams = [factor.gram(engine, engine.xp.reciprocal(precision), joint) for factor, precision in layers]
         return sum(grams[1:], start=grams[0])
 
+    def predictive_variance(self, engine: Engine, prepared: DiagonalState, factors: Factors) -> Array:
+        parts = [
+            ((factor.rows * factor.rows) @ ((factor.inputs * factor.inputs) @ (1 / precision))[:, :, None])[:, :, 0]
+            for factor, precision in zip(factors, prepared.precision, strict=True)
+        ]
+        return sum(parts[1:], start=parts[0])
+
     def shift(
         self, engine: Engine, state: DiagonalState, factors: Factors, residual: Float[Array, "N K"]
     ) -> DiagonalState:
