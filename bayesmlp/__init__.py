@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BayesianMLP": "model",
     "Predictive": "predictive",
+    "FunctionSamples": "functions",
     "MLP": "inference.network",
     "NormalPrior": "inference.priors",
     "Gaussian": "inference.likelihoods",

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .batches import fixed_size_chunks
+from .functions import FUNCTION_METHODS, FunctionSamples
 from .inference.dynamics import Dynamics, Static
 from .inference.engines import Engine, get_engine, map_arrays
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
@@ -32,7 +34,6 @@ from .validation import as_host_array, check_inputs, check_weights
 __all__ = ["BayesianMLP", "default_engine"]
 
 PREDICTION_METHODS = ("linearized", "samples", "mean")
-_ROWS_AT_ONCE = 256
 
 
 def default_engine() -> str:
@@ -472,7 +473,7 @@ class BayesianMLP:
         compiled = self._cached(f"outputs {what}", lambda: engine.jit(outputs_of))
         mean = structure.mean(self.posterior.weights)
         prepared = None if what == "mean" else self._prepared_weights(len(x))
-        parts = [compiled(mean, prepared, rows) for rows in self._chunks(x)]
+        parts = [compiled(mean, prepared, rows) for rows in fixed_size_chunks(engine, x)]
         pieces = [np.concatenate([engine.to_numpy(p) for p in part])[: len(x)] for part in zip(*parts, strict=True)]
         outputs, spread = (piece.astype(np.float64) for piece in (*pieces, pieces[0])[:2])
         return outputs, None if what == "mean" else spread
@@ -492,15 +493,48 @@ class BayesianMLP:
         self._prepared = (weights, prepared, asked)
         return prepared
 
+    def sample_functions(
+        self, num_functions: int, *, method: str = "linearized", seed: int | None = None
+    ) -> FunctionSamples:
+        """Functions drawn from the posterior: callable on any inputs, with the same weights for every call.
+
+        Args:
+            num_functions: how many; their weights are kept.
+            method: ``"linearized"`` or ``"samples"``, as for :meth:`predict`.
+            seed: of the draws; the model's own if None.
+
+        Raises:
+            InvalidInput: fewer than one, a seed below 0 or an unknown method.
+            NotFitted: the model has seen no data.
+        """
+        if method not in FUNCTION_METHODS:
+            raise InvalidInput(f"method must be one of {', '.join(FUNCTION_METHODS)}, got {method!r}")
+        for name, value, least in (("num_functions", num_functions, 1), ("seed", 0 if seed is None else seed, 0)):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
+        engine, structure, weights = self.engine, self._resolved, self.posterior.weights
+        seed = self.seed if seed is None else seed
+        spread = np.sqrt(self._sampled_dispersions(num_functions, seed))
+        with engine.scope():
+            key = engine.key(seed)
+            shapes = structure.noise_shapes(weights)
+            noise = [engine.normal(engine.fold_in(key, i), (num_functions, *shape)) for i, shape in enumerate(shapes)]
+            mean, scale = structure.mean(weights), engine.asarray(spread)[:, None, None]
+            drawn = structure.sample(engine, weights, noise)
+            deviations = tuple(scale * (d - m) for m, d in zip(mean, drawn, strict=True))
+        return FunctionSamples(engine, self.network, self.scaling, method, mean, deviations)
+
+    def _sampled_dispersions(self, num_samples: int, seed: int) -> np.ndarray:
+        """Draws of φ; ones where it is not learned."""
+        state = self._host_likelihood_state()
+        if not len(state):
+            return np.ones(num_samples)
+        return float(state.rate) / np.random.default_rng(seed).gamma(float(state.shape), 1.0, num_samples)
+
     def _sampled_outputs(self, x: np.ndarray, num_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
         engine, structure, network = self.engine, self._resolved, self.network
-        state = self._host_likelihood_state()
-        dispersions: np.ndarray | None = None
-        spread = np.ones(num_samples)
-        if len(state):
-            rng = np.random.default_rng(seed)
-            dispersions = float(state.rate) / rng.gamma(float(state.shape), 1.0, num_samples)
-            spread = np.sqrt(dispersions)
+        dispersions = self._sampled_dispersions(num_samples, seed)
+        spread = np.sqrt(dispersions)
 
         def outputs_of(weights: Any, noise: Any, scale: Any, rows: Any) -> Any:
             means = structure.mean(weights)
@@ -520,15 +554,13 @@ class BayesianMLP:
                     for i, shape in enumerate(structure.noise_shapes(self.posterior.weights))
                 )
             scale = engine.asarray(spread[start : start + size])
-            parts = [engine.to_numpy(compiled(self.posterior.weights, noise, scale, rows)) for rows in self._chunks(x)]
+            parts = [
+                engine.to_numpy(compiled(self.posterior.weights, noise, scale, rows))
+                for rows in fixed_size_chunks(engine, x)
+            ]
             columns.append(np.concatenate(parts, axis=1)[:, : len(x)])
-        return np.concatenate(columns).astype(np.float64), dispersions
-
-    def _chunks(self, x: np.ndarray) -> list[Any]:
-        """Rows in engine arrays of a few fixed sizes: powers of two up to 256."""
-        size = min(_ROWS_AT_ONCE, 1 << (len(x) - 1).bit_length())
-        padded = np.concatenate([x, np.repeat(x[:1], -len(x) % size, axis=0)])
-        return [self.engine.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
+        learned = len(self.posterior.likelihood) > 0
+        return np.concatenate(columns).astype(np.float64), dispersions if learned else None
 
     def _cached(self, name: str, build: Callable[[], Any]) -> Any:
         if name not in self._compiled:
