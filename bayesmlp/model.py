@@ -455,6 +455,7 @@ class BayesianMLP:
         """
         x = self.scaling.inputs(check_inputs(X, self.num_inputs))
         _, variance = self._linearized_outputs(x, "variance")
+        assert variance is not None
         dispersion = float(self.likelihood.dispersion(self._host_likelihood_state()))
         return np.asarray(variance * dispersion * self.scaling.target_scale**2)
 

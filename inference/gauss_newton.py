@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,15 +48,35 @@ def add_curvature(
         curvature: ``"ggn"`` or ``"empirical_fisher"``.
         dispersion: φ; a score's square is in its units.
     """
+    step, settle = _compiled(engine, network, likelihood, structure, tuple(layers), curvature)
+    scale = engine.asarray(dispersion**-0.5)
+    num_rows = int(weight.shape[0])
+    size = min(chunk_rows(likelihood.num_outputs, structure.chunk_columns), num_rows)
+    for start in range(0, num_rows, size):
+        rows = slice(start, start + size)
+        state = step(state, scale, *pad_rows(engine, size, [array[rows] for array in data], weight[rows]))
+    return settle(state)
 
-    def add(state: Any, rows: Array, targets: Array, row_weight: Array) -> Any:
+
+@lru_cache(maxsize=8)
+def _compiled(
+    engine: Engine,
+    network: MLP,
+    likelihood: Likelihood,
+    structure: Structure,
+    layers: tuple[bool, ...],
+    curvature: str,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The step that adds a chunk, and what follows the last one; kept, so that a refit does not compile anew."""
+    needed = structure.uses_factors(network.num_layers)
+
+    def add(state: Any, scale: Array, rows: Array, targets: Array, row_weight: Array) -> Any:
         def directions(outputs: Array) -> Array:
             root = engine.xp.sqrt(row_weight)[:, None, None]
             if curvature == "ggn":
                 return root * likelihood.fisher_factor(engine, outputs)
-            return root * likelihood.unit_score(engine, outputs, targets)[:, :, None] / dispersion**0.5
+            return scale * root * likelihood.unit_score(engine, outputs, targets)[:, :, None]
 
-        needed = structure.uses_factors(network.num_layers)
         _, factors = network.factors(engine, structure.mean(state), rows, directions, needed)
         kept = [
             factor if factor is None or takes_part else factor._replace(rows=0 * factor.rows)
@@ -63,13 +84,7 @@ def add_curvature(
         ]
         return structure.accumulate(engine, state, kept, None)
 
-    step = engine.jit(add)
-    num_rows = int(weight.shape[0])
-    size = min(chunk_rows(likelihood.num_outputs, structure.chunk_columns), num_rows)
-    for start in range(0, num_rows, size):
-        rows = slice(start, start + size)
-        state = step(state, *pad_rows(engine, size, [array[rows] for array in data], weight[rows]))
-    return engine.jit(lambda state: structure.settle(engine, state))(state)
+    return engine.jit(add), engine.jit(lambda state: structure.settle(engine, state))
 
 
 def pad_rows(engine: Engine, size: int, data: Sequence[Array], weight: np.ndarray) -> tuple[Array, ...]:

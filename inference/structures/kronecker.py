@@ -212,7 +212,8 @@ def _layers(state: KroneckerState) -> list[_Layer]:
 
 
 def _with_layers(state: KroneckerState, layers: Sequence[_Layer]) -> KroneckerState:
-    return KroneckerState(*zip(*layers, strict=True), state.folded, state.pending)
+    fields = dict(zip(_Layer._fields, zip(*layers, strict=True), strict=True))
+    return state._replace(**fields)
 
 
 def _diagonal(engine: Engine, values: Array) -> Array:
