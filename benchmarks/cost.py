@@ -244,7 +244,7 @@ def compare(framework: str, rounds: int) -> dict[str, float]:
     x, y = data(ROWS)
     engine = get_engine(framework)
     floor = floors(framework, NETWORK, x, y)
-    ratios = {}
+    ratios: dict[str, float] = {}
     fits = {name: laplace_work(engine, STRUCTURES[name], x, y) for name in ("Diagonal", "Kronecker")}
     times = medians({"floor": floor["epoch"], **fits}, rounds)
     ratios |= {f"Laplace fit, {name}": times[name] / times["floor"] for name in fits}
