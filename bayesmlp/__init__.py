@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BayesianMLP": "model",
     "Predictive": "predictive",
+    "FunctionSamples": "functions",
     "MLP": "inference.network",
     "PairwiseMLP": "inference.pairwise",
     "NormalPrior": "inference.priors",
@@ -26,6 +27,7 @@ _HOME = {
     "BradleyTerry": "inference.likelihoods",
     "Diagonal": "inference.structures",
     "Full": "inference.structures",
+    "Kronecker": "inference.structures",
     "LowRank": "inference.structures",
     "Point": "inference.structures",
     "Mixture": "inference.structures",

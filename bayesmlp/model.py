@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .answering import Answering
+from .functions import FUNCTION_METHODS, FunctionSamples
 from .inference.assembly import LayerMethod, mixture_of
 from .inference.dynamics import Dynamics, Static
 from .inference.engines import Engine, get_engine, map_arrays
@@ -22,7 +24,6 @@ from .inference.laplace import Laplace
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP
-from .inference.predicting import linearized_outputs
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
@@ -38,7 +39,6 @@ from .validation import as_host_array, check_inputs, check_weights
 __all__ = ["BayesianMLP", "default_engine"]
 
 PREDICTION_METHODS = ("linearized", "samples", "mean")
-_ROWS_AT_ONCE = 256
 
 
 def default_engine() -> str:
@@ -119,6 +119,7 @@ class BayesianMLP:
         self._posterior: Posterior | None = None
         self._prior_state: Any = None
         self._compiled: dict[str, Any] = {}
+        self._split: tuple[Any, list[Posterior]] = (None, [])
         self._resolved = self.structure.resolve(network.num_layers)
         self._fitted_prior = self.prior
         self.prior.precision(network.shapes(network.inputs_per_row, likelihood.num_outputs))
@@ -505,36 +506,45 @@ class BayesianMLP:
         self._check_approximation(approximation, method)
         x = self.scaling.inputs(check_inputs(X, self.num_inputs, inputs_per_row=self.network.inputs_per_row))
         own_seed = self.seed if seed is None else seed
-        likelihood, scaling = self.scaled_likelihood, self.scaling
-        draws = None
+        answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
+        options: dict[str, Any] = {"approximation": approximation}
         if approximation == "monte_carlo":
-            draws = np.random.default_rng(own_seed).standard_normal((num_samples, likelihood.num_outputs))
+            options["standard_normal"] = np.random.default_rng(own_seed).standard_normal(
+                (num_samples, likelihood.num_outputs)
+            )
         members, log_weights = self._members()
         parts = []
         for member, posterior in enumerate(members):
             if method == "samples":
                 count = -(-num_samples // len(members))
-                outputs, states = self._sampled_outputs(posterior, x, count, own_seed + member)
+                outputs, states = answering.sampled(posterior, x, count, own_seed + member)
                 even = np.full(count, -np.log(count))
                 parts.append(Predictive(method, likelihood, scaling, even, outputs, likelihood_state=states))
                 continue
-            mean, covariance = self._linearized_outputs(posterior, x, with_covariance=method == "linearized")
-            state = map_arrays(self.engine.to_numpy, posterior.likelihood)
-            if covariance is not None:
-                covariance = covariance * float(likelihood.dispersion(state))
-            options = {"approximation": approximation, "standard_normal": draws}
+            if method == "mean":
+                mean, covariance = answering.outputs(posterior, x), None
+            else:
+                mean, covariance = answering.linearized(posterior, x, member=member)
+            state = answering.likelihood_state(posterior)
             parts.append(Predictive.single(method, likelihood, scaling, mean, covariance, state, **options))
         return Predictive.mixture(parts, log_weights) if len(parts) > 1 else parts[0]
+
+    @property
+    def _answering(self) -> Answering:
+        return self._cached(
+            "answering", lambda: Answering(self.engine, self.network, self._base, self.scaled_likelihood)
+        )
 
     def _members(self) -> tuple[list[Posterior], np.ndarray]:
         """The posterior's members, one where it is no mixture, and the logarithms of their weights."""
         posterior = self.posterior
         if not isinstance(self._resolved, Mixture):
             return [posterior], np.zeros(1)
-        stacked = posterior._replace(weights=posterior.weights.members)
-        with self.engine.scope():
-            members = [take(stacked, member) for member in range(self._resolved.members)]
-        return members, self.engine.to_numpy(posterior.weights.log_weights)
+        if self._split[0] is not posterior:
+            stacked = posterior._replace(weights=posterior.weights.members)
+            with self.engine.scope():
+                self._split = posterior, [take(stacked, member) for member in range(self._resolved.members)]
+        return self._split[1], self.engine.to_numpy(posterior.weights.log_weights)
 
     def _check_approximation(self, approximation: str, method: str) -> None:
         if approximation not in APPROXIMATIONS:
@@ -546,59 +556,55 @@ class BayesianMLP:
         if not self.likelihood.has_logits:
             raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {self.likelihood}")
 
-    def _linearized_outputs(
-        self, posterior: Posterior, x: np.ndarray, with_covariance: bool
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        engine, structure, network = self.engine, self._base, self.network
+    def output_variance(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Variance of each of the network's outputs due to the weights, linearised at the mean, (N, K), in scaled units.
 
-        def outputs_of(weights: Any, rows: Any) -> Any:
-            if not with_covariance:
-                return (network.apply(engine, structure.mean(weights), rows),)
-            return linearized_outputs(engine, network, structure, weights, rows)
+        Where only this is wanted, it takes less than :meth:`predict`. For a mixture, the members' average plus the
+        variance of their means.
 
-        compiled = self._cached(f"outputs {with_covariance}", lambda: engine.jit(outputs_of))
-        parts = [compiled(posterior.weights, rows) for rows in self._chunks(x)]
-        pieces = [np.concatenate([engine.to_numpy(p) for p in part])[: len(x)] for part in zip(*parts, strict=True)]
-        mean, covariance = (piece.astype(np.float64) for piece in (*pieces, pieces[0])[:2])
-        return mean, covariance if with_covariance else None
+        Args:
+            X: inputs, (rows, inputs).
 
-    def _sampled_outputs(
-        self, posterior: Posterior, x: np.ndarray, num_samples: int, seed: int
-    ) -> tuple[np.ndarray, Any]:
-        """Outputs of sampled networks (S, N, K), and the likelihood's state drawn with each."""
-        engine, structure, network = self.engine, self._base, self.network
-        state = map_arrays(engine.to_numpy, posterior.likelihood)
-        repeated = map_arrays(lambda array: np.stack([array] * num_samples), state)
-        states = self.likelihood.draw_state(np.random.default_rng(seed), repeated)
-        spread = np.broadcast_to(np.sqrt(self.likelihood.dispersion(states)), num_samples)
+        Raises:
+            InvalidInput: bad inputs.
+            NotFitted: the model has seen no data.
+        """
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, inputs_per_row=self.network.inputs_per_row))
+        members, log_weights = self._members()
+        moments = [self._answering.linearized(one, x, "variance", member) for member, one in enumerate(members)]
+        means, variances = (np.stack(values) for values in zip(*moments, strict=True))
+        shares = np.exp(log_weights)[:, None, None]
+        average = np.sum(shares * means, axis=0)
+        return np.asarray(np.sum(shares * (variances + (means - average) ** 2), axis=0))
 
-        def outputs_of(weights: Any, noise: Any, scale: Any, rows: Any) -> Any:
-            means = structure.mean(weights)
-            drawn = structure.sample(engine, weights, noise)
-            scaled = tuple(m + scale[:, None, None] * (d - m) for m, d in zip(means, drawn, strict=True))
-            return network.apply(engine, scaled, rows)
+    def sample_functions(
+        self, num_functions: int, *, method: str = "linearized", seed: int | None = None
+    ) -> FunctionSamples:
+        """Functions drawn from the posterior: callable on any inputs, with the same weights for every call.
 
-        compiled = self._cached("samples", lambda: engine.jit(outputs_of))
-        key = engine.key(seed)
-        columns = []
-        group = 16  # sampled networks at a time: memory stays bounded
-        for start in range(0, num_samples, group):
-            size = min(group, num_samples - start)
-            with engine.scope():
-                noise = tuple(
-                    engine.normal(engine.fold_in(engine.fold_in(key, start), i), (size, *shape))
-                    for i, shape in enumerate(structure.noise_shapes(posterior.weights))
-                )
-            scale = engine.asarray(spread[start : start + size])
-            parts = [engine.to_numpy(compiled(posterior.weights, noise, scale, rows)) for rows in self._chunks(x)]
-            columns.append(np.concatenate(parts, axis=1)[:, : len(x)])
-        return np.concatenate(columns).astype(np.float64), states
+        Args:
+            num_functions: how many; their weights are kept.
+            method: ``"linearized"`` or ``"samples"``, as for :meth:`predict`.
+            seed: of the draws; the model's own if None.
 
-    def _chunks(self, x: np.ndarray) -> list[Any]:
-        """Rows in engine arrays of a few fixed sizes: powers of two up to 256."""
-        size = min(_ROWS_AT_ONCE, 1 << (len(x) - 1).bit_length())
-        padded = np.concatenate([x, np.repeat(x[:1], -len(x) % size, axis=0)])
-        return [self.engine.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
+        Raises:
+            InvalidInput: fewer than one, a seed below 0 or an unknown method.
+            NotFitted: the model has seen no data.
+        """
+        if method not in FUNCTION_METHODS:
+            raise InvalidInput(f"method must be one of {', '.join(FUNCTION_METHODS)}, got {method!r}")
+        for name, value, least in (("num_functions", num_functions, 1), ("seed", 0 if seed is None else seed, 0)):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
+        seed = self.seed if seed is None else seed
+        members, log_weights = self._members()
+        counts = np.random.default_rng(seed).multinomial(num_functions, np.exp(log_weights))
+        groups = [
+            self._answering.weight_deviations(posterior, int(count), seed + member)
+            for member, (posterior, count) in enumerate(zip(members, counts, strict=True))
+            if count
+        ]
+        return FunctionSamples(self.engine, self.network, self.scaling, self.num_inputs, method, groups)
 
     def _cached(self, name: str, build: Callable[[], Any]) -> Any:
         if name not in self._compiled:

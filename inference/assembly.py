@@ -24,7 +24,7 @@ __all__ = ["Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "m
 Assemble = Callable[..., Posterior]
 
 
-def assembler(problem: FitProblem, variational: Sequence[bool]) -> Assemble:
+def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str = "ggn") -> Assemble:
     """``assemble(parameters, prior_precision, rows, state)``: the posterior around trained parameters.
 
     Variational layers take the precision of their fitted deviations; point layers take the prior's plus the generalised
@@ -35,18 +35,19 @@ def assembler(problem: FitProblem, variational: Sequence[bool]) -> Assemble:
     Args:
         problem: whose structure holds the posterior.
         variational: for each layer, whether its weights are variational.
+        curvature: see :func:`~.gauss_newton.curvature_of`.
     """
     engine, likelihood, structure = problem.engine, problem.likelihood, problem.structure
     points = [not flag for flag in variational]
-    add_curvature = curvature_of(engine, problem.network, likelihood, structure, points)
+    add_curvature = curvature_of(engine, problem.network, likelihood, structure, points, curvature)
 
     def assemble(
         parameters: Parameters, prior_precision: Sequence[np.ndarray], rows: Any = None, state: Any = None
     ) -> Posterior:
-        x, weight = problem.x, problem.weight
+        data, weight = (problem.x, problem.y), problem.weight
         if rows is not None:
             with engine.scope():
-                x, weight = x[rows], weight[rows]
+                data, weight = (problem.x[rows], problem.y[rows]), weight[rows]
         if state is None:
             fitted = [engine.to_numpy(value) for value in parameters.likelihood]
             state = likelihood.state_from_fit(fitted, float(weight.sum()))
@@ -60,7 +61,7 @@ def assembler(problem: FitProblem, variational: Sequence[bool]) -> Assemble:
             )
             weights = structure.initial(engine, parameters.mean, precisions)
         if any(points):
-            weights = add_curvature(weights, x, weight, given)
+            weights = add_curvature(weights, data, weight, given)
         return Posterior(weights, given)
 
     return assemble
@@ -71,9 +72,12 @@ class LayerMethod(Method):
 
     Attributes:
         training: how the network is trained.
+        curvature: of layers with point weights, see :func:`~.gauss_newton.curvature_of`.
     """
 
     training: TrainingOptions
+
+    curvature: str = "ggn"
 
     @property
     def rounds(self) -> int:
@@ -141,7 +145,7 @@ def fit_members(
     own_rows = [np.arange(len(problem.weight))] * count if rows is None else list(rows)
     members = [start_parameters(one, deviations, seed) for one, seed in zip(alone, seeds, strict=True)]
     options = share_of(method.training, method.rounds)
-    assemble = assembler(problem, variational)
+    assemble = assembler(problem, variational, method.curvature)
     for turn in range(method.rounds):
         precisions = [tuple(engine.asarray(p) for p in one.prior_precision) for one in alone]
         with engine.scope():

@@ -32,9 +32,9 @@ class LayerFactors(NamedTuple):
     inputs: Float[Array, "N I"]
     rows: Float[Array, "N K O"]
 
-    def left_multiply(self, factor: Float[Array, "N K R"]) -> LayerFactors:
-        """Factors of ``factorᵀ J``: R new output directions for each input."""
-        return LayerFactors(self.inputs, factor.mT @ self.rows)
+    def left_multiply(self, factor: Float[Array, "N K R"] | None) -> LayerFactors:
+        """Factors of ``factorᵀ J``: R new output directions for each input; None for the identity."""
+        return self if factor is None else LayerFactors(self.inputs, factor.mT @ self.rows)
 
     def pull_back(self, residual: Float[Array, "N K"]) -> tuple[Float[Array, "N I"], Float[Array, "N O"]]:
         """Columns and rows whose summed outer products are ``Jᵀ residual``, in the shape of W."""

@@ -72,6 +72,11 @@ class FilterModel:
     structure: Structure | Mixture
     dynamics: Dynamics = Static()
 
+    @property
+    def factors_needed(self) -> tuple[bool, ...]:
+        """For each layer, whether its factors are asked for."""
+        return self.structure.uses_factors(self.network.num_layers)
+
     def compile(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """``step(posterior, prior, x, y, weight, elapsed)``: pure, compiled where the engine can."""
         return engine.jit(lambda *args: self._step(engine, *args))
@@ -116,7 +121,7 @@ def filter_step(
     weights = posterior.weights
     if not model.dynamics.is_static:
         weights = _relax(engine, model, weights, prior, elapsed)
-    outputs, factors = model.network.factors(engine, structure.mean(weights), x)
+    outputs, factors = model.network.factors(engine, structure.mean(weights), x, needed=model.factors_needed)
     covariance = structure.output_covariance(engine, weights, factors, joint=True)
 
     def small(small_engine: Engine, *arrays: Any) -> Any:

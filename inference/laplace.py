@@ -10,6 +10,7 @@ from typing import Any
 
 from .assembly import Assemble, Finished, LayerMethod
 from .errors import InvalidInput
+from .gauss_newton import CURVATURES
 from .marginal_likelihood import evidence, evidence_update
 from .methods import FitProblem
 from .objective import Parameters
@@ -31,14 +32,20 @@ class Laplace(LayerMethod):
             at the mode that was found; ``"during"``: in four rounds, each of which goes on from the last one's mode
             under the prior that it learned; None: take the prior as it is.
 
+        curvature: ``"ggn"``, the generalised Gauss-Newton matrix, or ``"empirical_fisher"``, the squares of the rows'
+            own scores.
+
     Raises:
         InvalidInput: another word.
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)
     marginal_likelihood: str | None = None
+    curvature: str = "ggn"
 
     def __post_init__(self) -> None:
+        if self.curvature not in CURVATURES:
+            raise InvalidInput(f"Laplace.curvature must be one of {', '.join(CURVATURES)}, got {self.curvature!r}")
         if self.marginal_likelihood not in (None, "after", "during"):
             raise InvalidInput(
                 f"Laplace.marginal_likelihood must be 'after', 'during' or None, got {self.marginal_likelihood!r}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -141,9 +141,23 @@ class MLP:
         return x
 
     def factors(
-        self, engine: Engine, weights: Weights, x: Float[Array, "N I"]
-    ) -> tuple[Float[Array, "N K"], tuple[LayerFactors, ...]]:
-        """Outputs, and the factors of every layer (one forward pass, K rows back)."""
+        self,
+        engine: Engine,
+        weights: Weights,
+        x: Float[Array, "N I"],
+        directions: Callable[[Array], Array] | None = None,
+        needed: Sequence[bool] | None = None,
+    ) -> tuple[Float[Array, "N K"], tuple[Any, ...]]:
+        """Outputs, and the factors of every layer (one forward pass, K rows back).
+
+        Args:
+            engine: the arrays' engine.
+            weights: one matrix per layer.
+            x: inputs.
+            directions: from the outputs to L (N, K, R): then the factors are those of LᵀJ, and R rows go back.
+            needed: for each layer, whether its factors are; rows go back to the first such layer, those before have
+                None.
+        """
         xp = engine.xp
         activate = ACTIVATIONS[self.activation]
         ones = engine.constant(np.ones((1, 1)), x)
@@ -156,12 +170,18 @@ class MLP:
             if index < len(weights) - 1:
                 x, slope = activate(engine, x)
                 slopes.append(slope)
-        num_outputs = x.shape[1]
-        rows = engine.eye(num_outputs, x)[None]
-        if x.shape[0] > 1:
-            rows = xp.broadcast_to(rows, (x.shape[0], num_outputs, num_outputs))
-        factors = [LayerFactors(inputs[-1], rows)]
-        for matrix, extended, slope in zip(weights[:0:-1], inputs[-2::-1], slopes[::-1], strict=True):
-            rows = (rows @ matrix[:-1, :].mT) * slope[:, None, :]
-            factors.append(LayerFactors(extended, rows))
+        rows = _identity_rows(engine, x) if directions is None else directions(x).mT
+        factors: list[LayerFactors | None] = [LayerFactors(inputs[-1], rows)]
+        for index in range(len(weights) - 2, -1, -1):
+            if needed is None or any(needed[: index + 1]):
+                rows = (rows @ weights[index + 1][:-1, :].mT) * slopes[index][:, None, :]
+                factors.append(LayerFactors(inputs[index], rows))
+            else:
+                factors.append(None)
         return x, tuple(factors[::-1])
+
+
+def _identity_rows(engine: Engine, outputs: Float[Array, "N K"]) -> Float[Array, "N K K"]:
+    num_rows, num_outputs = outputs.shape
+    rows = engine.eye(num_outputs, outputs)[None]
+    return rows if num_rows == 1 else engine.xp.broadcast_to(rows, (num_rows, num_outputs, num_outputs))

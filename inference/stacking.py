@@ -127,7 +127,7 @@ class Stacking(Method):
 def stacking_weights(log_densities: np.ndarray, iterations: int = 1000) -> np.ndarray:
     """Weights on the simplex that maximise Σ_n log Σ_c w_c p_cn + Σ_c log w_c, by expectation maximisation.
 
-    The second sum is a flat Dirichlet prior's worth of one row for each candidate: it keeps candidates that hardly differ
+    The second sum is a Dirichlet prior worth one row for each candidate: it keeps candidates that hardly differ
     together, which matters where rows are few. Candidates of density 0 get weight 0.
 
     Args:

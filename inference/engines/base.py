@@ -343,6 +343,10 @@ class Engine(ABC):
         """``matrix + (columnᵀ @ row) / divisor``, elementwise division."""
         return matrix + (column.T @ row) / divisor
 
+    def gram(self, rows: Array) -> Array:
+        """``rowsᵀ @ rows``; where the framework's library can, at the price of one triangle."""
+        return rows.mT @ rows
+
     def subtract_product(self, matrix: Array, left: Array, right: Array) -> Array:
         """``matrix - left @ right``."""
         return matrix - left @ right

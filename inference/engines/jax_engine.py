@@ -179,6 +179,14 @@ class JaxEngine(Engine):
         solve = jax.scipy.linalg.solve_triangular
         return solve(factor, right, lower=lower, trans=1 if transpose else 0)
 
+    def gram(self, rows: Any) -> Any:
+        half = rows.shape[1] // 2
+        if self.device.platform != "cpu" or half < 64:
+            return rows.mT @ rows
+        left, right = rows[:, :half], rows[:, half:]  # XLA has no symmetric product here: the blocks below are copied
+        across = left.mT @ right
+        return jnp.block([[self.gram(left), across], [across.mT, self.gram(right)]])
+
     def logsumexp(self, array: Any, axis: int) -> Any:
         return jax.scipy.special.logsumexp(array, axis=axis)
 

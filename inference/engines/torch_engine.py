@@ -215,6 +215,12 @@ class TorchEngine(Engine):
         outer = column.T * row if len(column) == 1 else column.T @ row
         return matrix.addcdiv_(outer, divisor) if self.in_place else torch.addcdiv(matrix, outer, divisor)
 
+    def gram(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cpu":
+            return rows.mT @ rows
+        host = rows.numpy()  # NumPy sees that the factors are one array, and computes one triangle
+        return torch.from_numpy(host.T @ host)
+
     def subtract_product(self, matrix: Any, left: Any, right: Any) -> torch.Tensor:
         if self.in_place:
             return matrix.addmm_(left, right, alpha=-1)

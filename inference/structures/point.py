@@ -45,11 +45,18 @@ class Point(Structure):
         shape = (size, size) if joint else (num_rows, num_outputs, num_outputs)
         return engine.xp.broadcast_to(0 * rows[:1, :1, 0], shape) if joint else 0 * rows @ rows.mT
 
+    def uses_factors(self, num_layers: int) -> tuple[bool, ...]:
+        return (False,) * num_layers
+
+    def predictive_variance(self, engine: Engine, prepared: PointState, factors: Factors) -> Array:
+        rows = next((factor.rows for factor in factors if factor is not None), None)
+        return 0.0 if rows is None else 0 * rows[:, :, 0]
+
     def shift(self, engine: Engine, state: PointState, factors: Factors, residual: Float[Array, "N K"]) -> PointState:
         return state
 
     def add_precision(
-        self, engine: Engine, state: PointState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: PointState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> PointState:
         return state
 
