@@ -46,6 +46,10 @@ _HOME = {
     "OnlineUpdater": "updater",
     "Receipt": "updater",
     "load": "replay",
+    "BayesianMLPRegressor": "estimators",
+    "BayesianMLPClassifier": "estimators",
+    "RiverRegressor": "river",
+    "RiverClassifier": "river",
     "errors": "inference.errors",
 }
 

@@ -16,7 +16,7 @@ from .inference.errors import MissingDependency
 from .inference.laplace import Laplace
 from .inference.likelihoods import Categorical
 from .inference.network import MLP
-from .inference.objective import TrainingOptions
+from .inference.training import TrainingOptions
 from .inference.per_layer import PerLayer
 from .inference.priors import NormalPrior
 from .inference.structures import Full, LastLayer, LowRank

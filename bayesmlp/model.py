@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -29,6 +30,7 @@ from .inference.spec import from_spec, to_spec
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
 from .predictive import APPROXIMATIONS, Predictive
+from .progress import fit_progress
 from .sampled import SampledPosterior
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
@@ -63,7 +65,7 @@ class BayesianMLP:
             None for the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
         standardize: scale inputs, and numeric targets, to mean 0 and variance 1 with the statistics of the data given
-            to :meth:`fit`. A model that only updates does not scale.
+            to :meth:`fit`. A model that only updates does not scale, unless :meth:`start_from_prior` is told how.
         seed: of initialisation, mini-batches and noise.
 
     Raises:
@@ -203,6 +205,7 @@ class BayesianMLP:
         method: Method | None = None,
         weight: Any = None,
         on_epoch: Callable[[int, int, float], None] | None = None,
+        progress: bool | None = None,
     ) -> BayesianMLP:
         """Fit the posterior to a data set, from scratch.
 
@@ -212,6 +215,7 @@ class BayesianMLP:
             method: ``Laplace()`` (default), ``Variational()``, ``PerLayer(...)``.
             weight: of each row, at least 0.
             on_epoch: called with the epoch, the number of epochs and the mean objective per row.
+            progress: whether to show a progress bar; None for one on a terminal if the fit takes over a second.
 
         Returns:
             The model itself.
@@ -222,8 +226,7 @@ class BayesianMLP:
         """
         if method is not None and not isinstance(method, Method):
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
-        x, targets, scaling = self._training_data(X, y)
-        weights = check_weights(weight, len(x))
+        x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
             network=self.network,
@@ -234,12 +237,12 @@ class BayesianMLP:
             y=self.engine.asarray(targets),
             weight=weights,
             seed=self.seed,
-            on_epoch=on_epoch,
         )
         method = method or Laplace()
         if isinstance(self.structure, Mixture) and isinstance(method, LayerMethod):
             method = Ensemble(method, self.structure.members)
-        result = method.fit(problem)
+        with fit_progress(progress, on_epoch) as report:
+            result = method.fit(replace(problem, on_epoch=report))
         arrays = result.structure.to_arrays(self.engine, result.posterior.weights)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
@@ -249,13 +252,38 @@ class BayesianMLP:
         self._set(x.shape[1], scaling, result.posterior)
         return self
 
-    def _training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray, Scaling]:  # noqa: N803
-        """Checked, scaled inputs and targets, and the scaling."""
-        x = check_inputs(X, None)
-        targets = self._prepare(y, len(x))
+    def _training_data(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        weight: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray, Scaling, np.ndarray]:
+        """Checked, scaled inputs and targets, the scaling, and the checked weights."""
+        x, targets, weights = self._checked(X, y, weight)
         if not self.engine.has_gradients:
             raise InvalidInput(f"engine {self.engine.name!r} has no gradients: fit with 'torch' or 'jax'")
-        scaling = Scaling.estimate(
+        scaling = self._estimate_scaling(x, targets, weights)
+        return scaling.inputs(x), scaling.targets(targets), scaling, weights
+
+    def _checked(self, X: Any, y: Any, weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # noqa: N803
+        x = check_inputs(X, None)
+        return x, self._prepare(y, len(x)), check_weights(weight, len(x))
+
+    def estimate_scaling(self, X: Any, y: Any, *, weight: Any = None) -> Scaling:  # noqa: N803
+        """The standardisation that :meth:`fit` would take from a data set; nothing is learned.
+
+        Args:
+            X: inputs, (rows, inputs).
+            y: targets.
+            weight: of each row, at least 0.
+
+        Raises:
+            InvalidInput: bad data.
+        """
+        return self._estimate_scaling(*self._checked(X, y, weight))
+
+    def _estimate_scaling(self, x: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> Scaling:
+        return Scaling.estimate(
             x,
             targets,
             inputs=self.standardize,
@@ -263,8 +291,8 @@ class BayesianMLP:
             one_target_scale=self.likelihood.shares_target_scale,
             num_targets=self.likelihood.num_targets,
             inputs_per_row=self.network.inputs_per_row,
+            weight=weights if weights.any() else None,  # rows that weigh nothing still have a scale
         )
-        return scaling.inputs(x), scaling.targets(targets), scaling
 
     def update(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> UpdateInfo:  # noqa: N803
         """One online Bayes step, in memory; a model without data starts from its prior.
@@ -332,11 +360,13 @@ class BayesianMLP:
             time = convert(np.asarray(elapsed, dtype=np.float64))
         return convert(x), convert(y), weights, time
 
-    def start_from_prior(self, num_inputs: int) -> None:
+    def start_from_prior(self, num_inputs: int, scaling: Scaling | None = None) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
 
         Args:
             num_inputs: number of inputs.
+            scaling: of inputs and targets from now on, as :meth:`estimate_scaling` takes it from the first rows of a
+                stream; None to leave them as they are.
         """
         state = self.likelihood.initial_state()
         dispersion = float(self.likelihood.dispersion(state))
@@ -345,7 +375,9 @@ class BayesianMLP:
             start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
             weights = self._independent(start, num_inputs, dispersion)
             members.append(Posterior(weights, state_arrays(self.engine, state)))
-        scaling = Scaling.identity(num_inputs, self.likelihood.num_targets)
+        scaling = scaling or Scaling.identity(num_inputs, self.likelihood.num_targets)
+        if scaling.input_mean.shape != (num_inputs,):
+            raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
         even = np.full(len(members), -np.log(len(members)))
         is_mixture = isinstance(self._resolved, Mixture)
         self._set(num_inputs, scaling, mixture_of(self.engine, members, even) if is_mixture else members[0])
@@ -429,7 +461,7 @@ class BayesianMLP:
             InvalidInput: bad data, or an engine without gradients.
             MissingDependency: the framework's probabilistic language is not installed.
         """
-        x, targets, scaling = self._training_data(X, y)
+        x, targets, scaling, _ = self._training_data(X, y)
         language = self.to_numpyro if self.engine.name.startswith("jax") else self.to_pyro
         program = language(x.shape[1], scaling)
         chains = (method or NUTS()).run(
@@ -499,10 +531,9 @@ class BayesianMLP:
         posterior = self.posterior
         if not isinstance(self._resolved, Mixture):
             return [posterior], np.zeros(1)
+        stacked = posterior._replace(weights=posterior.weights.members)
         with self.engine.scope():
-            members = [
-                take(posterior._replace(weights=posterior.weights.members), i) for i in range(self._resolved.members)
-            ]
+            members = [take(stacked, member) for member in range(self._resolved.members)]
         return members, self.engine.to_numpy(posterior.weights.log_weights)
 
     def _check_approximation(self, approximation: str, method: str) -> None:

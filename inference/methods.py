@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,11 @@ class FitProblem:
     def prior_precision(self) -> tuple[np.ndarray, ...]:
         """Of each weight, float64, on the host; the prior mean is 0."""
         return self.prior.precision(self.shapes)
+
+    def only(self, rows: np.ndarray) -> FitProblem:
+        """The same problem with some of its rows."""
+        with self.engine.scope():
+            return replace(self, x=self.x[rows], y=self.y[rows], weight=self.weight[rows])
 
     def start(self, seed: int) -> tuple[np.ndarray, ...]:
         """Initial weights, float64, on the host."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
 from .objective import Parameters, Terms, objective_of
 
-__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "start_parameters", "train"]
+__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "share_of", "start_parameters", "train"]
 
 _LOOKS = 100  # at the held-out rows, spread over the epochs
 
@@ -87,6 +87,14 @@ def learning_rate_schedule(steps: int, peak: float) -> np.ndarray:
     return peak * np.minimum(1, (np.arange(steps) + 1) / warm) * 0.5 * (1 + np.cos(math.pi * progress))
 
 
+def share_of(options: TrainingOptions, rounds: int) -> TrainingOptions:
+    """The options of one of several rounds, which share the steps of a training."""
+    if rounds == 1:
+        return options
+    epochs = None if options.epochs is None else max(1, options.epochs // rounds)
+    return replace(options, epochs=epochs, steps=max(1, options.steps // rounds))
+
+
 def start_parameters(problem: FitProblem, deviations: Sequence[float | None], seed: int) -> Parameters:
     """Where one network starts.
 
@@ -115,8 +123,7 @@ def train(
     prior_precision: tuple[Array, ...],
     variational: Sequence[bool],
     options: TrainingOptions,
-    rows: np.ndarray | None = None,
-    on_epoch: Callable[[int, int, float], None] | None = None,
+    rows: np.ndarray,
 ) -> Trained:
     """Minimise the objective.
 
@@ -126,19 +133,17 @@ def train(
         prior_precision: of each weight, in the form of the means.
         variational: for each layer, whether its weights are variational.
         options: of the optimiser.
-        rows: indices of the rows to learn from, (n,), or (members, n) for several; all rows where None.
-        on_epoch: called with epoch, number of epochs, mean objective per row.
+        rows: indices of the rows to learn from, (n,), or (members, n) for several.
 
     Raises:
         NumericalFailure: the objective became infinite or undefined.
     """
     engine = problem.engine
-    rows = np.arange(len(problem.weight)) if rows is None else rows
     rows, held_out = _hold_out(rows, options.validation, problem.seed)
     batch_size = min(options.batch_size, rows.shape[-1])
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
-    watch = _Watch(problem, held_out, num_epochs, options.patience, on_epoch)
+    watch = _Watch(problem, held_out, num_epochs, options.patience)
     state, history = engine.train(
         _step_of(problem, variational, rows),
         _State(start, prior_precision, engine.adam_moments(start)),
@@ -215,13 +220,12 @@ class _Watch:
         held_out: np.ndarray,
         num_epochs: int,
         patience: int | None,
-        report: Callable[[int, int, float], None] | None,
     ) -> None:
         self.looks: list[tuple[int, float]] = []
         self.best: Parameters | None = None
         self._best_scores: Any = None
         self._since = 0
-        self._problem, self._num_epochs, self._patience, self._report = problem, num_epochs, patience, report
+        self._problem, self._num_epochs, self._patience = problem, num_epochs, patience
         self._every = max(1, num_epochs // _LOOKS)
         self._rows = tuple(array[held_out] for array in (problem.x, problem.y)) if held_out.shape[-1] else None
         self._score = self._compile(held_out.ndim == 2)
@@ -237,8 +241,8 @@ class _Watch:
 
     def on_epoch(self, epoch: int, report: np.ndarray, state: _State) -> bool:
         """Whether to stop."""
-        if self._report is not None:
-            self._report(epoch, self._num_epochs, float(report[0]))
+        if self._problem.on_epoch is not None:
+            self._problem.on_epoch(epoch, self._num_epochs, float(report[0]))
         if self._rows is None or ((epoch + 1) % self._every and epoch + 1 < self._num_epochs):
             return False
         engine = self._problem.engine

@@ -44,9 +44,6 @@ class HeteroscedasticGaussian(ScaleMixture):
     them the Fisher information of (m, s) is diag(exp(-s), 1/2). The predictive integrates m in closed form given s, and
     s by fixed nodes.
 
-    The joint mode of m and s for a few rows, if the prior is wide, fits m and shrinks s: the network's first updates
-    without a batch fit claim too little noise.
-
     Args:
         num_targets: number of targets T; the network has 2 T outputs.
 
