@@ -85,7 +85,7 @@ class Answering:
 
     def sampled(self, posterior: Posterior, x: np.ndarray, num_samples: int, seed: int) -> tuple[np.ndarray, Any]:
         """Outputs of sampled networks (S, N, K), and the likelihood's state drawn with each."""
-        engine, structure, network = self._engine, self._structure, self._network
+        engine, network = self._engine, self._network
 
         def outputs_of(weights: Any, noise: Any, scale: Any, rows: Any) -> Any:
             mean, deviations = self._draw(weights, noise, scale)

@@ -557,7 +557,7 @@ class BayesianMLP:
             raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {self.likelihood}")
 
     def output_variance(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Variance of each of the network's outputs due to the weights, linearised at the mean, (N, K), in scaled units.
+        """Variance of each output due to the weights, linearised at the mean, (N, K), in scaled units.
 
         Where only this is wanted, it takes less than :meth:`predict`. For a mixture, the members' average plus the
         variance of their means.

@@ -4,10 +4,10 @@
     python benchmarks/uci.py DATA --quick               # two splits of the four small sets
     python benchmarks/uci.py DATA --sets yacht boston   # some of them
 
-DATA holds ``boston.npz`` and so on, with ``X``, ``y``, ``splits_train`` and ``splits_test``. One hidden layer of 50 units
-(100 for protein). One configuration for all sets: the log predictive density and the error are of the very
-:func:`recommended` model, in the units of the targets. Every split is written to the results file as it is done, and
-a later run goes on from there. At the end: a table beside published figures, and a plot of it.
+DATA holds ``boston.npz`` and so on, with ``X``, ``y``, ``splits_train`` and ``splits_test``. One hidden layer of 50
+units (100 for protein). One configuration for all sets: :func:`recommended`. Scores are in the units of the targets. Every
+split is written to the results file as it is done, and a later run goes on from there. At the end: a table beside
+published figures, and a plot of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SMALL = ("boston", "concrete", "energy", "yacht")
 
 
 def recommended(num_units: int, engine: str, steps: int) -> tuple[bm.BayesianMLP, Any]:
-    """The library's recommended regression model, and the method that fits it: nothing is set by hand for a data set."""
+    """The recommended regression model, and the method that fits it: nothing is set by hand for a data set."""
     model = bm.BayesianMLP(
         bm.MLP(hidden=(num_units,)), bm.HeteroscedasticGaussian(), structure=bm.Full(), engine=engine
     )

@@ -33,7 +33,7 @@ def curvature_of(
 
     Returns ``add(state, data, weight, likelihood_state)``, which adds it to the precision of a structure's state, at
     whose mean the network is linearised; ``data`` are inputs (N, I) and targets as the likelihood prepared them,
-    ``weight`` that of each row (N,) on the host. It is compiled once, for the posteriors of as many networks as need it.
+    ``weight`` that of each row (N,) on the host. It is compiled once, for as many networks as need it.
 
     Args:
         engine: of the arrays.
