@@ -24,6 +24,7 @@ _HOME = {
     "Kronecker": "inference.structures",
     "LowRank": "inference.structures",
     "Point": "inference.structures",
+    "Subnetwork": "inference.structures",
     "Blocks": "inference.structures",
     "LastLayer": "inference.structures",
     "Static": "inference.dynamics",

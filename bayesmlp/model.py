@@ -318,15 +318,16 @@ class BayesianMLP:
         scaling = Scaling.identity(num_inputs, self.likelihood.num_outputs)
         self._set(num_inputs, scaling, Posterior(weights, state_arrays(self.engine, state)))
 
-    def _independent(self, mean: Any, num_inputs: int, dispersion: float) -> Any:
+    def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None) -> Any:
         """The structure's state with the prior's precision, at unit dispersion, around a mean."""
         shapes = self.network.shapes(num_inputs, self.likelihood.num_outputs)
-        with self.engine.scope():
-            return self._resolved.initial(
-                self.engine,
-                tuple(self.engine.asarray(matrix) for matrix in mean),
-                tuple(self.engine.asarray(p * dispersion) for p in self.prior.precision(shapes)),
-            )
+        engine, structure = self.engine, self._resolved
+        with engine.scope():
+            means = tuple(engine.asarray(matrix) for matrix in mean)
+            precisions = tuple(engine.asarray(p * dispersion) for p in self.prior.precision(shapes))
+            if like is None:
+                return structure.initial(engine, means, precisions)
+            return structure.initial_like(engine, like, means, precisions)
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
         self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
@@ -334,7 +335,8 @@ class BayesianMLP:
         self._compiled = {}  # a step closes over the likelihood in the units of the scaling
         if not self.dynamics.is_static:  # forgetting relaxes to where learning began, with the prior's variance
             dispersion = float(self.likelihood.dispersion(self._host_likelihood_state()))
-            self._prior_state = self._independent(self._resolved.mean(posterior.weights), num_inputs, dispersion)
+            weights = posterior.weights
+            self._prior_state = self._independent(self._resolved.mean(weights), num_inputs, dispersion, weights)
 
     def _prepare(self, y: Any, rows: int) -> np.ndarray:
         targets = self.likelihood.prepare(as_host_array(y, "y"))

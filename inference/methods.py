@@ -113,19 +113,21 @@ def fit_posterior(
         )
         weights = problem.structure.initial(engine, fit.mean, precisions)
     points = [deviation is None for deviation in initial_deviations]
-    if any(points):
-        weights = add_curvature(
-            engine,
-            problem.network,
-            likelihood,
-            problem.structure,
-            weights,
-            (problem.x, problem.y),
-            problem.weight,
-            points,
-            curvature,
-            dispersion,
+
+    def curved(structure: Structure, weights: Any) -> Any:
+        data = (problem.x, problem.y)
+        return add_curvature(
+            engine, problem.network, likelihood, structure, weights, data, problem.weight, points, curvature, dispersion
         )
+
+    survey = problem.structure.survey
+    if any(points):
+        if survey is not None:
+            surveyed = curved(survey, survey.initial(engine, fit.mean, precisions))
+            with engine.scope():
+                variance = survey.marginal_variance(engine, surveyed)
+                weights = problem.structure.chosen(engine, variance, fit.mean, precisions)
+        weights = curved(problem.structure, weights)
     return FitResult(Posterior(weights, state_arrays(engine, state)), fit.history)
 
 

@@ -15,7 +15,7 @@ from .errors import InvalidInput
 from .likelihoods import Bernoulli, Categorical, Gaussian
 from .network import MLP
 from .priors import NormalPrior
-from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Point
+from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Point, Subnetwork
 
 __all__ = ["from_spec", "to_spec"]
 
@@ -23,7 +23,7 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         MLP, NormalPrior, Gaussian, Categorical, Bernoulli, Static, Forgetting, Diagonal, Full, Kronecker, LowRank,
-        Point, Blocks,
+        Point, Subnetwork, Blocks,
     )
 }  # fmt: skip
 

@@ -7,5 +7,6 @@ from .full import Full
 from .kronecker import Kronecker
 from .low_rank import LowRank
 from .point import Point
+from .subnetwork import Subnetwork
 
-__all__ = ["Blocks", "Diagonal", "Full", "Kronecker", "LastLayer", "LowRank", "Point", "Structure"]
+__all__ = ["Blocks", "Diagonal", "Full", "Kronecker", "LastLayer", "LowRank", "Point", "Structure", "Subnetwork"]
