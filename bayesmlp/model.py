@@ -383,15 +383,16 @@ class BayesianMLP:
         is_mixture = isinstance(self._resolved, Mixture)
         self._set(num_inputs, scaling, mixture_of(self.engine, members, even) if is_mixture else members[0])
 
-    def _independent(self, mean: Any, num_inputs: int, dispersion: float) -> Any:
+    def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None) -> Any:
         """A member's state with the prior's precision, at unit dispersion, around a mean."""
         shapes = self.network.shapes(num_inputs, self.likelihood.num_outputs)
-        with self.engine.scope():
-            return self._base.initial(
-                self.engine,
-                tuple(self.engine.asarray(matrix) for matrix in mean),
-                tuple(self.engine.asarray(p * dispersion) for p in self._fitted_prior.precision(shapes)),
-            )
+        engine, structure = self.engine, self._base
+        with engine.scope():
+            means = tuple(engine.asarray(matrix) for matrix in mean)
+            precisions = tuple(engine.asarray(p * dispersion) for p in self._fitted_prior.precision(shapes))
+            if like is None:
+                return structure.initial(engine, means, precisions)
+            return structure.initial_like(engine, like, means, precisions)
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
         self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
@@ -405,7 +406,8 @@ class BayesianMLP:
         states = []
         for posterior in self._members()[0]:
             dispersion = float(self.likelihood.dispersion(map_arrays(self.engine.to_numpy, posterior.likelihood)))
-            states.append(self._independent(self._base.mean(posterior.weights), self.num_inputs, dispersion))
+            weights = posterior.weights
+            states.append(self._independent(self._base.mean(weights), self.num_inputs, dispersion, weights))
         if not isinstance(self._resolved, Mixture):
             return states[0]
         with self.engine.scope():

@@ -15,6 +15,7 @@ from .gauss_newton import curvature_of
 from .methods import FitProblem, FitResult, Method, state_arrays
 from .objective import Parameters, deviations_of
 from .priors import NormalPrior
+from .structures.base import Structure
 from .structures.mixture import MixtureState
 from .training import Trained, TrainingOptions, share_of, start_parameters, train
 
@@ -39,7 +40,12 @@ def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str =
     """
     engine, likelihood, structure = problem.engine, problem.likelihood, problem.structure
     points = [not flag for flag in variational]
-    add_curvature = curvature_of(engine, problem.network, likelihood, structure, points, curvature)
+    survey = structure.survey if any(points) else None
+
+    def adder(form: Structure) -> Callable[..., Any]:
+        return curvature_of(engine, problem.network, likelihood, form, points, curvature)
+
+    add_curvature, add_survey = adder(structure), None if survey is None else adder(survey)
 
     def assemble(
         parameters: Parameters, prior_precision: Sequence[np.ndarray], rows: Any = None, state: Any = None
@@ -60,6 +66,11 @@ def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str =
                 for prior, deviation in zip(prior_precision, deviations, strict=True)
             )
             weights = structure.initial(engine, parameters.mean, precisions)
+        if survey is not None and add_survey is not None:
+            surveyed = add_survey(survey.initial(engine, parameters.mean, precisions), data, weight, given)
+            with engine.scope():
+                variances = survey.marginal_variance(engine, surveyed)
+                weights = structure.chosen(engine, variances, parameters.mean, precisions)
         if any(points):
             weights = add_curvature(weights, data, weight, given)
         return Posterior(weights, given)

@@ -25,7 +25,7 @@ from .likelihoods import (
 from .network import MLP
 from .pairwise import PairwiseMLP
 from .priors import NormalPrior
-from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Mixture, Point
+from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Mixture, Point, Subnetwork
 
 __all__ = ["from_spec", "to_spec"]
 
@@ -33,7 +33,8 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
-        Ordinal, BradleyTerry, Static, Forgetting, Diagonal, Full, Kronecker, LowRank, Point, Blocks, Mixture,
+        Ordinal, BradleyTerry, Static, Forgetting, Diagonal, Full, Kronecker, LowRank, Point,
+        Subnetwork, Blocks, Mixture,
     )
 }  # fmt: skip
 

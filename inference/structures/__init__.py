@@ -8,6 +8,7 @@ from .kronecker import Kronecker
 from .low_rank import LowRank
 from .mixture import Mixture, MixtureState
 from .point import Point
+from .subnetwork import Subnetwork
 
 __all__ = [
     "Blocks",
@@ -20,4 +21,5 @@ __all__ = [
     "MixtureState",
     "Point",
     "Structure",
+    "Subnetwork",
 ]

@@ -48,6 +48,19 @@ class Structure(ABC):
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> Any:
         """The state with the given means and independent weights of the given precisions."""
 
+    def initial_like(self, engine: Engine, state: Any, mean: Layers, precision: Layers) -> Any:
+        """As :meth:`initial`, of the same weights as another state where a structure chooses among them."""
+        return self.initial(engine, mean, precision)
+
+    @property
+    def survey(self) -> Structure | None:
+        """A structure in which a batch fit takes the curvature first, so that :meth:`chosen` may choose by it."""
+        return None
+
+    def chosen(self, engine: Engine, variance: Layers, mean: Layers, precision: Layers) -> Any:
+        """As :meth:`initial`, given the marginal variances of the survey."""
+        return self.initial(engine, mean, precision)
+
     def mean(self, state: Any) -> Layers:
         """Posterior means, one matrix (inputs + 1, outputs) per layer."""
         return tuple(state.mean)

@@ -14,6 +14,7 @@ from ..errors import InvalidInput
 from .base import Factors, Layers, Structure
 from .diagonal import Diagonal
 from .full import Full
+from .point import Point
 
 __all__ = ["Blocks", "BlocksState", "LastLayer"]
 
@@ -89,6 +90,26 @@ class Blocks(Structure):
         return BlocksState(
             tuple(
                 structure.initial(engine, tuple(mean[i] for i in layers), tuple(precision[i] for i in layers))
+                for structure, layers in self.parts
+            )
+        )
+
+    def initial_like(self, engine: Engine, state: BlocksState, mean: Layers, precision: Layers) -> BlocksState:
+        return BlocksState(
+            tuple(self._each(lambda s, part, m, p: s.initial_like(engine, part, m, p), state, mean, precision))
+        )
+
+    @property
+    def survey(self) -> Structure | None:
+        surveys = [structure.survey for structure, _ in self.parts]
+        if all(survey is None for survey in surveys):
+            return None
+        return Blocks(tuple((s or Point(), layers) for s, (_, layers) in zip(surveys, self.parts, strict=True)))
+
+    def chosen(self, engine: Engine, variance: Layers, mean: Layers, precision: Layers) -> BlocksState:
+        return BlocksState(
+            tuple(
+                structure.chosen(engine, *(tuple(values[i] for i in layers) for values in (variance, mean, precision)))
                 for structure, layers in self.parts
             )
         )

@@ -13,7 +13,7 @@ from .base import Factors, Layers, Structure, flatten_layers, split_layers, sum_
 from .output_layer import OutputLayer
 from .output_layer import output_layer as make_output_layer
 
-__all__ = ["Full", "FullState"]
+__all__ = ["Full", "FullState", "root_kl", "root_log_determinant", "root_transition", "root_update"]
 
 
 class FullState(NamedTuple):
@@ -77,16 +77,8 @@ class Full(Structure):
     def add_precision(
         self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> FullState:
-        """Square-root update of Andrews (1968): S ← S (I - A X Aᵀ) with A = Sᵀ Jᵀ L.
-
-        With I + AᵀA = F Fᵀ and X = F⁻ᵀ (F + I)⁻¹, the new S Sᵀ is exactly (S⁻ᵀS⁻¹ + JᵀLLᵀJ)⁻¹.
-        """
-        xp = engine.xp
         rooted = _rooted(engine, state, [factor.left_multiply(fisher_factor) for factor in factors])
-        whitened = xp.reshape(rooted, (-1, rooted.shape[2]))  # Aᵀ
-        gain = engine.cast(engine.in_float64(_andrews_gain, whitened @ whitened.mT))
-        root = state.covariance_root
-        return FullState(state.mean, engine.subtract_product(root, root @ whitened.mT, gain @ whitened))
+        return FullState(state.mean, root_update(engine, state.covariance_root, rooted))
 
     def begin(self, engine: Engine, state: FullState) -> FullState:
         """The root gives way to the precision, in float64: a sum over many rows outgrows float32."""
@@ -106,10 +98,8 @@ class Full(Structure):
         return FullState(state.mean, engine.cast(engine.in_float64(_inverse_transposed_root, state.covariance_root)))
 
     def transition(self, engine: Engine, state: FullState, prior: Any, retention: Array, growth: Layers) -> FullState:
-        root = state.covariance_root
-        covariance = retention * retention * (root @ root.mT) + _diag(engine, flatten_layers(engine, growth))
-        factor, _ = engine.cholesky(covariance)
-        return FullState(self.move_mean(engine, state, prior, retention), factor)
+        root = root_transition(engine, state.covariance_root, retention, flatten_layers(engine, growth))
+        return FullState(self.move_mean(engine, state, prior, retention), root)
 
     def noise_shapes(self, state: FullState) -> tuple[tuple[int, ...], ...]:
         return ((state.covariance_root.shape[1],),)
@@ -123,13 +113,11 @@ class Full(Structure):
         return split_layers(engine, engine.xp.sum(root * root, axis=1), state.mean)
 
     def log_determinant(self, engine: Engine, state: FullState) -> Array:
-        return -2 * engine.in_float64(_log_abs_determinant, state.covariance_root)
+        return root_log_determinant(engine, state.covariance_root)
 
     def kl(self, engine: Engine, new: FullState, old: FullState) -> Array:
         step = flatten_layers(engine, new.mean) - flatten_layers(engine, old.mean)
-        trace, squares = engine.in_float64(_relative_to, old.covariance_root, new.covariance_root, step)
-        log_ratio = self.log_determinant(engine, new) - self.log_determinant(engine, old)
-        return 0.5 * (trace - step.shape[0] + log_ratio + squares)
+        return root_kl(engine, new.covariance_root, old.covariance_root, step)
 
     def natural(self, engine: Engine, state: FullState) -> tuple[Layers, Any]:
         precision = engine.xp.linalg.inv(state.covariance_root @ state.covariance_root.mT)
@@ -154,13 +142,40 @@ def _rooted(engine: Engine, state: FullState, factors: Factors) -> Float[Array, 
     return total
 
 
+def root_update(engine: Engine, root: Float[Array, "P P"], rooted: Float[Array, "N R P"]) -> Float[Array, "P P"]:
+    """Square-root update of Andrews (1968): S ← S (I - A X Aᵀ) with A = Sᵀ Jᵀ L, given Aᵀ.
+
+    With I + AᵀA = F Fᵀ and X = F⁻ᵀ (F + I)⁻¹, the new S Sᵀ is exactly (S⁻ᵀS⁻¹ + JᵀLLᵀJ)⁻¹.
+    """
+    whitened = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
+    gain = engine.cast(engine.in_float64(_andrews_gain, whitened @ whitened.mT))
+    return engine.subtract_product(root, root @ whitened.mT, gain @ whitened)
+
+
+def root_transition(engine: Engine, root: Float[Array, "P P"], retention: Array, growth: Float[Array, " P"]) -> Array:
+    """A root of γ² S Sᵀ + diag(growth)."""
+    return engine.cholesky(retention * retention * (root @ root.mT) + _diag(engine, growth))[0]
+
+
+def root_log_determinant(engine: Engine, root: Float[Array, "P P"]) -> Array:
+    """Log determinant of the precision (S Sᵀ)⁻¹."""
+    return -2 * engine.in_float64(_log_abs_determinant, root)
+
+
+def root_kl(engine: Engine, new: Float[Array, "P P"], old: Float[Array, "P P"], step: Float[Array, " P"]) -> Array:
+    """KL divergence of two normals from their covariances' roots and the step from the old mean to the new."""
+    trace, squares = engine.in_float64(_relative_to, old, new, step)
+    log_ratio = root_log_determinant(engine, new) - root_log_determinant(engine, old)
+    return 0.5 * (trace - step.shape[0] + log_ratio + squares)
+
+
 def _diag(engine: Engine, values: Array) -> Array:
     """The diagonal matrix of a vector."""
     return values[:, None] * engine.eye(values.shape[0], values)
 
 
 def _andrews_gain(engine: Engine, gram: Array) -> Array:
-    """X of :meth:`Full.add_precision`."""
+    """X of :func:`root_update`."""
     identity = engine.eye(gram.shape[0], gram)
     factor, _ = engine.cholesky(identity + gram)
     inverse = engine.solve_triangular(factor + identity, identity)
