@@ -29,6 +29,7 @@ _HOME = {
     "Laplace": "inference.laplace",
     "Variational": "inference.variational",
     "PerLayer": "inference.per_layer",
+    "AsMarked": "inference.per_layer",
     "NUTS": "inference.sampling.nuts",
     "SampledPosterior": "sampled",
     "TrainingOptions": "inference.objective",

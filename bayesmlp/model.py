@@ -1,9 +1,10 @@
-"""A Bayesian multi-layer perceptron: fit, update, predict."""
+"""A Bayesian network: fit, update, predict."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
@@ -14,16 +15,17 @@ from .inference.dynamics import Dynamics, Static
 from .inference.engines import Engine, get_engine, map_arrays
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
-from .inference.laplace import Laplace
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
-from .inference.network import MLP
+from .inference.network import MLP, Network
+from .inference.per_layer import AsMarked
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
-from .inference.structures import LastLayer, Structure
+from .inference.structures import Structure
 from .inference.structures.base import chunk_rows
+from .layers.base import restore_network
 from .predictive import Predictive
 from .sampled import SampledPosterior
 from .scaling import Scaling
@@ -44,22 +46,22 @@ def default_engine() -> str:
 
 
 class BayesianMLP:
-    """A multi-layer perceptron with a posterior over its weights.
+    """A multi-layer perceptron, or a network of the user's own, with a posterior over its weights.
 
     The posterior comes from :meth:`fit`, or grows from the prior by :meth:`update` alone; either way :meth:`update`
     goes on from it. NumPy in, NumPy out; torch tensors, JAX arrays and data frames are accepted.
 
     Args:
-        network: sizes and activation.
+        network: sizes and activation; or a module with Bayesian layers (:mod:`bayesmlp.layers`).
         likelihood: what the outputs mean: ``Gaussian()``, ``Categorical(10)``, ``Bernoulli()``.
         prior: of the weights.
-        structure: form of the posterior.
+        structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
-            None for the one that is installed.
+            None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
         standardize: scale inputs, and numeric targets, to mean 0 and variance 1 with the statistics of the data given
-            to :meth:`fit`. A model that only updates does not scale.
+            to :meth:`fit`. A model that only updates does not scale. None: only where the network is an ``MLP``.
         seed: of initialisation, mini-batches and noise.
 
     Raises:
@@ -70,7 +72,7 @@ class BayesianMLP:
 
     def __init__(
         self,
-        network: MLP,
+        network: Network,
         likelihood: Likelihood,
         *,
         prior: NormalPrior | None = None,
@@ -78,30 +80,33 @@ class BayesianMLP:
         dynamics: Dynamics | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
-        standardize: bool = True,
+        standardize: bool | None = None,
         seed: int = 0,
     ) -> None:
         parts: tuple[tuple[str, Any, type], ...] = (
-            ("network", network, MLP),
+            ("network", network, Network),
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
-            ("structure", structure or LastLayer(), Structure),
+            ("structure", structure, Structure | None),  # type: ignore[arg-type]
             ("dynamics", dynamics or Static(), Dynamics),
         )
         for name, value, kind in parts:
             if not isinstance(value, kind):
-                raise InvalidInput(f"{name} must be a {kind.__name__}, got {value!r}")
+                expected = "Structure" if name == "structure" else kind.__name__
+                raise InvalidInput(f"{name} must be a {expected}, got {value!r}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         self.network = network
         self.likelihood = likelihood
         self.prior = prior or NormalPrior()
-        self.structure = structure or LastLayer()
+        self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
-        self.engine = get_engine(default_engine() if engine is None else engine, dtype)
-        self.standardize = standardize
+        self.engine = _engine_for(network, engine, dtype)
+        self.standardize = network.standardize_by_default if standardize is None else standardize
+        if self.standardize and network.num_tokens is not None:
+            raise InvalidInput("standardize must be off for a network whose inputs are tokens")
         self.seed = seed
         self.history: list[float] = []
         """Mean objective per row for each epoch of the last fit."""
@@ -110,8 +115,8 @@ class BayesianMLP:
         self._posterior: Posterior | None = None
         self._prior_state: Any = None
         self._compiled: dict[str, Any] = {}
-        self._resolved = self.structure.resolve(network.num_layers)
-        self.prior.precision(network.shapes(1, likelihood.num_outputs))
+        self._resolved = network.resolve(self.structure)
+        network.prior_precision(self.prior, 1, likelihood.num_outputs)
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
@@ -185,7 +190,8 @@ class BayesianMLP:
         Args:
             X: inputs, (rows, inputs).
             y: targets, as the likelihood takes them.
-            method: ``Laplace()`` (default), ``Variational()``, ``PerLayer(...)``.
+            method: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None: each layer as the network marks it, which is
+                Laplace unless a module says otherwise.
             weight: of each row, at least 0.
             on_epoch: called with the epoch, the number of epochs and the mean objective per row.
 
@@ -200,13 +206,12 @@ class BayesianMLP:
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
         x, targets, scaling = self._training_data(X, y)
         weights = check_weights(weight, len(x))
-        shapes = self.network.shapes(x.shape[1], self.likelihood.num_outputs)
         problem = FitProblem(
             engine=self.engine,
             network=self.network,
             likelihood=self.likelihood.in_units_of(scaling.target_scale),
             structure=self._resolved,
-            prior_precision=self.prior.precision(shapes),
+            prior_precision=self.network.prior_precision(self.prior, x.shape[1], self.likelihood.num_outputs),
             start=self.network.initialise(x.shape[1], self.likelihood.num_outputs, self.seed),
             x=self.engine.asarray(x),
             y=self.engine.asarray(targets),
@@ -214,7 +219,7 @@ class BayesianMLP:
             seed=self.seed,
             on_epoch=on_epoch,
         )
-        result = (method or Laplace()).fit(problem)
+        result = (method or AsMarked()).fit(problem)
         arrays = self._resolved.to_arrays(self.engine, result.posterior.weights)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
@@ -224,7 +229,7 @@ class BayesianMLP:
 
     def _training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray, Scaling]:  # noqa: N803
         """Checked, scaled inputs and targets, and the scaling."""
-        x = check_inputs(X, None)
+        x = check_inputs(X, None, network=self.network)
         targets = self._prepare(y, len(x))
         if not self.engine.has_gradients:
             raise InvalidInput(f"engine {self.engine.name!r} has no gradients: fit with 'torch' or 'jax'")
@@ -256,7 +261,7 @@ class BayesianMLP:
             InvalidInput: bad data; the model is as it was.
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
-        x = check_inputs(X, self._num_inputs)
+        x = check_inputs(X, self._num_inputs, network=self.network)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
         if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
@@ -304,12 +309,20 @@ class BayesianMLP:
             time = convert(np.asarray(elapsed, dtype=np.float64))
         return convert(x), convert(y), weights, time
 
-    def start_from_prior(self, num_inputs: int) -> None:
+    def start_from_prior(self, num_inputs: int | None = None) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
 
         Args:
-            num_inputs: number of inputs.
+            num_inputs: number of inputs; None for a network that knows it.
+
+        Raises:
+            InvalidInput: the network has not that many inputs, or none were given.
         """
+        shape = self.network.input_shape
+        known = None if shape is None else math.prod(shape)
+        num_inputs = known if num_inputs is None else num_inputs
+        if num_inputs is None or known not in (None, num_inputs):
+            raise InvalidInput(f"num_inputs must be {known or 'given'}, got {num_inputs}")
         start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed)
         state = self.likelihood.initial_state()
         weights = self._independent(start, num_inputs, float(self.likelihood.dispersion(state)))
@@ -318,12 +331,12 @@ class BayesianMLP:
 
     def _independent(self, mean: Any, num_inputs: int, dispersion: float) -> Any:
         """The structure's state with the prior's precision, at unit dispersion, around a mean."""
-        shapes = self.network.shapes(num_inputs, self.likelihood.num_outputs)
+        precisions = self.network.prior_precision(self.prior, num_inputs, self.likelihood.num_outputs)
         with self.engine.scope():
             return self._resolved.initial(
                 self.engine,
                 tuple(self.engine.asarray(matrix) for matrix in mean),
-                tuple(self.engine.asarray(p * dispersion) for p in self.prior.precision(shapes)),
+                tuple(self.engine.asarray(p * dispersion) for p in precisions),
             )
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
@@ -359,6 +372,8 @@ class BayesianMLP:
         return self._program("torch", "pyro", num_inputs, scaling)
 
     def _program(self, framework: str, language: str, num_inputs: int | None, scaling: Scaling | None) -> Program:
+        if not isinstance(self.network, MLP):
+            raise InvalidInput(f"network must be an MLP for {language}, got {self.network!r}")
         if not self.engine.name.startswith(framework):
             raise InvalidInput(f"{language} runs on {framework}: use to_engine({framework!r}) first")
         try:
@@ -392,6 +407,7 @@ class BayesianMLP:
             self.engine, program, self.engine.asarray(x), self.engine.asarray(targets), self.seed
         )
         likelihood = self.likelihood.in_units_of(scaling.target_scale)
+        assert isinstance(self.network, MLP)
         return SampledPosterior(self.network, likelihood, scaling, chains, x, targets)
 
     # -- answering ------------------------------------------------------------------------------------------------
@@ -421,7 +437,7 @@ class BayesianMLP:
         for name, value, least in (("num_samples", num_samples, 1), ("seed", 0 if seed is None else seed, 0)):
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
-        x = self.scaling.inputs(check_inputs(X, self.num_inputs))
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
         state = self._host_likelihood_state()
         common = {
             "method": method,
@@ -467,7 +483,9 @@ class BayesianMLP:
         def outputs_of(weights: Any, noise: Any, scale: Any, rows: Any) -> Any:
             means = structure.mean(weights)
             drawn = structure.sample(engine, weights, noise)
-            scaled = tuple(m + scale[:, None, None] * (d - m) for m, d in zip(means, drawn, strict=True))
+            scaled = tuple(  # points have no axis of samples
+                d if d.ndim == m.ndim else m + scale[:, None, None] * (d - m) for m, d in zip(means, drawn, strict=True)
+            )
             return network.apply(engine, scaled, rows)
 
         compiled = self._cached("samples", lambda: engine.jit(outputs_of))
@@ -507,7 +525,7 @@ class BayesianMLP:
         Args:
             engine: a name as for the constructor.
         """
-        return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine)
+        return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine, self.network)
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""
@@ -543,10 +561,26 @@ class BayesianMLP:
         return arrays
 
     @classmethod
-    def from_parts(cls, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], engine: str | Engine) -> BayesianMLP:
-        """The model from :meth:`spec` and :meth:`to_arrays`, on any engine."""
+    def from_parts(
+        cls,
+        spec: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        engine: str | Engine | None,
+        network: Any = None,
+    ) -> BayesianMLP:
+        """The model from :meth:`spec` and :meth:`to_arrays`, on any engine.
+
+        Args:
+            spec: of the model.
+            arrays: its posterior.
+            engine: as for the constructor.
+            network: the user's own module, where the spec describes one.
+
+        Raises:
+            InvalidInput: the network is needed, or is not the one that the spec describes.
+        """
         model = cls(
-            from_spec(spec["network"]),
+            restore_network(spec["network"], network),
             from_spec(spec["likelihood"]),
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
@@ -570,6 +604,14 @@ class BayesianMLP:
         parts = _under("likelihood", arrays)
         state = [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
         return Posterior(weights, self.likelihood.restore_state(state))
+
+
+def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None) -> Engine:
+    """The engine, if the network runs on it."""
+    chosen = get_engine((network.engine_name or default_engine()) if engine is None else engine, dtype)
+    if network.engine_name not in (None, chosen.name.partition(":")[0]):
+        raise InvalidInput(f"engine must be {network.engine_name!r} for {network!r}, got {chosen.name!r}")
+    return chosen
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

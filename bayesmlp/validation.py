@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .inference.errors import InvalidInput
 from .inference.host import as_host_array
+from .inference.network import Network
 
-__all__ = ["MAX_MAGNITUDE", "as_host_array", "check_inputs", "check_weights"]
+__all__ = ["MAX_MAGNITUDE", "as_host_array", "check_inputs", "check_weights", "with_row_axis"]
 
 MAX_RAW_MAGNITUDE = 1e30
 """Largest magnitude of an input in the user's units; the square of a larger one is no longer safe in any unit."""
@@ -18,19 +20,39 @@ MAX_MAGNITUDE = 1e6
 """Largest magnitude of an input after scaling; beyond it float32 products are no longer safe."""
 
 
-def check_inputs(values: Any, num_inputs: int | None, argument: str = "X") -> np.ndarray:
+def check_inputs(
+    values: Any, num_inputs: int | None, argument: str = "X", network: Network | None = None
+) -> np.ndarray:
     """Inputs as float64, shape (rows, num_inputs).
 
+    Args:
+        values: the inputs; for a network with an input shape of its own, (rows, *input_shape) or flat rows.
+        num_inputs: None for any.
+        argument: their name, for the error.
+        network: that they are for.
+
     Raises:
-        InvalidInput: not numeric, not two-dimensional, empty, of another width, or not finite.
+        InvalidInput: not numeric, of another shape, empty, not finite, or not tokens that the network knows.
     """
     array = as_host_array(values, argument)
-    width = "inputs" if num_inputs is None else num_inputs
+    width: Any = "inputs" if num_inputs is None else num_inputs
+    if network is not None and network.input_shape is not None:
+        num_inputs = math.prod(network.input_shape)
+        width = ", ".join(map(str, network.input_shape))
+        if array.shape[1:] == network.input_shape:
+            array = array.reshape(len(array), num_inputs)
     if array.ndim != 2 or (num_inputs is not None and array.shape[1] != num_inputs) or array.shape[1] == 0:
         raise InvalidInput(f"{argument} must have shape (rows, {width}), got shape {array.shape}")
     if array.shape[0] == 0:
         raise InvalidInput(f"{argument} must have at least one row, got shape {array.shape}")
     array = array.astype(np.float64)
+    _check_values(array, argument)
+    if network is not None and network.num_tokens is not None:
+        _check_tokens(array, network.num_tokens, argument)
+    return array + 0.0  # -0.0 is 0.0
+
+
+def _check_values(array: np.ndarray, argument: str) -> None:
     finite = np.isfinite(array)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
@@ -40,7 +62,18 @@ def check_inputs(values: Any, num_inputs: int | None, argument: str = "X") -> np
         raise InvalidInput(
             f"{argument} must be at most {MAX_RAW_MAGNITUDE:g} in magnitude, got {array[too_large][0]:g}"
         )
-    return array + 0.0  # -0.0 is 0.0
+
+
+def _check_tokens(array: np.ndarray, num_tokens: int, argument: str) -> None:
+    wrong = (array != np.floor(array)) | (array < 0) | (array >= num_tokens)
+    if wrong.any():
+        raise InvalidInput(f"{argument} must hold integers from 0 to {num_tokens - 1}, got {array[wrong][0]:g}")
+
+
+def with_row_axis(values: Any, argument: str, network: Network) -> np.ndarray:
+    """Inputs on the host; those of one row may come without their row axis."""
+    array = as_host_array(values, argument)
+    return array[None] if array.ndim == 1 or array.shape == network.input_shape else array
 
 
 def check_weights(values: Any, rows: int, argument: str = "weight") -> np.ndarray:

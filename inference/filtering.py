@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from .dynamics import Dynamics, Static
 from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 from .output_space import solve_in_output_space
 from .structures.base import Structure
 
@@ -66,7 +66,7 @@ class FilterModel:
         dynamics: what happens to the weights before each step.
     """
 
-    network: MLP
+    network: Network
     likelihood: Likelihood
     structure: Structure
     dynamics: Dynamics = Static()

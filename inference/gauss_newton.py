@@ -9,7 +9,7 @@ import numpy as np
 
 from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 from .structures.base import Structure, chunk_rows
 
 __all__ = ["add_curvature"]
@@ -17,7 +17,7 @@ __all__ = ["add_curvature"]
 
 def add_curvature(
     engine: Engine,
-    network: MLP,
+    network: Network,
     likelihood: Likelihood,
     structure: Structure,
     state: Any,
@@ -40,7 +40,10 @@ def add_curvature(
 
     def add(state: Any, rows: Array, row_weight: Array) -> Any:
         outputs, factors = network.factors(engine, structure.mean(state), rows)
-        kept = [f if takes_part else f._replace(rows=0 * f.rows) for f, takes_part in zip(factors, layers, strict=True)]
+        kept = [
+            f if f is None or takes_part else f._replace(rows=0 * f.rows)
+            for f, takes_part in zip(factors, layers, strict=True)
+        ]
         root = engine.xp.sqrt(row_weight)[:, None, None]
         return structure.add_precision(engine, state, kept, root * likelihood.fisher_factor(engine, outputs))
 

@@ -13,7 +13,7 @@ from .engines.base import Array, Engine
 from .filtering import Posterior
 from .gauss_newton import add_curvature
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 from .objective import TrainingOptions, fit_layers
 from .structures.base import Structure
 
@@ -39,7 +39,7 @@ class FitProblem:
     """
 
     engine: Engine
-    network: MLP
+    network: Network
     likelihood: Likelihood
     structure: Structure
     prior_precision: tuple[np.ndarray, ...]
@@ -81,7 +81,7 @@ def fit_posterior(
     Args:
         problem: what to fit.
         initial_deviations: for each variational layer where its standard deviations start, relative to the prior's;
-            None for point layers.
+            None for point layers and for arrays without uncertainty.
         options: how it is trained.
     """
     engine, likelihood = problem.engine, problem.likelihood
@@ -108,7 +108,8 @@ def fit_posterior(
             for prior, deviation in zip(problem.prior_precision, fit.standard_deviation, strict=True)
         )
         weights = problem.structure.initial(engine, fit.mean, precisions)
-    points = [deviation is None for deviation in initial_deviations]
+    kinds = zip(initial_deviations, problem.network.layer_methods, strict=True)
+    points = [deviation is None and method is not None for deviation, method in kinds]
     if any(points):
         weights = add_curvature(
             engine, problem.network, likelihood, problem.structure, weights, problem.x, problem.weight, points

@@ -17,7 +17,7 @@ import numpy as np
 from .engines.base import Array, Engine, TrainingHistory
 from .errors import InvalidInput, NumericalFailure
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 
 __all__ = ["BatchFit", "TrainingOptions", "fit_layers", "learning_rate_schedule"]
 
@@ -69,7 +69,7 @@ def learning_rate_schedule(steps: int, peak: float) -> np.ndarray:
 
 def fit_layers(
     engine: Engine,
-    network: MLP,
+    network: Network,
     likelihood: Likelihood,
     prior_precision: Sequence[np.ndarray],
     initial_deviations: Sequence[float | None],
@@ -125,9 +125,10 @@ def fit_layers(
         rows, targets, row_weight = batch
         deviations = deviations_of(log_deviations)
         if log_deviations:
+            shapes = network.noise_shapes(rows.shape[0], means)
             noise = [
-                engine.normal(engine.fold_in(key, i), (rows.shape[0], m.shape[1])) if flag else None
-                for i, (m, flag) in enumerate(zip(means, variational, strict=True))
+                engine.normal(engine.fold_in(key, i), shape) if flag else None
+                for i, (shape, flag) in enumerate(zip(shapes, variational, strict=True))
             ]
             outputs = network.apply_with_noise(engine, means, deviations, rows, noise)
         else:

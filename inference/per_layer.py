@@ -13,7 +13,7 @@ from .errors import InvalidInput
 from .methods import FitProblem, FitResult, Method, fit_posterior
 from .objective import TrainingOptions
 
-__all__ = ["PerLayer"]
+__all__ = ["AsMarked", "PerLayer"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,30 @@ class PerLayer(Method):
         object.__setattr__(self, "training", self.hidden.training)
 
     def fit(self, problem: FitProblem) -> FitResult:
-        parts = [self.hidden] * (problem.network.num_layers - 1) + [self.last]
+        methods = problem.network.layer_methods
+        last = max(index for index, method in enumerate(methods) if method is not None)
+        parts = [self.last if index == last else self.hidden if method else None for index, method in enumerate(methods)]
         deviations = [getattr(part, "initial_deviation", None) for part in parts]
+        return fit_posterior(problem, deviations, self.training)
+
+
+@dataclass(frozen=True)
+class AsMarked(Method):
+    """Each layer by the method that the network names for it: Laplace for an :class:`~.network.MLP`.
+
+    Args:
+        training: how the network is trained.
+        initial_deviation: see :class:`~.variational.Variational`.
+    """
+
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    initial_deviation: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.initial_deviation > 0:
+            raise InvalidInput(f"AsMarked.initial_deviation must be positive, got {self.initial_deviation!r}")
+
+    def fit(self, problem: FitProblem) -> FitResult:
+        methods = problem.network.layer_methods
+        deviations = [self.initial_deviation if method == "variational" else None for method in methods]
         return fit_posterior(problem, deviations, self.training)

@@ -35,4 +35,5 @@ class Variational(Method):
             raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
 
     def fit(self, problem: FitProblem) -> FitResult:
-        return fit_posterior(problem, [self.initial_deviation] * problem.network.num_layers, self.training)
+        bayesian = [method is not None for method in problem.network.layer_methods]
+        return fit_posterior(problem, [self.initial_deviation if flag else None for flag in bayesian], self.training)

@@ -18,13 +18,16 @@ import numpy as np
 
 from ..errors import InvalidInput
 
-__all__ = ["Array", "Engine", "Loss", "TrainingHistory", "map_arrays"]
+__all__ = ["Array", "Engine", "Loss", "Tap", "TrainingHistory", "map_arrays"]
 
 Array: TypeAlias = Any
 """An array of the engine's framework (numpy.ndarray, torch.Tensor or jax.Array)."""
 
 Loss: TypeAlias = Callable[[Any, Sequence[Array], Any], Array]
 """``loss(parameters, batch, key) -> scalar``: what :meth:`Engine.minimise` minimises."""
+
+Tap: TypeAlias = Callable[[Array], Array]
+"""Marks a value inside a computation; see :meth:`Engine.vjp_at`."""
 
 TrainingHistory: TypeAlias = list[float]
 """Mean loss of each epoch."""
@@ -161,6 +164,23 @@ class Engine(ABC):
     @abstractmethod
     def value_and_grad(self, function: Callable[..., Array]) -> Callable[..., tuple[Array, Any]]:
         """Value and gradient with respect to the first argument, a tree of arrays."""
+
+    @abstractmethod
+    def vjp_at(self, function: Callable[[Tap], tuple[Array, Any]]) -> tuple[Array, Any, Callable[[Array], list[Array]]]:
+        """Vector-Jacobian products with respect to values inside a computation.
+
+        Args:
+            function: ``function(tap) -> (outputs, extras)``, which passes each value of interest through ``tap`` and
+                goes on with what that returns.
+
+        Returns:
+            The outputs; the extras; and a function that takes R cotangents (R, *outputs.shape) to the gradients with
+            respect to every tapped value, in the order of the taps, each with a leading axis of R.
+        """
+
+    @abstractmethod
+    def stop_gradient(self, array: Array) -> Array:
+        """The array as a constant of every gradient."""
 
     @abstractmethod
     def minimise(

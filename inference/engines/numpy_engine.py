@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInput
-from .base import Engine, map_arrays
+from .base import Engine, Tap, map_arrays
 
 __all__ = ["NumpyEngine", "processor"]
 
@@ -100,6 +100,12 @@ class NumpyEngine(Engine):
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
         raise InvalidInput(_NO_GRADIENTS)
+
+    def vjp_at(self, function: Callable[[Tap], tuple[Any, Any]]) -> tuple[Any, Any, Callable[[Any], list[Any]]]:
+        raise InvalidInput(_NO_GRADIENTS)
+
+    def stop_gradient(self, array: np.ndarray) -> np.ndarray:
+        return array
 
     def minimise(self, *args: Any, **kwargs: Any) -> Any:
         raise InvalidInput(_NO_GRADIENTS)
