@@ -32,6 +32,7 @@ __all__ = [
     "Parameter",
     "Skeleton",
     "bayesianize",
+    "dense_matrix",
     "log_deviations",
     "mean_field_kl",
     "restore_network",
@@ -364,6 +365,12 @@ def _extended(engine: Engine, x: Array, bias: bool) -> Array:
     """A copy of the inputs, which the module may write to later, with a trailing 1 for the bias."""
     ones = engine.xp.ones_like(x[..., :1])
     return engine.xp.concat([x, ones], axis=-1) if bias else x + 0
+
+
+def dense_matrix(kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """The matrix (inputs + 1, outputs) of a dense layer, in float64; (inputs, outputs) without a bias."""
+    rows = [kernel] if bias is None else [kernel, np.asarray(bias)[None]]
+    return np.concatenate(rows).astype(np.float64)
 
 
 # -- variational layers in the user's own training loop -----------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..inference.engines import get_engine
 from ..inference.errors import MissingDependency
 from ..inference.network import noisy_dense
 from ..inference.priors import NormalPrior
-from .base import DenseLayer, Layer, ModuleNetwork, Parameter, Skeleton, log_deviations, mean_field_kl
+from .base import DenseLayer, Layer, ModuleNetwork, Parameter, Skeleton, dense_matrix, log_deviations, mean_field_kl
 from .base import bayesianize as _bayesianize
 
 try:
@@ -173,10 +173,9 @@ class TorchSkeleton(Skeleton):
             if not (plain or isinstance(layer, VariationalLinear)) or not name:
                 continue
             if owners[id(layer.weight)] == 1 and not hasattr(layer, "parametrizations"):
-                matrix = _to_numpy(layer.weight).T
-                if layer.bias is not None:
-                    matrix = np.concatenate([matrix, _to_numpy(layer.bias)[None]])
-                found[name] = DenseLayer(name, matrix, layer.bias is not None, getattr(layer, "method", None))
+                bias = None if layer.bias is None else _to_numpy(layer.bias)
+                matrix = dense_matrix(_to_numpy(layer.weight).T, bias)
+                found[name] = DenseLayer(name, matrix, bias is not None, getattr(layer, "method", None))
         return found
 
     def _call(self, name: str, x: torch.Tensor) -> torch.Tensor:
