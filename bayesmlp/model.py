@@ -23,7 +23,7 @@ from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
-from .inference.structures import Structure
+from .inference.structures import LastLayer, Structure
 from .inference.structures.base import chunk_rows
 from .layers.base import restore_network
 from .predictive import Predictive
@@ -87,13 +87,12 @@ class BayesianMLP:
             ("network", network, Network),
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
-            ("structure", structure, Structure | None),  # type: ignore[arg-type]
+            ("structure", structure or LastLayer(), Structure),
             ("dynamics", dynamics or Static(), Dynamics),
         )
         for name, value, kind in parts:
             if not isinstance(value, kind):
-                expected = "Structure" if name == "structure" else kind.__name__
-                raise InvalidInput(f"{name} must be a {expected}, got {value!r}")
+                raise InvalidInput(f"{name} must be a {kind.__name__}, got {value!r}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         self.network = network
@@ -190,8 +189,8 @@ class BayesianMLP:
         Args:
             X: inputs, (rows, inputs).
             y: targets, as the likelihood takes them.
-            method: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None: each layer as the network marks it, which is
-                Laplace unless a module says otherwise.
+            method: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None: ``AsMarked()``, which is Laplace unless a
+                module of the user's own marks layers otherwise.
             weight: of each row, at least 0.
             on_epoch: called with the epoch, the number of epochs and the mean objective per row.
 

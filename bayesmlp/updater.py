@@ -190,7 +190,9 @@ class OnlineUpdater:
         """
         with self._lock:
             self._require_open()
-            inputs = check_inputs(with_row_axis(x, "x", self.model.network), self.model.num_inputs, "x", self.model.network)
+            inputs = check_inputs(
+                with_row_axis(x, "x", self.model.network), self.model.num_inputs, "x", self.model.network
+            )
             self._apply_waiting()
             answer = self.model.predict(inputs, method=method)
             kept = self.store.answers.keep(self.name, self._head, inputs, self.answer_time_to_live)
@@ -465,4 +467,3 @@ class OnlineUpdater:
                     self.snapshot()
             finally:
                 self._writer.release()
-

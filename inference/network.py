@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from .engines.base import Array, Engine
 from .errors import InvalidInput
-from .factors import Factor, LayerFactors
+from .factors import LayerFactors
 from .priors import NormalPrior
 from .structures import LastLayer, Structure
 
@@ -65,8 +65,8 @@ def output_rows(engine: Engine, outputs: Float[Array, "N K"], directions: Direct
 class Network(ABC):
     """A function of weights and inputs; its weights are a tuple of arrays, which a posterior is over.
 
-    The weights of a Bayesian dense layer are one matrix (inputs + 1, outputs) whose last row is the bias. Arrays without
-    uncertainty may have any shape; :attr:`layer_methods` is None for them.
+    The weights of a Bayesian dense layer are one matrix (inputs + 1, outputs) whose last row is the bias. Arrays
+    without uncertainty may have any shape; :attr:`layer_methods` is None for them.
     """
 
     engine_name: ClassVar[str | None] = None
@@ -116,7 +116,7 @@ class Network(ABC):
         return LastLayer()
 
     def resolve(self, structure: Structure) -> Structure:
-        """A structure for the Bayesian layers as one for all arrays; raises :class:`InvalidInput` if it does not fit."""
+        """The structure over all arrays, from one over the Bayesian layers; raises :class:`InvalidInput` if unfit."""
         return structure.resolve(self.num_layers)
 
     @abstractmethod
@@ -149,8 +149,8 @@ class Network(ABC):
     @abstractmethod
     def factors(
         self, engine: Engine, weights: Weights, x: Float[Array, "N I"], directions: Directions | None = None
-    ) -> tuple[Float[Array, "N K"], tuple[Factor | None, ...]]:
-        """Outputs, and the layer factors of every Bayesian layer; None for arrays without uncertainty.
+    ) -> tuple[Float[Array, "N K"], tuple[Any, ...]]:
+        """Outputs, and for each Bayesian layer its :data:`~.factors.Factor`; None for arrays without uncertainty.
 
         Args:
             engine: the arrays' engine.

@@ -46,7 +46,9 @@ class PerLayer(Method):
     def fit(self, problem: FitProblem) -> FitResult:
         methods = problem.network.layer_methods
         last = max(index for index, method in enumerate(methods) if method is not None)
-        parts = [self.last if index == last else self.hidden if method else None for index, method in enumerate(methods)]
+        parts = [
+            self.last if index == last else self.hidden if method else None for index, method in enumerate(methods)
+        ]
         deviations = [getattr(part, "initial_deviation", None) for part in parts]
         return fit_posterior(problem, deviations, self.training)
 

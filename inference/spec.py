@@ -1,8 +1,8 @@
 """Descriptions as JSON: the frozen dataclasses of this package, there and back.
 
 A description (network, likelihood, prior, structure, dynamics) becomes ``{"type": name, field: value, ...}``. Only the
-types listed here are ever built from a file. A network of the user's own code is only described: whoever loads it brings
-the code.
+types listed here are ever built from a file. A network of the user's own code is only described: whoever loads it
+brings the code.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def from_spec(spec: Any) -> Any:
         name = fields.pop("type", None)
         if name == EXTERNAL:
             raise InvalidInput(
-                f"the network is a module of your own, {fields['class']} on {fields['framework']}, and only its weights "
-                "are stored: build it as before and pass it as network="
+                f"the network is a module of your own, {fields['class']} on {fields['framework']}, and only its "
+                "weights are stored: build it as before and pass it as network="
             )
         if name not in _TYPES:
             raise InvalidInput(f"unknown type {name!r} in a stored description; this version knows {', '.join(_TYPES)}")

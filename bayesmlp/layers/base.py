@@ -79,12 +79,15 @@ class Skeleton(ABC):
     """A copy of a user's module in evaluation mode, run as a pure function without the weights of some dense layers.
 
     Attributes:
+        framework: the engine that it runs on.
+        module_type: what the framework calls a module.
         class_name: of the module.
         parameters: every floating-point array but the weights of the dense layers taken out.
         integers: hash of the integer arrays, which stay with the module.
     """
 
     framework: ClassVar[str]
+    module_type: ClassVar[type]
     class_name: str
     parameters: tuple[Parameter, ...]
     integers: str
@@ -176,7 +179,8 @@ class ModuleNetwork(Network):
     def shapes(self, num_inputs: int, num_outputs: int) -> tuple[tuple[int, ...], ...]:
         if num_outputs != self.num_outputs:
             raise InvalidInput(
-                f"network: {self.skeleton.class_name} has {self.num_outputs} outputs, the likelihood needs {num_outputs}"
+                f"network: {self.skeleton.class_name} has {self.num_outputs} outputs, "
+                f"the likelihood needs {num_outputs}"
             )
         return tuple(array.shape for array in self._start())
 
@@ -286,7 +290,7 @@ class ModuleNetwork(Network):
     # -- factors --------------------------------------------------------------------------------------------------
     def factors(
         self, engine: Engine, weights: Weights, x: Array, directions: Directions | None = None
-    ) -> tuple[Array, tuple[Factor | None, ...]]:
+    ) -> tuple[Array, tuple[Any, ...]]:
         if x.shape[0] == 1 or all(use.row_axis is not None for use in self.uses):
             outputs, factors = self._factors(engine, weights, x, directions)
             return outputs, (*factors, *(None for _ in self.skeleton.parameters))
@@ -337,10 +341,12 @@ class ModuleNetwork(Network):
         if use.once and len(calls) == 1:
             return LayerFactors(*engine.cast((inputs[calls[0]], xp.permute_dims(rows[calls[0]], (1, 0, 2)))))
         return SharedFactors(
-            *engine.cast((
-                xp.concat([_positions(engine, inputs[call], use.row_axis, 1) for call in calls], axis=1),
-                xp.concat([_positions(engine, rows[call], use.row_axis, 2) for call in calls], axis=2),
-            ))
+            *engine.cast(
+                (
+                    xp.concat([_positions(engine, inputs[call], use.row_axis, 1) for call in calls], axis=1),
+                    xp.concat([_positions(engine, rows[call], use.row_axis, 2) for call in calls], axis=2),
+                )
+            )
         )
 
 
@@ -373,7 +379,7 @@ def dense_matrix(kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return np.concatenate(rows).astype(np.float64)
 
 
-# -- variational layers in the user's own training loop -----------------------------------------------------------------
+# -- variational layers in the user's own training loop ---------------------------------------------------------------
 def log_deviations(prior: NormalPrior, num_inputs: int, num_outputs: int, initial_deviation: float) -> np.ndarray:
     """Where the log standard deviations of a variational layer start, (inputs + 1, outputs)."""
     if not initial_deviation > 0:
@@ -398,6 +404,8 @@ def bayesianize(
     train: str,
 ) -> ModuleNetwork:
     """A module as a network with Bayesian layers; see the frameworks' own functions."""
+    if not isinstance(module, skeleton_type.module_type):
+        raise InvalidInput(f"module must be a {skeleton_type.module_type.__name__} of its framework, got {module!r}")
     if method not in METHODS:
         raise InvalidInput(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if train not in ("all", "bayesian"):
@@ -413,9 +421,7 @@ def bayesianize(
     chosen = _select(probe.skeleton.class_name, found, uses, layers)
     named = tuple(found[name]._replace(method=found[name].method or method) for name in chosen)
     skeleton = skeleton_type(module, tuple(chosen))
-    return ModuleNetwork(
-        skeleton, named, tuple(uses[name] for name in chosen), shape, num_tokens, num_outputs, train
-    )
+    return ModuleNetwork(skeleton, named, tuple(uses[name] for name in chosen), shape, num_tokens, num_outputs, train)
 
 
 def _uses(probe: ModuleNetwork) -> tuple[dict[str, Use], int]:
@@ -490,7 +496,7 @@ def restore_network(spec: Mapping[str, Any], network: Any = None) -> Network:
         network: for a network of the user's own: the module, or what ``bayesianize`` made of it.
 
     Raises:
-        InvalidInput: it is needed and missing, or it is not the one that was stored; the message says where they differ.
+        InvalidInput: it is needed and missing, or not the one that was stored; the message says where they differ.
     """
     if network is None:
         restored: Network = from_spec(spec)
@@ -510,6 +516,8 @@ def _bayesianize_as(spec: Mapping[str, Any], module: Any) -> ModuleNetwork:
     """A module with the same Bayesian layers as a stored description."""
     if spec["type"] != EXTERNAL:
         raise InvalidInput(f"network must be {from_spec(spec)}, as stored, got a {type(module).__name__}")
+    if type(module).__qualname__ != spec["class"]:
+        raise InvalidInput(f"network must be a {spec['class']}, as stored, got a {type(module).__qualname__}")
     home = importlib.import_module(f".{_HOMES[spec['framework']]}", __package__)
     network: ModuleNetwork = home.bayesianize(
         module,

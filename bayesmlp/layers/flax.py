@@ -55,7 +55,8 @@ class VariationalLinear(nnx.Linear):
 
     In training mode it samples, by local reparametrisation where its inputs are one row each, else one draw of the
     weights for the whole batch; in evaluation mode (``module.eval()``) it applies the means. Add :meth:`kl_divergence`
-    to the negative log likelihood of the whole data set (Blundell et al. 2015, "Weight uncertainty in neural networks").
+    to the negative log likelihood of the whole data set (Blundell et al. 2015, "Weight uncertainty in neural
+    networks").
 
     Means start as those of ``nnx.Linear``.
 
@@ -123,7 +124,7 @@ def bayesianize(
 
     Everything else of the module (convolutions, embeddings, normalisations, other dense layers) is a point: trained by
     ``fit`` under a standard normal prior, stored beside the posterior, and not moved by updates. The copy runs in
-    evaluation mode: no dropout, and batch normalisation with the statistics that the module has now, which are constants.
+    evaluation mode: no dropout, and batch normalisation with the statistics that the module has now, as constants.
 
     Args:
         module: takes a batch (rows, *input_shape) to outputs (rows, outputs). Its rows must not depend on each other.
@@ -159,6 +160,7 @@ class FlaxSkeleton(Skeleton):
     """A flax nnx module as a pure function."""
 
     framework = "jax"
+    module_type = nnx.Module
 
     def __init__(self, module: nnx.Module, taken_out: Sequence[str]) -> None:
         self.class_name = type(module).__qualname__

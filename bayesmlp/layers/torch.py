@@ -119,7 +119,7 @@ def bayesianize(
 
     Everything else of the module (convolutions, embeddings, normalisations, other dense layers) is a point: trained by
     ``fit`` under a standard normal prior, stored beside the posterior, and not moved by updates. The copy runs in
-    evaluation mode: no dropout, and batch normalisation with the statistics that the module has now, which are constants.
+    evaluation mode: no dropout, and batch normalisation with the statistics that the module has now, as constants.
 
     Args:
         module: takes a batch (rows, *input_shape) to outputs (rows, outputs). Its rows must not depend on each other.
@@ -143,6 +143,7 @@ class TorchSkeleton(Skeleton):
     """A PyTorch module as a pure function."""
 
     framework = "torch"
+    module_type = nn.Module
 
     def __init__(self, module: nn.Module, taken_out: Sequence[str]) -> None:
         self.class_name = type(module).__qualname__
@@ -159,14 +160,12 @@ class TorchSkeleton(Skeleton):
         self.integers = _hash(self._integers)
         for name in taken_out:
             layer = self._module.get_submodule(name)
-            layer.forward = partial(self._call, name)  # type: ignore[method-assign]
+            layer.forward = partial(self._call, name)
             layer.register_forward_pre_hook(_nothing)  # fused kernels of transformer layers pass hooked layers by
 
     @classmethod
     def dense_layers(cls, module: nn.Module) -> dict[str, DenseLayer]:
-        owners = Counter(
-            id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False)
-        )
+        owners = Counter(id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False))
         found = {}
         for name, layer in module.named_modules():
             plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
@@ -181,9 +180,7 @@ class TorchSkeleton(Skeleton):
     def _call(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return self._layers[name](x)
 
-    def run(
-        self, arrays: Mapping[str, torch.Tensor], x: torch.Tensor, layers: Mapping[str, Layer]
-    ) -> torch.Tensor:
+    def run(self, arrays: Mapping[str, torch.Tensor], x: torch.Tensor, layers: Mapping[str, Layer]) -> torch.Tensor:
         integers = {name: value.to(x.device) for name, value in self._integers.items()}
         with self._lock:  # a functional call puts the arrays into the module for its duration
             self._layers = layers

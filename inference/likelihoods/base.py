@@ -145,7 +145,10 @@ class Likelihood(ABC):
         jitter = 1e-10 if mean.dtype == xp.float64 else 1e-6
         scale = xp.sum(covariance * covariance, axis=(-2, -1), keepdims=True)
         floor = (jitter * xp.sqrt(scale + jitter)) * engine.eye(size, mean)
-        factor, _ = engine.cholesky(covariance + floor)
+        factor, ok = engine.cholesky(covariance + floor)
+        # A covariance of deficient rank that float32 has rounded is indefinite beyond float64's floor.
+        safe, _ = engine.cholesky(covariance + floor * (1e-6 / jitter))
+        factor = xp.where(ok, factor, safe)
         return mean + xp.permute_dims(nodes @ factor.mT, (1, 0, 2)), weights
 
     def predictive_log_prob(
