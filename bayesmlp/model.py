@@ -83,8 +83,11 @@ class BayesianMLP:
         standardize: bool | None = None,
         seed: int = 0,
     ) -> None:
+        if not isinstance(network, Network):
+            raise InvalidInput(
+                f"network must be an MLP, or a module given to bayesmlp.layers' bayesianize, got {network!r}"
+            )
         parts: tuple[tuple[str, Any, type], ...] = (
-            ("network", network, Network),
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
             ("structure", structure or LastLayer(), Structure),

@@ -91,7 +91,7 @@ def brute_force(network: ModuleNetwork, framework: str, weights: tuple[np.ndarra
         else:
             import jax
 
-            blocks = jax.jacrev(function, argnums=tuple(range(count)))(*given[:count])
+            blocks = jax.jit(jax.jacrev(function, argnums=tuple(range(count))))(*given[:count])
         return [engine.to_numpy(block).reshape(*block.shape[:2], -1) for block in blocks]
 
 
@@ -122,9 +122,7 @@ def test_factors_are_the_jacobian_of_automatic_differentiation(own: Own) -> None
         return outputs, kept
 
     outputs, kept = engine.jit(contract)(*arguments, engine.asarray(left))
-    with engine.scope():
-        expected = engine.to_numpy(network.apply(engine, *arguments))
-    assert relative_error(engine.to_numpy(outputs), expected) < 1e-12
+    assert relative_error(engine.to_numpy(outputs), model_outputs(network, own.framework, weights, x)) < 1e-12
     assert len(kept) == len(network.layers) == sum(method is not None for method in network.layer_methods)
     for (plain, turned), jacobian in zip(kept, brute_force(network, own.framework, weights, x), strict=True):
         assert np.abs(jacobian).max() > 1e-3
@@ -211,20 +209,16 @@ def test_an_update_is_the_dense_one(own: Own, structure: Any) -> None:
 
 def model_outputs(network: ModuleNetwork, framework: str, weights: Any, x: np.ndarray) -> np.ndarray:
     engine = get_engine(framework, "float64")
-    with engine.scope():
-        outputs = network.apply(engine, tuple(engine.asarray(w) for w in weights), engine.asarray(flat(x)))
-    return engine.to_numpy(outputs)
+    apply = engine.jit(lambda weights, x: network.apply(engine, weights, x))
+    return engine.to_numpy(apply(tuple(engine.asarray(w) for w in weights), engine.asarray(flat(x))))
 
 
 def test_sampled_networks_are_the_network_at_sampled_weights(own: Own) -> None:
     network, x = own.network(), flat(own.inputs(ROWS))
-    engine = get_engine(own.framework, "float64")
     weights = network.initialise(x.shape[1], 3, 0)
     rng, count = np.random.default_rng(5), len(network.layers)
     drawn = tuple(w + 0.1 * rng.standard_normal((4, *w.shape)) for w in weights[:count])
-    with engine.scope():
-        given = map_arrays(engine.asarray, (*drawn, *weights[count:]))
-        got = engine.to_numpy(network.apply(engine, given, engine.asarray(x)))
+    got = model_outputs(network, own.framework, (*drawn, *weights[count:]), x)
     for sample in range(4):
         mixed = (*(d[sample] for d in drawn), *weights[count:])
         assert relative_error(got[sample], model_outputs(network, own.framework, mixed, x)) < 1e-12
@@ -240,6 +234,9 @@ model = bm.load(sys.argv[1], "mine", network=build({name!r}, seed=99))
 x = np.array(json.loads(sys.argv[2]))
 print(json.dumps([model.predict(x).probabilities.tolist(), model.predict(x, method="samples").mean.tolist()]))
 """
+
+
+STRUCTURES = {"conv": None, "transformer": bm.LastLayer(hidden=bm.LowRank(3)), "graph": bm.Full(), "attention": None}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +256,7 @@ def test_a_module_is_fitted_stored_taught_and_reloaded_in_a_fresh_process(
     module, x = own.module(), own.inputs(80)
     y, before = own.labels(x), own.outputs(module, x)
     network = own.home.bayesianize(module, own.case.input_shape, layers="all", num_tokens=own.case.num_tokens)
-    model = bm.BayesianMLP(network, bm.Categorical(3), structure=bm.LastLayer(hidden=bm.LowRank(3)))
+    model = bm.BayesianMLP(network, bm.Categorical(3), structure=STRUCTURES[name])
     model.fit(x[:64], y[:64], method=bm.AsMarked(TRAINING))
     assert model.history[-1] < model.history[0]
     assert np.array_equal(own.outputs(module, x), before)  # the user's own module is as it was
@@ -289,6 +286,22 @@ def test_a_module_is_fitted_stored_taught_and_reloaded_in_a_fresh_process(
     got, drawn = json.loads(printed)
     assert np.array_equal(np.array(got), expected)
     assert np.array_equal(np.array(drawn), samples)
+
+
+@needs("torch")
+def test_forgetting_leaves_points_where_they_are() -> None:
+    own = Own("torch", "conv")
+    model = bm.BayesianMLP(own.network(), bm.Categorical(3), dynamics=bm.Forgetting(0.9))
+    x = own.inputs(4)
+    model.update(x, own.labels(x))
+    known = model.weight_variances()
+    model.update(x[:1], [0], weight=0.0, elapsed=1000.0)
+    prior = model.network.prior_precision(model.prior, 16, 3)
+    for before, after, precision in zip(known[:2], model.weight_variances()[:2], prior[:2], strict=True):
+        assert relative_error(after, 1 / precision) < 1e-3  # all is forgotten
+        assert before.mean() < after.mean()
+    start = model.network.initialise(16, 3, 0)
+    assert all(np.allclose(a, b, rtol=1e-6) for a, b in zip(model.mean_weights()[2:], start[2:], strict=True))
 
 
 def test_bayesian_layers_may_be_all_that_is_trained(own: Own) -> None:
