@@ -79,19 +79,19 @@ def brute_force(network: ModuleNetwork, framework: str, weights: tuple[np.ndarra
         given = tuple(engine.asarray(w) for w in weights)
         rows = engine.asarray(x)
         count = len(network.layers)
-
-        def function(*matrices: Any) -> Any:
-            return network.apply(engine, (*matrices, *given[count:]), rows)
-
         if framework == "torch":
             import torch
 
             with torch.enable_grad():
-                blocks = torch.autograd.functional.jacobian(function, given[:count])
+                blocks = torch.autograd.functional.jacobian(
+                    lambda *m: network.apply(engine, (*m, *given[count:]), rows), given[:count]
+                )
         else:
             import jax
 
-            blocks = jax.jit(jax.jacrev(function, argnums=tuple(range(count))))(*given[:count])
+            # Flax computes embeddings in float32, whose rounding depends on what is a constant: nothing is one here.
+            derivative = jax.jacrev(lambda m, rest, x: network.apply(engine, (*m, *rest), x))
+            blocks = jax.jit(derivative)(given[:count], given[count:], rows)
         return [engine.to_numpy(block).reshape(*block.shape[:2], -1) for block in blocks]
 
 
