@@ -25,7 +25,7 @@ from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
 from .inference.structures import LastLayer, Structure
 from .inference.structures.base import chunk_rows
-from .layers.base import restore_network
+from .layers.conversion import restore_network
 from .predictive import Predictive
 from .sampled import SampledPosterior
 from .scaling import Scaling

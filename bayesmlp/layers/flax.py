@@ -29,7 +29,7 @@ from .base import (
     log_deviations,
     mean_field_kl,
 )
-from .base import bayesianize as _bayesianize
+from .conversion import bayesianize as _bayesianize
 
 try:
     import jax

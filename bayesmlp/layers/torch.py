@@ -23,7 +23,7 @@ from ..inference.errors import MissingDependency
 from ..inference.network import noisy_dense
 from ..inference.priors import NormalPrior
 from .base import DenseLayer, Layer, ModuleNetwork, Parameter, Skeleton, dense_matrix, log_deviations, mean_field_kl
-from .base import bayesianize as _bayesianize
+from .conversion import bayesianize as _bayesianize
 
 try:
     import torch
