@@ -11,7 +11,7 @@ from .batches import fixed_size_chunks
 from .inference.engines import Engine, map_arrays
 from .inference.filtering import Posterior
 from .inference.likelihoods import Likelihood
-from .inference.network import MLP
+from .inference.network import Network
 from .inference.structures import Structure
 
 __all__ = ["Answering"]
@@ -29,7 +29,7 @@ class Answering:
         likelihood: in the units of the scaled targets.
     """
 
-    def __init__(self, engine: Engine, network: MLP, structure: Structure, likelihood: Likelihood) -> None:
+    def __init__(self, engine: Engine, network: Network, structure: Structure, likelihood: Likelihood) -> None:
         self._engine, self._network, self._structure, self._likelihood = engine, network, structure, likelihood
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._prepared: dict[int, tuple[Any, Any, int]] = {}
@@ -72,7 +72,7 @@ class Answering:
 
     def _prepare(self, weights: Any, rows: int, member: int) -> Any:
         """The posterior, or what its structure makes of it once so many rows were asked that this pays."""
-        engine, structure, last = self._engine, self._structure, self._network.num_layers - 1
+        engine, structure, last = self._engine, self._structure, self._network.output_layer
         known, prepared, asked = self._prepared.get(member, (None, None, 0))
         if known is not weights:
             prepared, asked = weights, 0
@@ -117,8 +117,10 @@ class Answering:
     def _draw(self, weights: Any, noise: Any, scale: Any) -> tuple[Any, Any]:
         mean = self._structure.mean(weights)
         drawn = self._structure.sample(self._engine, weights, noise)
-        stretch = [scale[(..., *[None] * m.ndim)] for m in mean]
-        return mean, tuple(s * (d - m) for s, m, d in zip(stretch, mean, drawn, strict=True))
+        return mean, tuple(  # points have no axis of draws
+            d - m if d.ndim == m.ndim else scale[(..., *[None] * m.ndim)] * (d - m)
+            for m, d in zip(mean, drawn, strict=True)
+        )
 
     def _noise(self, key: Any, posterior: Posterior, size: int) -> tuple[Any, ...]:
         engine, shapes = self._engine, self._structure.noise_shapes(posterior.weights)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .batches import fixed_size_chunks
 from .inference.engines import Engine
-from .inference.network import MLP
+from .inference.network import Network
 from .scaling import Scaling
 from .validation import check_inputs
 
@@ -32,24 +32,24 @@ class FunctionSamples:
         num_inputs: number of inputs.
         method: ``"linearized"`` or ``"samples"``.
         groups: draws that share a mean, one group for each member of a mixture that any are of: m, one matrix per
-            layer, and θ_s - m, (S, I, O) for each layer.
+            layer, θ_s - m, (S, ...) for each layer, and S. Arrays without uncertainty have no axis of draws.
     """
 
     def __init__(
         self,
         engine: Engine,
-        network: MLP,
+        network: Network,
         scaling: Scaling,
         num_inputs: int,
         method: str,
-        groups: Sequence[tuple[Any, Any]],
+        groups: Sequence[tuple[Any, Any, int]],
     ) -> None:
         self.method = method
         self._engine, self._network, self._scaling, self._num_inputs = engine, network, scaling, num_inputs
         self._groups = list(groups)
 
     def __len__(self) -> int:
-        return sum(int(deviations[0].shape[0]) for _, deviations in self._groups)
+        return sum(count for *_, count in self._groups)
 
     def __repr__(self) -> str:
         return f"FunctionSamples({len(self)} functions, {self.method})"
@@ -65,9 +65,9 @@ class FunctionSamples:
         Raises:
             InvalidInput: bad inputs.
         """
-        x = self._scaling.inputs(check_inputs(X, self._num_inputs, inputs_per_row=self._network.inputs_per_row))
+        x = self._scaling.inputs(check_inputs(X, self._num_inputs, network=self._network))
         chunks = fixed_size_chunks(self._engine, x)
-        pieces = [[self._compiled(*group, rows) for rows in chunks] for group in self._groups]
+        pieces = [[self._compiled(mean, steps, rows) for rows in chunks] for mean, steps, _ in self._groups]
         columns = [np.concatenate([self._engine.to_numpy(part) for part in piece], axis=1) for piece in pieces]
         outputs = np.concatenate(columns)[:, : len(x)].astype(np.float64)
         if outputs.shape[2] != len(self._scaling.target_scale):
@@ -81,7 +81,12 @@ class FunctionSamples:
 
         def linearized(mean: Any, deviations: Any, rows: Any) -> Any:
             outputs, factors = network.factors(engine, mean, rows)
-            moves = [f.push_forward(engine, step) for f, step in zip(factors, deviations, strict=True)]
+            uncertain = [step.ndim > m.ndim for m, step in zip(mean, deviations, strict=True)]
+            moves = [
+                factor.push_forward(engine, step)
+                for factor, step, flag in zip(factors, deviations, uncertain, strict=True)
+                if flag
+            ]
             return outputs + engine.xp.permute_dims(sum(moves[1:], start=moves[0]), (2, 0, 1))
 
         def sampled(mean: Any, deviations: Any, rows: Any) -> Any:

@@ -1,9 +1,10 @@
-"""A Bayesian multi-layer perceptron: fit, update, predict."""
+"""A Bayesian network: fit, update, predict."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from numbers import Real
@@ -20,16 +21,17 @@ from .inference.engines.base import stack_trees, take
 from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
-from .inference.laplace import Laplace
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
-from .inference.network import MLP
+from .inference.network import MLP, Network
+from .inference.per_layer import AsMarked
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
+from .layers.conversion import restore_network
 from .predictive import APPROXIMATIONS, Predictive
 from .progress import fit_progress
 from .sampled import SampledPosterior
@@ -50,22 +52,23 @@ def default_engine() -> str:
 
 
 class BayesianMLP:
-    """A multi-layer perceptron with a posterior over its weights.
+    """A multi-layer perceptron, or a network of the user's own, with a posterior over its weights.
 
     The posterior comes from :meth:`fit`, or grows from the prior by :meth:`update` alone; either way :meth:`update`
     goes on from it. NumPy in, NumPy out; torch tensors, JAX arrays and data frames are accepted.
 
     Args:
-        network: sizes and activation.
+        network: sizes and activation; or a module with Bayesian layers (:mod:`bayesmlp.layers`).
         likelihood: what the outputs mean: ``Gaussian()``, ``Categorical(10)``, ``Bernoulli()``.
         prior: of the weights.
-        structure: form of the posterior.
+        structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
-            None for the one that is installed.
+            None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
         standardize: scale inputs, and numeric targets, to mean 0 and variance 1 with the statistics of the data given
-            to :meth:`fit`. A model that only updates does not scale, unless :meth:`start_from_prior` is told how.
+            to :meth:`fit`. A model that only updates does not scale, unless :meth:`start_from_prior` is told how. None:
+            only where the network is an ``MLP``.
         seed: of initialisation, mini-batches and noise.
 
     Raises:
@@ -76,7 +79,7 @@ class BayesianMLP:
 
     def __init__(
         self,
-        network: MLP,
+        network: Network,
         likelihood: Likelihood,
         *,
         prior: NormalPrior | None = None,
@@ -84,11 +87,14 @@ class BayesianMLP:
         dynamics: Dynamics | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
-        standardize: bool = True,
+        standardize: bool | None = None,
         seed: int = 0,
     ) -> None:
+        if not isinstance(network, Network):
+            raise InvalidInput(
+                f"network must be an MLP, or a module given to bayesmlp.layers' bayesianize, got {network!r}"
+            )
         parts: tuple[tuple[str, Any, Any], ...] = (
-            ("network", network, MLP),
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
             ("structure", structure or LastLayer(), Structure | Mixture),
@@ -102,12 +108,14 @@ class BayesianMLP:
         self.network = network
         self.likelihood = likelihood
         self.prior = prior or NormalPrior()
-        self.structure = structure or LastLayer()
+        self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
-        self.engine = get_engine(default_engine() if engine is None else engine, dtype)
-        self.standardize = standardize
+        self.engine = _engine_for(network, engine, dtype)
+        self.standardize = network.standardize_by_default if standardize is None else standardize
+        if self.standardize and network.num_tokens is not None:
+            raise InvalidInput("standardize must be off for a network whose inputs are tokens")
         self.seed = seed
         self.history: list[float] = []
         """Mean objective per row for each epoch of the last fit."""
@@ -120,9 +128,9 @@ class BayesianMLP:
         self._prior_state: Any = None
         self._compiled: dict[str, Any] = {}
         self._split: tuple[Any, list[Posterior]] = (None, [])
-        self._resolved = self.structure.resolve(network.num_layers)
+        self._resolved = self._resolve(self.structure)
         self._fitted_prior = self.prior
-        self.prior.precision(network.shapes(network.inputs_per_row, likelihood.num_outputs))
+        network.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
@@ -149,6 +157,12 @@ class BayesianMLP:
         self.num_inputs  # noqa: B018 (raises)
         assert self._posterior is not None
         return self._posterior
+
+    def _resolve(self, structure: Structure | Mixture) -> Structure | Mixture:
+        """The structure over all of the network's arrays."""
+        if isinstance(structure, Mixture):
+            return Mixture(self.network.resolve(structure.of), structure.members)
+        return self.network.resolve(structure)
 
     @property
     def _base(self) -> Structure:
@@ -213,7 +227,8 @@ class BayesianMLP:
         Args:
             X: inputs, (rows, inputs).
             y: targets, as the likelihood takes them.
-            method: ``Laplace()`` (default), ``Variational()``, ``PerLayer(...)``.
+            method: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None: ``AsMarked()``, which is Laplace unless a
+                module of the user's own marks layers otherwise.
             weight: of each row, at least 0.
             on_epoch: called with the epoch, the number of epochs and the mean objective per row.
             progress: whether to show a progress bar; None for one on a terminal if the fit takes over a second.
@@ -239,7 +254,7 @@ class BayesianMLP:
             weight=weights,
             seed=self.seed,
         )
-        method = method or Laplace()
+        method = method or AsMarked()
         if isinstance(self.structure, Mixture) and isinstance(method, LayerMethod):
             method = Ensemble(method, self.structure.members)
         with fit_progress(progress, on_epoch) as report:
@@ -267,7 +282,7 @@ class BayesianMLP:
         return scaling.inputs(x), scaling.targets(targets), scaling, weights
 
     def _checked(self, X: Any, y: Any, weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # noqa: N803
-        x = check_inputs(X, None)
+        x = check_inputs(X, None, network=self.network)
         return x, self._prepare(y, len(x)), check_weights(weight, len(x))
 
     def estimate_scaling(self, X: Any, y: Any, *, weight: Any = None) -> Scaling:  # noqa: N803
@@ -313,7 +328,7 @@ class BayesianMLP:
             InvalidInput: bad data; the model is as it was.
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
-        x = check_inputs(X, self._num_inputs)
+        x = check_inputs(X, self._num_inputs, network=self.network)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
         if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
@@ -361,14 +376,22 @@ class BayesianMLP:
             time = convert(np.asarray(elapsed, dtype=np.float64))
         return convert(x), convert(y), weights, time
 
-    def start_from_prior(self, num_inputs: int, scaling: Scaling | None = None) -> None:
+    def start_from_prior(self, num_inputs: int | None = None, scaling: Scaling | None = None) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
 
         Args:
-            num_inputs: number of inputs.
+            num_inputs: number of inputs; None for a network that knows it.
             scaling: of inputs and targets from now on, as :meth:`estimate_scaling` takes it from the first rows of a
                 stream; None to leave them as they are.
+
+        Raises:
+            InvalidInput: the network has not that many inputs, or none were given.
         """
+        shape = self.network.input_shape
+        known = None if shape is None else math.prod(shape)
+        num_inputs = known if num_inputs is None else num_inputs
+        if num_inputs is None or known not in (None, num_inputs):
+            raise InvalidInput(f"num_inputs must be {known or 'given'}, got {num_inputs}")
         state = self.likelihood.initial_state()
         dispersion = float(self.likelihood.dispersion(state))
         members = []
@@ -385,11 +408,11 @@ class BayesianMLP:
 
     def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None) -> Any:
         """A member's state with the prior's precision, at unit dispersion, around a mean."""
-        shapes = self.network.shapes(num_inputs, self.likelihood.num_outputs)
         engine, structure = self.engine, self._base
+        prior = self.network.prior_precision(self._fitted_prior, num_inputs, self.likelihood.num_outputs)
         with engine.scope():
             means = tuple(engine.asarray(matrix) for matrix in mean)
-            precisions = tuple(engine.asarray(p * dispersion) for p in self._fitted_prior.precision(shapes))
+            precisions = tuple(engine.asarray(p * dispersion) for p in prior)
             if like is None:
                 return structure.initial(engine, means, precisions)
             return structure.initial_like(engine, like, means, precisions)
@@ -438,6 +461,8 @@ class BayesianMLP:
         return self._program("torch", "pyro", num_inputs, scaling)
 
     def _program(self, framework: str, language: str, num_inputs: int | None, scaling: Scaling | None) -> Program:
+        if not isinstance(self.network, MLP):
+            raise InvalidInput(f"network must be an MLP for {language}, got {self.network!r}")
         if not self.engine.name.startswith(framework):
             raise InvalidInput(f"{language} runs on {framework}: use to_engine({framework!r}) first")
         try:
@@ -471,6 +496,7 @@ class BayesianMLP:
             self.engine, program, self.engine.asarray(x), self.engine.asarray(targets), self.seed
         )
         likelihood = self.likelihood.in_units_of(scaling.target_scale)
+        assert isinstance(self.network, MLP)
         return SampledPosterior(self.network, likelihood, scaling, chains, x, targets)
 
     # -- answering ------------------------------------------------------------------------------------------------
@@ -506,7 +532,7 @@ class BayesianMLP:
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
         self._check_approximation(approximation, method)
-        x = self.scaling.inputs(check_inputs(X, self.num_inputs, inputs_per_row=self.network.inputs_per_row))
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
         own_seed = self.seed if seed is None else seed
         answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
         options: dict[str, Any] = {"approximation": approximation}
@@ -571,7 +597,7 @@ class BayesianMLP:
             InvalidInput: bad inputs.
             NotFitted: the model has seen no data.
         """
-        x = self.scaling.inputs(check_inputs(X, self.num_inputs, inputs_per_row=self.network.inputs_per_row))
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
         members, log_weights = self._members()
         moments = [self._answering.linearized(one, x, "variance", member) for member, one in enumerate(members)]
         means, variances = (np.stack(values) for values in zip(*moments, strict=True))
@@ -602,7 +628,7 @@ class BayesianMLP:
         members, log_weights = self._members()
         counts = np.random.default_rng(seed).multinomial(num_functions, np.exp(log_weights))
         groups = [
-            self._answering.weight_deviations(posterior, int(count), seed + member)
+            (*self._answering.weight_deviations(posterior, int(count), seed + member), int(count))
             for member, (posterior, count) in enumerate(zip(members, counts, strict=True))
             if count
         ]
@@ -623,7 +649,7 @@ class BayesianMLP:
         Args:
             engine: a name as for the constructor.
         """
-        return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine)
+        return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine, self.network)
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""
@@ -659,10 +685,26 @@ class BayesianMLP:
         return arrays
 
     @classmethod
-    def from_parts(cls, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], engine: str | Engine) -> BayesianMLP:
-        """The model from :meth:`spec` and :meth:`to_arrays`, on any engine."""
+    def from_parts(
+        cls,
+        spec: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        engine: str | Engine | None,
+        network: Any = None,
+    ) -> BayesianMLP:
+        """The model from :meth:`spec` and :meth:`to_arrays`, on any engine.
+
+        Args:
+            spec: of the model.
+            arrays: its posterior.
+            engine: as for the constructor.
+            network: the user's own module, where the spec describes one.
+
+        Raises:
+            InvalidInput: the network is needed, or is not the one that the spec describes.
+        """
         model = cls(
-            from_spec(spec["network"]),
+            restore_network(spec["network"], network),
             from_spec(spec["likelihood"]),
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
@@ -686,6 +728,14 @@ class BayesianMLP:
         parts = _under("likelihood", arrays)
         state = [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
         return Posterior(weights, self.likelihood.restore_state(state))
+
+
+def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None) -> Engine:
+    """The engine, if the network runs on it."""
+    chosen = get_engine((network.engine_name or default_engine()) if engine is None else engine, dtype)
+    if network.engine_name not in (None, chosen.name.partition(":")[0]):
+        raise InvalidInput(f"engine must be {network.engine_name!r} for {network!r}, got {chosen.name!r}")
+    return chosen
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

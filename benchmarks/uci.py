@@ -5,7 +5,7 @@
     python benchmarks/uci.py DATA --sets yacht boston   # some of them
 
 DATA holds ``boston.npz`` and so on, with ``X``, ``y``, ``splits_train`` and ``splits_test``. One hidden layer of 50
-units (100 for protein), and one configuration for all sets: :func:`recommended`. Scores are in the units of the targets.
+units (100 for protein); one configuration for all sets: :func:`recommended`. Scores are in the units of the targets.
 Every split is written to the results file as it is done, and a later run goes on from there. At the end: a table beside
 published figures, and a plot of it.
 """

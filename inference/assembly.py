@@ -13,6 +13,7 @@ from .engines.base import Engine, stack_trees, take
 from .filtering import Posterior
 from .gauss_newton import curvature_of
 from .methods import FitProblem, FitResult, Method, state_arrays
+from .network import Network
 from .objective import Parameters, deviations_of
 from .priors import NormalPrior
 from .structures.base import Structure
@@ -39,7 +40,8 @@ def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str =
         curvature: see :func:`~.gauss_newton.curvature_of`.
     """
     engine, likelihood, structure = problem.engine, problem.likelihood, problem.structure
-    points = [not flag for flag in variational]
+    kinds = zip(variational, problem.network.layer_methods, strict=True)
+    points = [not flag and kind is not None for flag, kind in kinds]
     survey = structure.survey if any(points) else None
 
     def adder(form: Structure) -> Callable[..., Any]:
@@ -96,9 +98,9 @@ class LayerMethod(Method):
         return 1
 
     @abstractmethod
-    def deviations(self, num_layers: int) -> list[float | None]:
+    def deviations(self, network: Network) -> list[float | None]:
         """For each variational layer the starting standard deviation of its weights, relative to the prior's; None for
-        a layer with point weights, which takes its curvature after the training.
+        a layer with point weights, which takes its curvature after the training, and for arrays without uncertainty.
         """
 
     def finish(self, problem: FitProblem, parameters: Parameters, assemble: Assemble, rows: Any = None) -> Finished:
@@ -150,7 +152,7 @@ def fit_members(
         A posterior and a prior for each network, and the (last) training of all of them.
     """
     engine, count = problem.engine, len(priors)
-    deviations = method.deviations(problem.network.num_layers)
+    deviations = method.deviations(problem.network)
     variational = [deviation is not None for deviation in deviations]
     alone = [replace(problem, prior=prior) for prior in priors]
     own_rows = [np.arange(len(problem.weight))] * count if rows is None else list(rows)

@@ -69,6 +69,10 @@ class LayerFactors(NamedTuple):
         projected = engine.xp.permute_dims(self.inputs @ directions, (1, 2, 0))  # N, O, R
         return self.rows @ projected
 
+    def expanded(self) -> LayerFactors:
+        """Every position as an input of its own, as Kronecker factors take shared weights (Eschenhagen et al. 2023)."""
+        return self
+
     def dense(self, engine: Engine) -> Float[Array, "N K P"]:
         """The Jacobian itself, with W flattened by rows."""
         jacobian = self.inputs[:, None, :, None] * self.rows[:, :, None, :]
@@ -89,8 +93,10 @@ class SharedFactors(NamedTuple):
     inputs: Float[Array, "N T I"]
     rows: Float[Array, "N K T O"]
 
-    def left_multiply(self, factor: Float[Array, "N K R"]) -> SharedFactors:
+    def left_multiply(self, factor: Float[Array, "N K R"] | None) -> SharedFactors:
         """See :meth:`LayerFactors.left_multiply`."""
+        if factor is None:
+            return self
         num_rows, num_outputs, positions, width = self.rows.shape
         flat = self.rows.reshape((num_rows, num_outputs, positions * width))
         return SharedFactors(self.inputs, (factor.mT @ flat).reshape((num_rows, -1, positions, width)))
@@ -116,6 +122,12 @@ class SharedFactors(NamedTuple):
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """See :meth:`LayerFactors.push_forward`."""
         return engine.xp.einsum("nti,rio,nkto->nkr", self.inputs, directions, self.rows)
+
+    def expanded(self) -> LayerFactors:
+        """See :meth:`LayerFactors.expanded`."""
+        num_rows, num_outputs, positions, width = self.rows.shape
+        rows = self.rows.swapaxes(1, 2).reshape((num_rows * positions, num_outputs, width))
+        return LayerFactors(self.inputs.reshape((num_rows * positions, -1)), rows)
 
     def dense(self, engine: Engine) -> Float[Array, "N K P"]:
         """See :meth:`LayerFactors.dense`."""

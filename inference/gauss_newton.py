@@ -9,7 +9,7 @@ import numpy as np
 
 from .engines.base import Array, Engine, map_arrays
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 from .structures.base import Structure, chunk_rows
 
 __all__ = ["CURVATURES", "curvature_of"]
@@ -19,7 +19,7 @@ CURVATURES = ("ggn", "empirical_fisher")
 
 def curvature_of(
     engine: Engine,
-    network: MLP,
+    network: Network,
     likelihood: Likelihood,
     structure: Structure,
     layers: Sequence[bool],

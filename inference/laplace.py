@@ -13,6 +13,7 @@ from .errors import InvalidInput
 from .gauss_newton import CURVATURES
 from .marginal_likelihood import evidence, evidence_update
 from .methods import FitProblem
+from .network import Network
 from .objective import Parameters
 from .training import TrainingOptions
 
@@ -55,8 +56,8 @@ class Laplace(LayerMethod):
     def rounds(self) -> int:
         return _ROUNDS if self.marginal_likelihood == "during" else 1
 
-    def deviations(self, num_layers: int) -> list[float | None]:
-        return [None] * num_layers
+    def deviations(self, network: Network) -> list[float | None]:
+        return [None] * network.num_layers
 
     def finish(self, problem: FitProblem, parameters: Parameters, assemble: Assemble, rows: Any = None) -> Finished:
         finished = super().finish(problem, parameters, assemble, rows)
@@ -68,7 +69,12 @@ class Laplace(LayerMethod):
             known = evidence(own, posterior)
             tried.append((known.log_marginal_likelihood, posterior, own.prior))
             if update < _UPDATES:
-                own = replace(own, prior=evidence_update(own, posterior, [True] * problem.network.num_layers))
+                own = replace(
+                    own,
+                    prior=evidence_update(
+                        own, posterior, [method is not None for method in problem.network.layer_methods]
+                    ),
+                )
                 state = problem.likelihood.discount(fitted, float(known.effective_parameters.sum()))
                 posterior = assemble(parameters, own.prior_precision, rows, state)
         _, posterior, prior = max(tried, key=lambda one: one[0])

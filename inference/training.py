@@ -198,10 +198,11 @@ def _step_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndarray)
     gradient_of = engine.value_and_grad(objective, has_aux=True)
 
     def step(state: _State, batch: Sequence[Array], key: Any, schedule: Array) -> tuple[_State, Array]:
-        leading = tuple(batch[0].shape[: rows.ndim])
+        leading, means = batch[0].shape[: rows.ndim - 1], state.parameters.mean
+        shapes = problem.network.noise_shapes(batch[0].shape[rows.ndim - 1], means)
         noise = tuple(
-            engine.normal(engine.fold_in(key, index), (*leading, mean.shape[-1]))
-            for index, (mean, flag) in enumerate(zip(state.parameters.mean, variational, strict=True))
+            engine.normal(engine.fold_in(key, index), (*leading, *shape))
+            for index, (shape, flag) in enumerate(zip(shapes, variational, strict=True))
             if flag
         )
         (_, terms), gradient = gradient_of(state.parameters, state.prior_precision, batch, noise, schedule[1])

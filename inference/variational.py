@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from .assembly import LayerMethod
 from .errors import InvalidInput
+from .network import Network
 from .training import TrainingOptions
 
 __all__ = ["Variational"]
@@ -34,6 +35,6 @@ class Variational(LayerMethod):
         if not self.initial_deviation > 0:
             raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
 
-    def deviations(self, num_layers: int) -> list[float | None]:
-        """All layers have variational weights."""
-        return [self.initial_deviation] * num_layers
+    def deviations(self, network: Network) -> list[float | None]:
+        """All Bayesian layers have variational weights."""
+        return [None if method is None else self.initial_deviation for method in network.layer_methods]

@@ -483,7 +483,7 @@ def test_numpy_does_not_fit_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"network": "mlp"}, "network must be a MLP, got 'mlp'"),
+        ({"network": "mlp"}, "network must be an MLP, or a module given to bayesmlp.layers' bayesianize, got 'mlp'"),
         ({"likelihood": "gaussian"}, "likelihood must be a Likelihood, got 'gaussian'"),
         ({"structure": "full"}, "structure must be a Structure, got 'full'"),
         ({"prior": "normal"}, "prior must be a NormalPrior, got 'normal'"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import Engine, OnEpoch, TrainingStep, map_arrays
+from .base import Engine, OnEpoch, Tap, TrainingStep, map_arrays
 from .numpy_engine import processor
 
 try:
@@ -127,6 +127,28 @@ class JaxEngine(Engine):
 
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
         return jax.value_and_grad(function, has_aux=has_aux)
+
+    def vjp_at(
+        self, function: Callable[[Tap], tuple[Any, Any]]
+    ) -> tuple[Any, Any, Callable[[jax.Array], list[jax.Array]]]:
+        values: list[Any] = []
+
+        def record(value: Any) -> Any:
+            values.append(value)
+            return value
+
+        jax.eval_shape(lambda: function(record))
+        zeros = [jnp.zeros(value.shape, value.dtype) for value in values]
+
+        def perturbed(perturbations: list[Any]) -> tuple[Any, Any]:
+            remaining = iter(perturbations)
+            return function(lambda value: value + next(remaining))
+
+        outputs, pull, extras = jax.vjp(perturbed, zeros, has_aux=True)
+        return outputs, extras, lambda cotangents: jax.vmap(pull)(cotangents)[0]
+
+    def stop_gradient(self, array: Any) -> jax.Array:
+        return jax.lax.stop_gradient(array)
 
     def train(
         self,

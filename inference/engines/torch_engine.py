@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import AdamMoments, Engine, OnEpoch, TrainingStep, leaves_of, map_arrays
+from .base import AdamMoments, Engine, OnEpoch, Tap, TrainingStep, leaves_of, map_arrays
 from .numpy_engine import NumpyEngine, processor, python_scan
 
 try:
@@ -134,6 +134,30 @@ class TorchEngine(Engine):
             return map_arrays(torch.Tensor.detach, result), map_arrays(lambda _: next(gradients), parameters)
 
         return evaluated
+
+    def vjp_at(
+        self, function: Callable[[Tap], tuple[Any, Any]]
+    ) -> tuple[Any, Any, Callable[[torch.Tensor], list[torch.Tensor]]]:
+        values: list[torch.Tensor] = []
+
+        def tap(value: torch.Tensor) -> torch.Tensor:
+            values.append(value if value.requires_grad else value.detach().requires_grad_())
+            return values[-1].clone()  # what follows may write into it
+
+        with torch.enable_grad():
+            outputs, extras = function(tap)
+
+        def pull(cotangents: torch.Tensor) -> list[torch.Tensor]:
+            rows = [
+                torch.autograd.grad(outputs, values, cotangent, retain_graph=True, materialize_grads=True)
+                for cotangent in cotangents
+            ]
+            return [torch.stack(gradients) for gradients in zip(*rows, strict=True)]
+
+        return outputs.detach(), map_arrays(lambda a: a.detach(), extras), pull
+
+    def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:
+        return array.detach()
 
     def train(
         self,

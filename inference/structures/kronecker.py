@@ -125,7 +125,7 @@ class Kronecker(Structure):
         xp = engine.xp
         input_sums, output_sums = [], []
         for factor, layer in zip(factors, _layers(state), strict=True):
-            inputs, rows = factor.left_multiply(fisher_factor)
+            inputs, rows = factor.left_multiply(fisher_factor).expanded()
             length = xp.linalg.vector_norm(inputs, axis=1)
             root_trace = xp.linalg.vector_norm(rows, axis=(1, 2))
             scaled = xp.reshape(rows * length[:, None, None], (-1, rows.shape[2]))
@@ -242,7 +242,7 @@ def _inverse_output(engine: Engine, layer: _Layer) -> Array:
     return layer.output_basis.mT * _scales(engine, layer)[1]
 
 
-def _rotate(factor: LayerFactors, layer: _Layer) -> LayerFactors:
+def _rotate(factor: Factor, layer: _Layer) -> Factor:
     """The factors of the Jacobian with respect to Z."""
     return LayerFactors(factor.inputs @ layer.input_basis, factor.rows @ layer.output_basis)
 
