@@ -165,6 +165,13 @@ class BayesianMLP:
         return self.network.resolve(structure)
 
     @property
+    def _form(self) -> Structure | Mixture:
+        """The structure that was asked for, or the mixture of it that a method has made."""
+        if isinstance(self.structure, Mixture) or not isinstance(self._resolved, Mixture):
+            return self.structure
+        return Mixture(self.structure, self._resolved.members)
+
+    @property
     def _base(self) -> Structure:
         """Structure of one member."""
         return self._resolved.of if isinstance(self._resolved, Mixture) else self._resolved
@@ -657,7 +664,7 @@ class BayesianMLP:
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
             "prior": to_spec(self._fitted_prior),
-            "structure": to_spec(self.structure if self._posterior is None else self._resolved),
+            "structure": to_spec(self._form),
             "dynamics": to_spec(self.dynamics),
             "dtype": self.engine.dtype,
             "standardize": self.standardize,

@@ -40,7 +40,7 @@ def recommended(num_units: int, engine: str, steps: int) -> tuple[bm.BayesianMLP
     model = bm.BayesianMLP(
         bm.MLP(hidden=(num_units,)), bm.HeteroscedasticGaussian(), structure=bm.Full(), engine=engine
     )
-    training = bm.TrainingOptions(steps=steps, batch_size=32, learning_rate=1e-2)
+    training = bm.TrainingOptions(steps=steps, learning_rate=1e-2)
     return model, bm.Stacking(bm.Laplace(training))
 
 

@@ -20,6 +20,7 @@ from .objective import Parameters, Terms, objective_of
 
 __all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "share_of", "start_parameters", "train"]
 
+_PASSES = 75
 _LOOKS = 100  # at the held-out rows, spread over the epochs
 
 
@@ -30,7 +31,7 @@ class TrainingOptions:
     Args:
         epochs: passes over the data; None for as many as bring about ``steps`` steps.
         steps: least number of steps when ``epochs`` is None.
-        batch_size: rows of a step.
+        batch_size: rows of a step; None for as many, from 32 to 256, as bring about 75 passes in ``steps`` steps.
         learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0).
         validation: share of the rows to hold out, in [0, 1); the weights of the epoch that predicts them best, by
             their mean log probability at the mean weights, are the ones kept.
@@ -41,7 +42,7 @@ class TrainingOptions:
 
     epochs: int | None = None
     steps: int = 3000
-    batch_size: int = 64
+    batch_size: int | None = None
     learning_rate: float = 5e-3
     validation: float = 0.0
     patience: int | None = None
@@ -140,7 +141,7 @@ def train(
     """
     engine = problem.engine
     rows, held_out = _hold_out(rows, options.validation, problem.seed)
-    batch_size = min(options.batch_size, rows.shape[-1])
+    batch_size = min(options.batch_size or _batch_size(rows.shape[-1], options.steps), rows.shape[-1])
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
     watch = _Watch(problem, held_out, num_epochs, options.patience)
@@ -158,6 +159,10 @@ def train(
             f"({options.learning_rate}), or standardise the inputs"
         )
     return Trained(watch.best or state.parameters, history, watch.looks)
+
+
+def _batch_size(num_rows: int, steps: int) -> int:
+    return int(np.clip(math.ceil(_PASSES * num_rows / steps), 32, 256))
 
 
 def _hold_out(rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

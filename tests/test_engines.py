@@ -540,3 +540,25 @@ def test_models_predict_the_same_on_every_engine(engine: Engine, structure: str)
     expected, got = reference.predict(x), model.predict(x)
     for name in ("mean", "std", "epistemic_variance", "aleatoric_variance"):
         assert relative_error(getattr(got, name), getattr(expected, name)) < TOLERANCE[engine.dtype], name
+
+
+def test_adam_does_not_depend_on_how_a_gradient_lies_in_memory(gradient_engine64: Engine) -> None:
+    engine = gradient_engine64
+    start = random_matrix(3, 4)
+
+    def trained(target: Any) -> Any:
+        gradient_of = engine.value_and_grad(lambda w: engine.xp.sum((w - target) ** 2))
+
+        def step(state: Any, batch: Any, key: Any, rate: Any) -> Any:
+            value, gradient = gradient_of(state[0])
+            return engine.adam(state[0], gradient, state[1], rate), engine.xp.stack([value])
+
+        weights = engine.asarray(start)
+        epochs = [(np.zeros((5, 1), dtype=int), np.full(5, 0.1))]
+        data = (engine.asarray(np.ones(1)),)
+        return engine.train(step, (weights, engine.adam_moments(weights)), data, epochs, seed=0)[0][0]
+
+    with engine.scope():
+        plain = trained(engine.asarray(random_matrix(3, 4) + 1))
+        transposed = trained(engine.asarray((random_matrix(3, 4) + 1).T.copy()).T)
+    close(engine, transposed, engine.to_numpy(plain))

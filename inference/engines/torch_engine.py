@@ -169,7 +169,7 @@ class TorchEngine(Engine):
         on_epoch: OnEpoch | None = None,
     ) -> tuple[Any, np.ndarray]:
         with self.scope():
-            state = map_arrays(torch.clone, state)
+            state = map_arrays(lambda a: a.clone(memory_format=torch.contiguous_format), state)
             key = torch.Generator(self.device).manual_seed(seed)
             history = []
             for epoch, (batches, numbers) in enumerate(epochs):
@@ -185,10 +185,10 @@ class TorchEngine(Engine):
             return state, np.stack(history)
 
     def adam(self, parameters: Any, gradient: Any, moments: AdamMoments, rate: Any) -> tuple[Any, AdamMoments]:
-        """In place and fused: the memory of parameters and moments is taken over."""
+        """In place and fused: the memory of parameters and moments, which must be contiguous, is taken over."""
         leaves = leaves_of(parameters)
         functional_adam(
-            leaves, leaves_of(gradient), leaves_of(moments.first), leaves_of(moments.second), [],
+            leaves, [g.contiguous() for g in leaves_of(gradient)], leaves_of(moments.first), leaves_of(moments.second), [],
             list(moments.count.to(torch.float32).repeat(len(leaves)).unbind()),
             fused=self.device.type in ("cpu", "cuda"), amsgrad=False, beta1=0.9, beta2=0.999, lr=float(rate),
             weight_decay=0.0, eps=1e-8, maximize=False,

@@ -43,10 +43,8 @@ class Diagonal(Structure):
         return sum(grams[1:], start=grams[0])
 
     def predictive_variance(self, engine: Engine, prepared: DiagonalState, factors: Factors) -> Array:
-        parts = [
-            ((factor.rows * factor.rows) @ ((factor.inputs * factor.inputs) @ (1 / precision))[:, :, None])[:, :, 0]
-            for factor, precision in zip(factors, prepared.precision, strict=True)
-        ]
+        layers = zip(factors, prepared.precision, strict=True)
+        parts = [factor.gram_diagonal(engine, 1 / precision) for factor, precision in layers]
         return sum(parts[1:], start=parts[0])
 
     def shift(

@@ -125,21 +125,13 @@ class Full(Structure):
 
 
 def _rooted(engine: Engine, state: FullState, factors: Factors) -> Float[Array, "N K P"]:
-    """``J S``. Where a layer has no more outputs than there are directions, its inputs are contracted first."""
-    xp = engine.xp
-    total, start = None, 0
-    for factor in factors:
-        num_rows, num_inputs = factor.inputs.shape
-        width = factor.rows.shape[2]
-        root = state.covariance_root[start : start + num_inputs * width, :]
-        start += num_inputs * width
-        if width <= factor.rows.shape[1]:
-            contracted = factor.inputs @ xp.reshape(root, (num_inputs, -1))
-            part = factor.rows @ xp.reshape(contracted, (num_rows, width, -1))
-        else:
-            part = factor.dense(engine) @ root
-        total = part if total is None else total + part
-    return total
+    """``J S``."""
+    parts, start = [], 0
+    for factor, mean in zip(factors, state.mean, strict=True):
+        stop = start + mean.shape[0] * mean.shape[1]
+        parts.append(factor.multiply(engine, state.covariance_root[start:stop, :]))
+        start = stop
+    return sum(parts[1:], start=parts[0])
 
 
 def root_update(engine: Engine, root: Float[Array, "P P"], rooted: Float[Array, "N R P"]) -> Float[Array, "P P"]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
-from ..factors import LayerFactors
+from ..factors import Factor
 from .base import Factors, Layers, Structure, sum_float64
 
 __all__ = ["Kronecker", "KroneckerState"]
@@ -244,7 +244,7 @@ def _inverse_output(engine: Engine, layer: _Layer) -> Array:
 
 def _rotate(factor: Factor, layer: _Layer) -> Factor:
     """The factors of the Jacobian with respect to Z."""
-    return LayerFactors(factor.inputs @ layer.input_basis, factor.rows @ layer.output_basis)
+    return factor._replace(inputs=factor.inputs @ layer.input_basis, rows=factor.rows @ layer.output_basis)
 
 
 def _from_basis(layer: _Layer, z: Array) -> Array:

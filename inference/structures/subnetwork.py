@@ -141,6 +141,8 @@ class Subnetwork(Structure):
 def _rows(engine: Engine, state: SubnetworkState, factors: Factors) -> Float[Array, "N K S"]:
     """The Jacobian's columns of the uncertain weights: products of an input and a row entry each."""
     xp = engine.xp
+    if any(factor.inputs.ndim > 2 for factor in factors):  # weights at several positions have no such product
+        return xp.take(xp.concat([factor.dense(engine) for factor in factors], axis=2), state.indices, axis=2)
     input_of, output_of, inputs_before, outputs_before = [], [], 0, 0
     for mean in state.mean:
         num_inputs, num_outputs = mean.shape
