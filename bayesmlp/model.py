@@ -119,7 +119,7 @@ class BayesianMLP:
         self._compiled: dict[str, Any] = {}
         self._resolved = self.structure.resolve(network.num_layers)
         self._fitted_prior = self.prior
-        self.prior.precision(network.shapes(1, likelihood.num_outputs))
+        self.prior.precision(network.shapes(network.inputs_per_row, likelihood.num_outputs))
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
@@ -262,6 +262,7 @@ class BayesianMLP:
             targets=self.standardize and self.likelihood.scales_targets,
             one_target_scale=self.likelihood.shares_target_scale,
             num_targets=self.likelihood.num_targets,
+            inputs_per_row=self.network.inputs_per_row,
         )
         return scaling.inputs(x), scaling.targets(targets), scaling
 
@@ -470,7 +471,7 @@ class BayesianMLP:
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
         self._check_approximation(approximation, method)
-        x = self.scaling.inputs(check_inputs(X, self.num_inputs))
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, inputs_per_row=self.network.inputs_per_row))
         own_seed = self.seed if seed is None else seed
         likelihood, scaling = self.scaled_likelihood, self.scaling
         draws = None
@@ -498,8 +499,9 @@ class BayesianMLP:
         posterior = self.posterior
         if not isinstance(self._resolved, Mixture):
             return [posterior], np.zeros(1)
+        stacked = posterior._replace(weights=posterior.weights.members)
         with self.engine.scope():
-            members = [take(posterior._replace(weights=posterior.weights.members), i) for i in range(self._resolved.members)]
+            members = [take(stacked, member) for member in range(self._resolved.members)]
         return members, self.engine.to_numpy(posterior.weights.log_weights)
 
     def _check_approximation(self, approximation: str, method: str) -> None:

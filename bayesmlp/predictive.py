@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ class Predictive:
             covariance = self.output_covariance
             if covariance is not None:
                 covariance = covariance[:, chunk].reshape(parts * count, size, size)
-            state = map_arrays(lambda array, count=count: np.repeat(array, count, axis=0), self.likelihood_state)
+            state = map_arrays(partial(np.repeat, repeats=count, axis=0), self.likelihood_state)
             own = [np.concatenate([values[chunk]] * parts) for values in per_row]
             values = np.asarray(function(mean, covariance, state, *own))
             pieces.append(reduce(values.reshape(parts, count, *values.shape[1:])))

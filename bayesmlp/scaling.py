@@ -33,7 +33,15 @@ class Scaling(NamedTuple):
 
     @classmethod
     def estimate(
-        cls, x: np.ndarray, y: np.ndarray, *, inputs: bool, targets: bool, one_target_scale: bool, num_targets: int
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        *,
+        inputs: bool,
+        targets: bool,
+        one_target_scale: bool,
+        num_targets: int,
+        inputs_per_row: int = 1,
     ) -> Scaling:
         """Means and standard deviations of the columns; a constant column keeps scale 1.
 
@@ -44,10 +52,13 @@ class Scaling(NamedTuple):
             targets: whether to scale targets.
             one_target_scale: whether all targets get the same scale.
             num_targets: number of targets.
+            inputs_per_row: how many inputs of one kind a row holds side by side; they are scaled alike.
         """
         scaling = cls.identity(x.shape[1], num_targets)
         if inputs:
-            scaling = scaling._replace(input_mean=x.mean(0), input_scale=_deviation(x))
+            each = x.reshape(len(x) * inputs_per_row, -1)
+            mean, scale = (np.tile(values, inputs_per_row) for values in (each.mean(0), _deviation(each)))
+            scaling = scaling._replace(input_mean=mean, input_scale=scale)
         if targets:
             deviation = _deviation(y)
             shared = np.full_like(deviation, np.sqrt(np.mean(deviation**2)))
@@ -55,9 +66,10 @@ class Scaling(NamedTuple):
         return scaling
 
     def inputs(self, x: np.ndarray, argument: str = "X") -> np.ndarray:
-        """Scaled inputs; raises :class:`InvalidInput` where they are too large to compute with."""
+        """Scaled inputs, the first of each row or all; raises :class:`InvalidInput` where they are too large."""
+        width = x.shape[1]
         with np.errstate(over="ignore"):
-            scaled = (x - self.input_mean) / self.input_scale
+            scaled = (x - self.input_mean[:width]) / self.input_scale[:width]
         too_large = ~(np.abs(scaled) <= MAX_MAGNITUDE)
         if too_large.any():
             row, column = np.argwhere(too_large)[0]

@@ -18,15 +18,18 @@ MAX_MAGNITUDE = 1e6
 """Largest magnitude of an input after scaling; beyond it float32 products are no longer safe."""
 
 
-def check_inputs(values: Any, num_inputs: int | None, argument: str = "X") -> np.ndarray:
-    """Inputs as float64, shape (rows, num_inputs).
+def check_inputs(
+    values: Any, num_inputs: int | None, argument: str = "X", inputs_per_row: int | None = None
+) -> np.ndarray:
+    """Inputs as float64, shape (rows, num_inputs); with ``inputs_per_row`` a row may also hold one of its inputs.
 
     Raises:
         InvalidInput: not numeric, not two-dimensional, empty, of another width, or not finite.
     """
     array = as_host_array(values, argument)
-    width = "inputs" if num_inputs is None else num_inputs
-    if array.ndim != 2 or (num_inputs is not None and array.shape[1] != num_inputs) or array.shape[1] == 0:
+    widths = () if num_inputs is None else tuple(dict.fromkeys((num_inputs, num_inputs // (inputs_per_row or 1))))
+    if array.ndim != 2 or (widths and array.shape[1] not in widths) or array.shape[1] == 0:
+        width = " or ".join(map(str, widths)) or "inputs"
         raise InvalidInput(f"{argument} must have shape (rows, {width}), got shape {array.shape}")
     if array.shape[0] == 0:
         raise InvalidInput(f"{argument} must have at least one row, got shape {array.shape}")

@@ -5,17 +5,20 @@ layer's input ``a`` and the back-propagated row ``D[k] = ∂output_k/∂z``. Eve
 needs can be taken on the two factors, at the price of a few products with matrices of the layer's own size.
 
 A layer's bias is the last row of its weight matrix, and the last entry of its input is 1.
+
+A layer that one input passes at several positions (tokens, nodes, time steps) sums outer products over the positions:
+:class:`SharedFactors`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Float
 
 from .engines.base import Array, Engine
 
-__all__ = ["LayerFactors"]
+__all__ = ["Factor", "LayerFactors", "SharedFactors"]
 
 
 class LayerFactors(NamedTuple):
@@ -70,3 +73,58 @@ class LayerFactors(NamedTuple):
         """The Jacobian itself, with W flattened by rows."""
         jacobian = self.inputs[:, None, :, None] * self.rows[:, :, None, :]
         return engine.xp.reshape(jacobian, (*self.rows.shape[:2], -1))
+
+
+class SharedFactors(NamedTuple):
+    """The factors of one dense layer that each of N inputs passes at T positions.
+
+    The gradient of output direction k is ``Σ_t a[t] ⊗ D[k, t]``. What is linear in it is taken on the factors; squares
+    need the sum itself, which is formed where they are asked for.
+
+    Attributes:
+        inputs: the layer's inputs at every position, with a trailing 1 where it has a bias, shape (N, T, I).
+        rows: derivatives of the K output directions with respect to the pre-activations, shape (N, K, T, O).
+    """
+
+    inputs: Float[Array, "N T I"]
+    rows: Float[Array, "N K T O"]
+
+    def left_multiply(self, factor: Float[Array, "N K R"]) -> SharedFactors:
+        """See :meth:`LayerFactors.left_multiply`."""
+        num_rows, num_outputs, positions, width = self.rows.shape
+        flat = self.rows.reshape((num_rows, num_outputs, positions * width))
+        return SharedFactors(self.inputs, (factor.mT @ flat).reshape((num_rows, -1, positions, width)))
+
+    def pull_back(self, residual: Float[Array, "N K"]) -> tuple[Float[Array, "M I"], Float[Array, "M O"]]:
+        """See :meth:`LayerFactors.pull_back`; one column and row for each input and position."""
+        rows = self.left_multiply(residual[:, :, None]).rows
+        return self.inputs.reshape((-1, self.inputs.shape[2])), rows.reshape((-1, rows.shape[3]))
+
+    def squares(self, engine: Engine) -> tuple[Float[Array, "I I"], Float[Array, "I O"]]:
+        """See :meth:`LayerFactors.squares`; the columns are the identity."""
+        jacobian = self._matrices(engine)
+        total = engine.xp.sum(jacobian * jacobian, axis=(0, 1))
+        return engine.eye(total.shape[0], total), total
+
+    def gram(self, engine: Engine, variance: Float[Array, "I O"], joint: bool) -> Array:
+        """See :meth:`LayerFactors.gram`."""
+        jacobian = self.dense(engine)
+        if joint:
+            jacobian = jacobian.reshape((-1, jacobian.shape[2]))
+        return (jacobian * variance.reshape((-1,))) @ jacobian.mT
+
+    def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
+        """See :meth:`LayerFactors.push_forward`."""
+        return engine.xp.einsum("nti,rio,nkto->nkr", self.inputs, directions, self.rows)
+
+    def dense(self, engine: Engine) -> Float[Array, "N K P"]:
+        """See :meth:`LayerFactors.dense`."""
+        return self._matrices(engine).reshape((*self.rows.shape[:2], -1))
+
+    def _matrices(self, engine: Engine) -> Float[Array, "N K I O"]:
+        """The Jacobian in the shape of W."""
+        return self.inputs.mT[:, None] @ self.rows
+
+
+Factor: TypeAlias = LayerFactors | SharedFactors
+"""What every structure contracts."""

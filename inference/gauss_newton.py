@@ -21,8 +21,8 @@ def curvature_of(
     """The sum over all rows of their generalised Gauss-Newton precision (Martens 2020, section 8).
 
     Returns ``add(state, x, weight, likelihood_state)``, which adds it to the precision of a structure's state, at whose
-    mean the network is linearised; ``x`` are inputs (N, I), ``weight`` that of each row (N,) on the host. It is compiled
-    once, for the posteriors of as many networks as need it.
+    mean the network is linearised; ``x`` are inputs (N, I), ``weight`` that of each row (N,) on the host. It is
+    compiled once, for the posteriors of as many networks as need it.
 
     Args:
         engine: of the arrays.

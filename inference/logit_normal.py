@@ -34,24 +34,23 @@ def probit(engine: Engine, mean: Float[Array, "N C"], covariance: Float[Array, "
 def laplace_bridge(engine: Engine, mean: Float[Array, "N C"], covariance: Float[Array, "N C C"]) -> Float[Array, "N C"]:
     """Mean of the Dirichlet distribution whose Laplace approximation in the softmax basis has these moments.
 
-    α_k = (1 - 2/C + exp(μ_k) Σ_l exp(-μ_l) / C²) / Σ_kk, after conditioning on logits that sum to 0 (Hobbhahn,
-    Kristiadi and Hennig 2022, "Fast predictive uncertainty for classification with Bayesian deep networks"). Good for
-    small variances only.
+    α_k = (1 - 2/C + exp(μ_k) Σ_l exp(-μ_l) / C²) / Σ_kk for logits that sum to 0 (Hobbhahn, Kristiadi and Hennig 2022,
+    "Fast predictive uncertainty for classification with Bayesian deep networks"). The logits are projected on that
+    plane, which leaves their softmax as it is, where the paper conditions on it. Exact for logits with the moments
+    Σ_kk = (1 - 2/C) / α_k + Σ_l 1 / (α_l C²) of a Dirichlet; for others the mean does not follow the size of the
+    variances, only their ratios: for two classes it is the softmax of the means.
     """
     xp = engine.xp
     size = mean.shape[-1]
-    rows = xp.sum(covariance, axis=-1)
-    total = xp.sum(rows, axis=-1)[:, None]
-    floor = 1e-12 * xp.sum(xp.abs(covariance), axis=(-2, -1))[:, None]
-    gain = xp.where(total > floor, rows / xp.where(total > floor, total, 1.0), 0.0)  # else they sum to 0 already
-    centred = mean - gain * xp.sum(mean, axis=-1, keepdims=True)
-    variance = xp.sum(covariance * engine.eye(size, mean), axis=-1) - gain * rows
+    centred = mean - xp.mean(mean, axis=-1, keepdims=True)
+    rows = xp.mean(covariance, axis=-1)
+    variance = xp.sum(covariance * engine.eye(size, mean), axis=-1) - 2 * rows + xp.mean(rows, axis=-1, keepdims=True)
     exponent = centred + engine.logsumexp(-centred, axis=-1)[:, None] - 2 * math.log(size)
     if size > 2:
         constant = math.log(1 - 2 / size)
         largest = xp.where(exponent > constant, exponent, constant)
         exponent = largest + xp.log(xp.exp(exponent - largest) + xp.exp(constant - largest))
-    logarithm = exponent - xp.log(xp.where(variance > 0, variance, 1.0))
+    logarithm = exponent - xp.log(xp.clip(variance, 1e-30, None))
     return xp.exp(logarithm - engine.logsumexp(logarithm, axis=-1)[:, None])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -60,6 +61,9 @@ class MLP:
 
     hidden: tuple[int, ...] = (50,)
     activation: str = "relu"
+
+    inputs_per_row: ClassVar[int] = 1
+    """How many inputs of one kind a row holds, side by side."""
 
     def __post_init__(self) -> None:
         try:

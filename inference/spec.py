@@ -12,8 +12,18 @@ from typing import Any
 
 from .dynamics import Forgetting, Static
 from .errors import InvalidInput
-from .likelihoods import Bernoulli, Categorical, Gaussian, HeteroscedasticGaussian, Ordinal, Poisson, StudentT
+from .likelihoods import (
+    Bernoulli,
+    BradleyTerry,
+    Categorical,
+    Gaussian,
+    HeteroscedasticGaussian,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
 from .network import MLP
+from .pairwise import PairwiseMLP
 from .priors import NormalPrior
 from .structures import Blocks, Diagonal, Full, LowRank, Mixture, Point
 
@@ -22,8 +32,8 @@ __all__ = ["from_spec", "to_spec"]
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        MLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson, Ordinal, Static,
-        Forgetting, Diagonal, Full, LowRank, Point, Blocks, Mixture,
+        MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
+        Ordinal, BradleyTerry, Static, Forgetting, Diagonal, Full, LowRank, Point, Blocks, Mixture,
     )
 }  # fmt: skip
 

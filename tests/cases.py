@@ -11,7 +11,7 @@ import pytest
 
 import bayesmlp as bm
 from bayesmlp.inference.engines import Engine
-from bayesmlp.inference.likelihoods import Likelihood, NoiseState, ScaleState, Thresholds
+from bayesmlp.inference.likelihoods import LevelState, Likelihood, NoiseState, ScaleState, Thresholds
 from bayesmlp.inference.structures import Structure
 
 Shapes = Sequence[tuple[int, int]]
@@ -90,6 +90,8 @@ def make_likelihood_state(likelihood: Likelihood, engine: Engine) -> Any:
     """What the likelihood may have learned from a few events."""
     if isinstance(likelihood, bm.Gaussian) and likelihood.learns_noise:
         return NoiseState(engine.asarray(np.float64(2.5), "float64"), engine.asarray(np.float64(0.8), "float64"))
+    if isinstance(likelihood, bm.HeteroscedasticGaussian):
+        return LevelState(engine.asarray(np.float64(0.3), "float64"))
     if isinstance(likelihood, bm.StudentT) and likelihood.scale is None:
         return ScaleState(engine.asarray(np.float64(0.4), "float64"))
     if isinstance(likelihood, bm.Ordinal):

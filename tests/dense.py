@@ -139,7 +139,7 @@ def log_prob(likelihood: Likelihood, f: np.ndarray, y: np.ndarray, state: Any = 
         return (y * special.log_expit(f) + (1 - y) * special.log_expit(-f)).sum(-1)
     if isinstance(likelihood, bm.HeteroscedasticGaussian):
         mean, log_variance = np.split(f, 2, axis=1)
-        deviation = np.exp(0.5 * bounded(log_variance, *LOG_VARIANCE_BOUNDS)[0])
+        deviation = np.exp(0.5 * bounded(log_variance + state.log_variance, *LOG_VARIANCE_BOUNDS)[0])
         return stats.norm.logpdf(y, mean, deviation).sum(-1)
     if isinstance(likelihood, bm.StudentT):
         shape, freedom = student_scale(likelihood, state) ** 2 * np.eye(f.shape[1]), likelihood.degrees_of_freedom
@@ -172,7 +172,7 @@ def score_and_fisher(
         return y - p, (p * special.expit(-f))[:, :, None] * identity
     if isinstance(likelihood, bm.HeteroscedasticGaussian):
         mean, log_variance = np.split(f, 2, axis=1)
-        log_variance, slope = bounded(log_variance, *LOG_VARIANCE_BOUNDS)
+        log_variance, slope = bounded(log_variance + state.log_variance, *LOG_VARIANCE_BOUNDS)
         precision = np.exp(-log_variance)
         score = np.concatenate([(y - mean) * precision, 0.5 * ((y - mean) ** 2 * precision - 1) * slope], axis=1)
         return score, np.concatenate([precision, 0.5 * slope**2], axis=1)[:, :, None] * identity

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import dense
 import numpy as np
 import pytest
-from cases import LIKELIHOODS, make_inputs, make_likelihood_state, make_targets
+from cases import LIKELIHOODS, make_inputs, make_likelihood_state, make_targets, on
 from scipy import stats
 
 import bayesmlp as bm
-from bayesmlp.inference.engines import Engine, NumpyEngine, map_arrays
+from bayesmlp.inference.engines import Engine, NumpyEngine, get_engine, map_arrays
 from bayesmlp.inference.factors import LayerFactors
 from bayesmlp.inference.likelihoods import NoiseState
 
@@ -203,18 +203,20 @@ def hessian(engine: Engine, likelihood: Any, outputs: Any, y: Any) -> np.ndarray
     return np.stack([engine.to_numpy(row) for row in engine.jit(rows)(outputs)], axis=1)
 
 
+@pytest.mark.parametrize("framework", on("jax"))  # whose gradients nest
 @pytest.mark.parametrize("name", CANONICAL)
-def test_fisher_factor_squares_to_minus_the_hessian(gradient_engine64: Engine, name: str) -> None:
-    engine, likelihood = gradient_engine64, LIKELIHOODS[name]
+def test_fisher_factor_squares_to_minus_the_hessian(framework: str, name: str) -> None:
+    engine, likelihood = get_engine(framework, "float64"), LIKELIHOODS[name]
     outputs, y = (engine.asarray(a) for a in random_outputs(likelihood))
     factor = engine.to_numpy(engine.jit(lambda f: likelihood.fisher_factor(engine, f))(outputs))
     close(factor @ factor.mT, -hessian(engine, likelihood, outputs, y))
     assert likelihood.observed_information(engine, outputs, y) is None
 
 
+@pytest.mark.parametrize("framework", on("jax"))
 @pytest.mark.parametrize("name", ["heteroscedastic", "student_t", "student_t_of_two", "ordinal"])
-def test_observed_information_is_minus_the_hessian(gradient_engine64: Engine, name: str) -> None:
-    engine = gradient_engine64
+def test_observed_information_is_minus_the_hessian(framework: str, name: str) -> None:
+    engine = get_engine(framework, "float64")
     likelihood = bm.StudentT(2, scale=0.7) if name == "student_t_of_two" else LIKELIHOODS[name]
     outputs, y = random_outputs(likelihood)
     got = evaluated(engine, likelihood.observed_information, likelihood, outputs, y)

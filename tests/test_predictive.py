@@ -10,8 +10,10 @@ from cases import LINEAR, make_inputs, make_targets, on
 from scipy import integrate, special, stats
 
 import bayesmlp as bm
+from bayesmlp.inference.engines import NumpyEngine
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.likelihoods import FixedNoise, NoiseState
+from bayesmlp.inference.logit_normal import laplace_bridge, probit
 from bayesmlp.inference.quadrature import normal_nodes
 from bayesmlp.scaling import Scaling
 
@@ -317,6 +319,89 @@ def test_drawn_classes_have_their_probabilities(name: str) -> None:
         column = p[:, label]
         tolerance = 5 * np.sqrt(column * (1 - column) / len(draws)) + spread[:, label] / num_nodes**0.5
         np.testing.assert_array_less(np.abs((draws == label).mean(0) - column), tolerance)
+
+
+# -- closed forms of class probabilities ------------------------------------------------------------------------------
+def dense_probabilities(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """E[softmax(logits)] by the trapezium rule on the differences from the last logit."""
+    size = mean.shape[1]
+    differences = np.eye(size)[:-1] - np.eye(size)[-1]
+    axis = np.linspace(-9, 9, {2: 8001, 3: 501}[size])
+    grid = np.stack(np.meshgrid(*[axis] * (size - 1), indexing="ij"), axis=-1).reshape(-1, size - 1)
+    weights = np.exp(-0.5 * (grid**2).sum(1))
+    rows = []
+    for m, c in zip(mean @ differences.T, differences @ covariance @ differences.T, strict=True):
+        logits = np.pad(m + grid @ np.linalg.cholesky(c).T, ((0, 0), (0, 1)))
+        rows.append(weights @ special.softmax(logits, axis=1) / weights.sum())
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("size", [2, 3])
+def test_probit_is_near_the_integral(size: int, scale: float) -> None:
+    rng = np.random.default_rng(20)
+    root = scale * rng.standard_normal((40, size, size + 1)) / size**0.5
+    mean, covariance = 1.5 * rng.standard_normal((40, size)), root @ root.mT
+    exact = dense_probabilities(mean, covariance)
+    error = np.abs(probit(NumpyEngine(), mean, covariance) - exact)
+    plain = np.abs(special.softmax(mean, axis=1) - exact)
+    assert error.max() < 0.02 if size == 2 or scale <= 0.3 else error.max() < 0.2
+    assert error.mean() < 0.6 * plain.mean()
+    shared = covariance + rng.uniform(1, 5)  # what all logits share does not matter
+    np.testing.assert_allclose(probit(NumpyEngine(), mean + 7, shared), probit(NumpyEngine(), mean, covariance))
+
+
+@pytest.mark.parametrize("size", [2, 3, 10])
+def test_the_bridge_finds_the_dirichlet_whose_logits_it_is_given(size: int) -> None:
+    alpha = np.random.default_rng(21).uniform(0.5, 30, (ROWS, size))
+    mean = np.log(alpha) - np.log(alpha).mean(1, keepdims=True) + 3.0
+    centre = np.eye(size) - 1 / size
+    covariance = centre @ (np.eye(size) / alpha[:, None, :]) @ centre
+    got = laplace_bridge(NumpyEngine(), mean, covariance + 2.0)
+    np.testing.assert_allclose(got, alpha / alpha.sum(1, keepdims=True), rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_bridge_is_near_the_integral_of_logits_like_a_dirichlets(size: int) -> None:
+    alpha = np.random.default_rng(22).uniform(5, 50, (20, size))
+    centre = np.eye(size) - 1 / size
+    covariance = centre @ (np.eye(size) / alpha[:, None, :]) @ centre + 0.1
+    got = laplace_bridge(NumpyEngine(), np.log(alpha), covariance)
+    np.testing.assert_allclose(got, dense_probabilities(np.log(alpha), covariance), atol=0.012)
+
+
+@pytest.mark.parametrize("approximation", ["nodes", "probit", "bridge", "monte_carlo"])
+@pytest.mark.parametrize("likelihood", [bm.Categorical(3), bm.Bernoulli()], ids=["categorical", "bernoulli"])
+def test_every_approximation_answers_consistently(likelihood: Any, approximation: str) -> None:
+    model = bm.BayesianMLP(bm.MLP((4,)), likelihood, engine="numpy")
+    x = make_inputs(6, seed=23)
+    y = make_targets(likelihood, x, seed=24)
+    model.update(x, y)
+    options: dict[str, Any] = {"num_samples": 20_000} if approximation == "monte_carlo" else {}
+    answer = model.predict(x, approximation=approximation, **options)
+    p = answer.probabilities
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-10)
+    np.testing.assert_allclose(answer.log_prob(y), np.log(p[np.arange(6), y]), rtol=1e-10)
+    mean = answer.mean if isinstance(likelihood, bm.Categorical) else np.stack([1 - answer.mean, answer.mean], axis=1)
+    np.testing.assert_allclose(mean, p, rtol=1e-10)
+    np.testing.assert_allclose(answer.variance, answer.mean * (1 - answer.mean), rtol=1e-9)
+    assert (answer.mutual_information >= 0).all()
+    assert (answer.epistemic_variance >= 0).all()
+    if approximation in ("probit", "monte_carlo"):
+        np.testing.assert_allclose(p, model.predict(x).probabilities, atol=0.03)
+
+
+def test_approximations_that_do_nothing_are_refused() -> None:
+    x = make_inputs(3, seed=25)
+    classes, numbers = (bm.BayesianMLP(bm.MLP((3,)), v, engine="numpy") for v in (bm.Categorical(3), bm.Gaussian()))
+    for model in (classes, numbers):
+        model.start_from_prior(2)
+    with pytest.raises(InvalidInput, match="approximation must be one of nodes, probit, bridge, monte_carlo"):
+        classes.predict(x, approximation="guess")
+    with pytest.raises(InvalidInput, match="approximation 'probit' is for class logits, not for Gaussian"):
+        numbers.predict(x, approximation="probit")
+    with pytest.raises(InvalidInput, match="approximation 'bridge' is for method 'linearized', not for 'samples'"):
+        classes.predict(x, method="samples", approximation="bridge")
 
 
 # -- from a model -----------------------------------------------------------------------------------------------------

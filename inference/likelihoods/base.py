@@ -78,8 +78,10 @@ def covariance_root(engine: Engine, covariance: Float[Array, "N K K"]) -> Float[
     jitter = 1e-10 if covariance.dtype == xp.float64 else 1e-6
     scale = xp.sum(covariance * covariance, axis=(-2, -1), keepdims=True)
     floor = (jitter * xp.sqrt(scale + jitter)) * engine.eye(covariance.shape[-1], covariance)
-    factor, _ = engine.cholesky(covariance + floor)
-    return factor
+    factor, ok = engine.cholesky(covariance + floor)
+    # A covariance of deficient rank that float32 has rounded is indefinite beyond float64's floor.
+    safe, _ = engine.cholesky(covariance + floor * (1e-6 / jitter))
+    return xp.where(ok, factor, safe)
 
 
 def per_row(values: Any, count: int) -> Any:

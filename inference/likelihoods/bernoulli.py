@@ -13,22 +13,11 @@ from ..errors import InvalidInput
 from ..host import as_host_array
 from .base import Likelihood, invalid_target
 
-__all__ = ["Bernoulli"]
+__all__ = ["Bernoulli", "Logistic"]
 
 
-@dataclass(frozen=True)
-class Bernoulli(Likelihood):
-    """p(y = 1 | output) = 1 / (1 + exp(-output)), independently for each of K outputs.
-
-    Args:
-        num_outputs: K; targets are 0 or 1 (or booleans), shape (rows,) for one output, else (rows, K).
-    """
-
-    num_outputs: int = 1
-
-    def __post_init__(self) -> None:
-        if self.num_outputs < 1:
-            raise InvalidInput(f"Bernoulli.num_outputs must be at least 1, got {self.num_outputs!r}")
+class Logistic(Likelihood):
+    """p(y = 1 | output) = 1 / (1 + exp(-output)), independently for each output."""
 
     @property
     def has_logits(self) -> bool:  # type: ignore[override]
@@ -91,3 +80,18 @@ class Bernoulli(Likelihood):
             return super().logits(engine, mean, covariance)
         signs = engine.constant(np.array([-0.5, 0.5]), mean)
         return mean * signs, covariance * (signs[:, None] * signs)
+
+
+@dataclass(frozen=True)
+class Bernoulli(Logistic):
+    """p(y = 1 | output) = 1 / (1 + exp(-output)), independently for each of K outputs.
+
+    Args:
+        num_outputs: K; targets are 0 or 1 (or booleans), shape (rows,) for one output, else (rows, K).
+    """
+
+    num_outputs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_outputs < 1:
+            raise InvalidInput(f"Bernoulli.num_outputs must be at least 1, got {self.num_outputs!r}")

@@ -19,6 +19,7 @@ from .scale_mixture import NormalComponents, ScaleMixture
 
 __all__ = ["LOG_VARIANCE_BOUNDS", "HeteroscedasticGaussian", "LevelState"]
 
+
 class LevelState(NamedTuple):
     """Attributes:
     log_variance: level around which the network predicts the log variances of all targets.
@@ -39,8 +40,9 @@ class HeteroscedasticGaussian(ScaleMixture):
     """y ~ N(m, exp(s)): the network's outputs are the means m of all targets, then their log variances s.
 
     s is the network's output plus a level that a batch fit learns, at its posterior mode; online updates hold the level
-    fixed and learn through the output's bias. s is brought smoothly between :data:`LOG_VARIANCE_BOUNDS`; well inside of them the Fisher information of (m, s) is
-    diag(exp(-s), 1/2). The predictive integrates m in closed form given s, and s by fixed nodes.
+    fixed and learn through the output's bias. s is brought smoothly between :data:`LOG_VARIANCE_BOUNDS`; well inside of
+    them the Fisher information of (m, s) is diag(exp(-s), 1/2). The predictive integrates m in closed form given s, and
+    s by fixed nodes.
 
     Args:
         num_targets: number of targets T; the network has 2 T outputs.

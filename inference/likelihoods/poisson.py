@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ class Poisson(Likelihood):
         return values
 
     def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
-        return rng.poisson(self.mean(HOST, outputs))
+        return np.asarray(rng.poisson(self.mean(HOST, outputs)))
 
     def cdf(self, outputs: np.ndarray, y: np.ndarray, state: Any) -> np.ndarray:
         from scipy.special import pdtr
@@ -76,19 +77,23 @@ class Poisson(Likelihood):
     def predictive_log_prob(
         self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"] | None, y: Array, state: Any
     ) -> Float[Array, " N"]:
-        """The trapezium rule where the integrand has its mass: a large count is narrow beside the outputs' spread.
+        """The trapezium rule around the integrand's mode, which may be narrow beside the outputs' spread.
 
-        With f = mean + √c t, t standard normal, a count y is worth about N(log(y + ½), 1/y) on f. The nodes lie around
-        that product's mean, up to twice as wide.
+        With f = mean + √c t and t standard normal the mode has c rate = w, where w + log w = log c + mean + c y; there
+        t = (c y - w) / √c, with curvature 1 + w.
         """
         if covariance is None:
             return self.log_prob(engine, mean, y, state)
         xp = engine.xp
-        deviation = xp.sqrt(covariance[:, :, 0])
-        evidence = deviation * deviation * y
-        centre = deviation * y * (xp.log(y + 0.5) - mean) / (1 + evidence)
-        spacing = 24 / (320 * xp.sqrt(1 + 0.25 * evidence))
-        standard = centre + spacing * engine.constant(np.arange(-160, 161)[:, None, None], mean)
+        variance = covariance[:, :, 0] + 1e-30
+        level = xp.log(variance) + mean + variance * y
+        log_w = xp.where(level > 1, xp.log(xp.where(level > 1, level, 1.0)), level)
+        for _ in range(5):  # Newton's method, from above: quadratic, and monotone
+            log_w = log_w - (xp.exp(log_w) + log_w - level) / (xp.exp(log_w) + 1)
+        w, deviation = xp.exp(log_w), xp.sqrt(variance)
+        spacing = 0.15 / xp.sqrt(1 + w)
+        steps = engine.constant(np.arange(-160, 161)[:, None, None], mean)
+        standard = (variance * y - w) / deviation + spacing * steps
         values = self.log_prob(engine, mean + deviation * standard, y, state)
-        log_normal = xp.sum(xp.log(spacing) - 0.5 * standard * standard, axis=-1) - 0.5 * float(np.log(2 * np.pi))
+        log_normal = xp.sum(xp.log(spacing) - 0.5 * standard * standard, axis=-1) - 0.5 * math.log(2 * math.pi)
         return engine.logsumexp(values + log_normal, axis=0)

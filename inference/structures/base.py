@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
-from ..factors import LayerFactors
+from ..factors import Factor
 
 __all__ = ["Structure", "chunk_rows", "flatten_layers", "split_layers", "sum_float64"]
 
-Factors = Sequence[LayerFactors]
+Factors = Sequence[Factor]
 Layers = tuple[Array, ...]
 
 
