@@ -15,6 +15,7 @@ from .gauss_newton import curvature_of
 from .methods import FitProblem, FitResult, Method, state_arrays
 from .objective import Parameters, deviations_of
 from .priors import NormalPrior
+from .steps import Adam, Optimiser
 from .structures.mixture import MixtureState
 from .training import Trained, TrainingOptions, start_parameters, train
 
@@ -70,9 +71,13 @@ class LayerMethod(Method):
 
     Attributes:
         training: how the network is trained.
+        optimiser: what steps it takes.
+        initial_curvature: see :func:`.training.start_parameters`.
     """
 
     training: TrainingOptions
+    optimiser: Optimiser = Adam()
+    initial_curvature: float = 0.0
 
     @abstractmethod
     def deviations(self, num_layers: int) -> list[float | None]:
@@ -83,8 +88,16 @@ class LayerMethod(Method):
     def fit(self, problem: FitProblem) -> FitResult:
         deviations = self.deviations(problem.network.num_layers)
         variational = [deviation is not None for deviation in deviations]
-        start = start_parameters(problem, deviations, problem.seed)
-        trained = train(problem, start, prior_arrays(problem), variational, self.training, on_epoch=problem.on_epoch)
+        start = start_parameters(problem, deviations, problem.seed, self.initial_curvature)
+        trained = train(
+            problem,
+            start,
+            prior_arrays(problem),
+            variational,
+            self.training,
+            self.optimiser,
+            on_epoch=problem.on_epoch,
+        )
         posterior = assembler(problem, variational)(trained.parameters, problem.prior_precision)
         details = {"validation": trained.validation} if trained.validation else {}
         return FitResult(posterior, problem.prior, problem.structure, trained.history, details)
@@ -112,13 +125,16 @@ def fit_members(
     deviations = method.deviations(problem.network.num_layers)
     variational = [deviation is not None for deviation in deviations]
     alone = [replace(problem, prior=prior) for prior in priors]
-    starts = [start_parameters(one, deviations, seed) for one, seed in zip(alone, seeds, strict=True)]
+    starts = [
+        start_parameters(one, deviations, seed, method.initial_curvature)
+        for one, seed in zip(alone, seeds, strict=True)
+    ]
     engine, num_rows = problem.engine, len(problem.weight)
     index = np.tile(np.arange(num_rows), (len(priors), 1)) if rows is None else np.stack(rows)
     with engine.scope():
         start = stack_trees(engine.xp.stack, starts)
         precision = stack_trees(engine.xp.stack, [prior_arrays(one) for one in alone])
-    trained = train(problem, start, precision, variational, method.training, index, problem.on_epoch)
+    trained = train(problem, start, precision, variational, method.training, method.optimiser, index, problem.on_epoch)
     assemble, posteriors = assembler(problem, variational), []
     for member, one in enumerate(alone):
         with engine.scope():

@@ -11,7 +11,9 @@ from typing import Any
 
 from .assembly import LayerMethod
 from .errors import InvalidInput
+from .steps import Optimiser
 from .training import TrainingOptions
+from .variational import Variational
 
 __all__ = ["PerLayer"]
 
@@ -31,6 +33,8 @@ class PerLayer(LayerMethod):
     hidden: Any
     last: Any
     training: TrainingOptions = field(init=False)
+    optimiser: Optimiser = field(init=False)
+    initial_curvature: float = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("hidden", "last"):
@@ -41,6 +45,14 @@ class PerLayer(LayerMethod):
                 "PerLayer trains one network once: give hidden and last the same training, "
                 f"got {self.hidden.training} and {self.last.training}"
             )
+        variational = [part for part in (self.hidden, self.last) if isinstance(part, Variational)] or [Variational()]
+        for name in ("optimiser", "initial_curvature"):
+            first, last = getattr(variational[0], name), getattr(variational[-1], name)
+            if first != last:
+                raise InvalidInput(
+                    f"PerLayer trains one network once: hidden and last differ in {name}, {first}, {last}"
+                )
+            object.__setattr__(self, name, first)
         object.__setattr__(self, "training", self.hidden.training)
 
     def deviations(self, num_layers: int) -> list[float | None]:
