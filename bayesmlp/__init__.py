@@ -45,6 +45,8 @@ _HOME = {
     "NUTS": "inference.sampling.nuts",
     "SampledPosterior": "sampled",
     "TrainingOptions": "inference.training",
+    "Adam": "inference.steps",
+    "IVON": "inference.steps",
     "PosteriorStore": "store",
     "open_store": "store",
     "OnlineUpdater": "updater",

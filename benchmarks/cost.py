@@ -101,7 +101,7 @@ def torch_floors(weights: tuple[np.ndarray, ...], x: np.ndarray, y: np.ndarray) 
 
     torch.set_num_threads(1)
     network = torch_network(weights)
-    optimiser = torch.optim.Adam(network.parameters())
+    optimizer = torch.optim.Adam(network.parameters())
     inputs, targets = torch.tensor(x), torch.tensor(y)
 
     def epoch(step: bool) -> None:
@@ -110,7 +110,7 @@ def torch_floors(weights: tuple[np.ndarray, ...], x: np.ndarray, y: np.ndarray) 
             rows = slice(start, start + BATCH)
             torch.nn.functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()
             if step:
-                optimiser.step()
+                optimizer.step()
 
     def forward() -> None:
         with torch.no_grad():
@@ -135,13 +135,13 @@ def jax_floors(weights: tuple[np.ndarray, ...], x: np.ndarray, y: np.ndarray) ->
         return -jnp.mean(jax.nn.log_softmax(network(parameters, rows))[jnp.arange(len(targets)), targets])
 
     parameters = [(jnp.asarray(w[:-1], jnp.float32), jnp.asarray(w[-1], jnp.float32)) for w in weights]
-    optimiser = optax.adam(1e-3)
+    optimizer = optax.adam(1e-3)
     gradient, forward = jax.jit(jax.value_and_grad(loss)), jax.jit(network)
     targets, asked = y.astype(np.int32), jnp.asarray(x[:ASKED])
 
     @jax.jit
     def step(parameters: Any, state: Any, rows: Any, targets: Any) -> Any:
-        updates, state = optimiser.update(jax.grad(loss)(parameters, rows, targets), state)
+        updates, state = optimizer.update(jax.grad(loss)(parameters, rows, targets), state)
         return optax.apply_updates(parameters, updates), state
 
     def epoch() -> None:
@@ -150,7 +150,7 @@ def jax_floors(weights: tuple[np.ndarray, ...], x: np.ndarray, y: np.ndarray) ->
         jax.block_until_ready(result)
 
     def adam() -> None:
-        carry = (parameters, optimiser.init(parameters))
+        carry = (parameters, optimizer.init(parameters))
         for start in range(0, len(x), BATCH):
             carry = step(*carry, x[start : start + BATCH], targets[start : start + BATCH])
         jax.block_until_ready(carry)

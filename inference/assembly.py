@@ -16,6 +16,7 @@ from .methods import FitProblem, FitResult, Method, state_arrays
 from .network import Network
 from .objective import Parameters, deviations_of
 from .priors import NormalPrior
+from .steps import Optimizer, optimizer_named
 from .structures.base import Structure
 from .structures.mixture import MixtureState
 from .training import Trained, TrainingOptions, share_of, start_parameters, train
@@ -86,9 +87,13 @@ class LayerMethod(Method):
     Attributes:
         training: how the network is trained.
         curvature: of layers with point weights, see :func:`~.gauss_newton.curvature_of`.
+        optimizer: what steps it takes.
+        initial_curvature: see :func:`.training.start_parameters`.
     """
 
     training: TrainingOptions
+    optimizer: Optimizer | str = "adam"
+    initial_curvature: float = 0.0
 
     curvature: str = "ggn"
 
@@ -156,7 +161,10 @@ def fit_members(
     variational = [deviation is not None for deviation in deviations]
     alone = [replace(problem, prior=prior) for prior in priors]
     own_rows = [np.arange(len(problem.weight))] * count if rows is None else list(rows)
-    members = [start_parameters(one, deviations, seed) for one, seed in zip(alone, seeds, strict=True)]
+    members = [
+        start_parameters(one, deviations, seed, method.initial_curvature)
+        for one, seed in zip(alone, seeds, strict=True)
+    ]
     options = share_of(method.training, method.rounds)
     assemble = assembler(problem, variational, method.curvature)
     for turn in range(method.rounds):
@@ -164,7 +172,15 @@ def fit_members(
         with engine.scope():
             start, precision = (_stack(engine, trees) for trees in (members, precisions))
         index = own_rows[0] if count == 1 else np.stack(own_rows)
-        trained = train(replace(problem, seed=problem.seed + turn), start, precision, variational, options, index)
+        trained = train(
+            replace(problem, seed=problem.seed + turn),
+            start,
+            precision,
+            variational,
+            options,
+            optimizer_named(method.optimizer),
+            index,
+        )
         with engine.scope():
             members = [trained.parameters] if count == 1 else [take(trained.parameters, i) for i in range(count)]
         finished = [

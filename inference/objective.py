@@ -16,7 +16,7 @@ from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
 from .network import Network
 
-__all__ = ["Parameters", "Terms", "deviations_of", "objective_of"]
+__all__ = ["Parameters", "Terms", "deviations_of", "mean_field_kl", "objective_of"]
 
 
 class Parameters(NamedTuple):
@@ -53,6 +53,24 @@ def deviations_of(engine: Engine, parameters: Parameters, variational: Sequence[
     return [engine.xp.exp(next(remaining)) if flag else None for flag in variational]
 
 
+def mean_field_kl(
+    xp: Any, mean: Sequence[Array], log_deviation: Sequence[Array], prior_precision: Sequence[Array]
+) -> Array:
+    """KL(q ‖ p) of independent normal weights: Σ ½ (p m² + p s² - 1 - log p s²).
+
+    Args:
+        xp: array namespace.
+        mean: m of every weight.
+        log_deviation: log s of every weight.
+        prior_precision: p of every weight; the prior mean is 0.
+    """
+    total = 0.0
+    for m, log_s, p in zip(mean, log_deviation, prior_precision, strict=True):
+        log_scaled = 2 * log_s + xp.log(p)
+        total = total + 0.5 * xp.sum(p * m * m + xp.exp(log_scaled) - 1 - log_scaled)
+    return total
+
+
 def objective_of(
     engine: Engine, network: Network, likelihood: Likelihood, variational: Sequence[bool], num_rows: float
 ) -> Callable[..., tuple[Array, Terms]]:
@@ -85,11 +103,12 @@ def objective_of(
         log_probs = likelihood.fit_log_prob(engine, outputs, targets, parameters.likelihood)
         fit = xp.sum(row_weight * log_probs) / rows.shape[0]
         complexity = -likelihood.fit_log_prior(engine, parameters.likelihood)
-        for mean, deviation, precision in zip(parameters.mean, deviations, prior_precision, strict=True):
-            penalty = 0.5 * xp.sum(precision * mean * mean)
-            if deviation is not None:
-                scaled = precision * deviation * deviation
-                penalty = kl_weight * (penalty + 0.5 * xp.sum(scaled - 1 - xp.log(scaled)))
+        log_deviations = iter(parameters.log_deviation)
+        for mean, precision, flag in zip(parameters.mean, prior_precision, variational, strict=True):
+            if flag:
+                penalty = kl_weight * mean_field_kl(xp, [mean], [next(log_deviations)], [precision])
+            else:
+                penalty = 0.5 * xp.sum(precision * mean * mean)
             complexity = complexity + penalty
         complexity = complexity / num_rows
         return complexity - fit, Terms(complexity - fit, fit, complexity)

@@ -12,6 +12,7 @@ from typing import Any
 from .assembly import LayerMethod
 from .errors import InvalidInput
 from .network import Network
+from .steps import Optimizer
 from .training import TrainingOptions
 
 __all__ = ["AsMarked", "PerLayer"]
@@ -32,6 +33,8 @@ class PerLayer(LayerMethod):
     hidden: Any
     last: Any
     training: TrainingOptions = field(init=False)
+    optimizer: Optimizer | str = field(init=False)
+    initial_curvature: float = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("hidden", "last"):
@@ -42,6 +45,15 @@ class PerLayer(LayerMethod):
                 "PerLayer trains one network once: give hidden and last the same training, "
                 f"got {self.hidden.training} and {self.last.training}"
             )
+        parts = (self.hidden, self.last)
+        variational = [part for part in parts if getattr(part, "initial_deviation", None) is not None] or parts
+        for name in ("optimizer", "initial_curvature"):
+            first, last = getattr(variational[0], name), getattr(variational[-1], name)
+            if first != last:
+                raise InvalidInput(
+                    f"PerLayer trains one network once: hidden and last differ in {name}, {first}, {last}"
+                )
+            object.__setattr__(self, name, first)
         object.__setattr__(self, "training", self.hidden.training)
 
     def deviations(self, network: Network) -> list[float | None]:

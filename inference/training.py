@@ -1,4 +1,4 @@
-"""The training loop of batch methods: Adam on mini-batches, for one network or for several at once.
+"""The training loop of batch methods: mini-batches, for one network or for several at once.
 
 Members of an ensemble (or candidates of a search) have a leading axis: each has its own start, prior, mini-batches,
 noise and weights of rows, and all of them take a step together under vmap.
@@ -13,20 +13,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .engines.base import AdamMoments, Array, map_arrays, map_trees
+from .engines.base import Array, map_arrays, map_trees
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
-from .objective import Parameters, Terms, objective_of
+from .objective import Parameters
+from .steps import Optimizer, StepState
 
 __all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "share_of", "start_parameters", "train"]
 
 _PASSES = 75
 _LOOKS = 100  # at the held-out rows, spread over the epochs
+_START_ROWS = 10_000  # that say how large a layer's inputs are
+_ROWS_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a batch fit is optimised: Adam on mini-batches.
+    """How a batch fit is optimised on mini-batches.
 
     Args:
         epochs: passes over the data; None for as many as bring about ``steps`` steps.
@@ -73,14 +76,6 @@ class Trained(NamedTuple):
     validation: list[tuple[int, float]]
 
 
-class _State(NamedTuple):
-    """What a step turns over."""
-
-    parameters: Parameters
-    prior_precision: tuple[Array, ...]
-    moments: AdamMoments
-
-
 def learning_rate_schedule(steps: int, peak: float) -> np.ndarray:
     """Linear warm-up over the first 5%, then a cosine to 0; shape (steps,)."""
     warm = max(1, steps // 20)
@@ -96,26 +91,61 @@ def share_of(options: TrainingOptions, rounds: int) -> TrainingOptions:
     return replace(options, epochs=epochs, steps=max(1, options.steps // rounds))
 
 
-def start_parameters(problem: FitProblem, deviations: Sequence[float | None], seed: int) -> Parameters:
+def start_parameters(
+    problem: FitProblem, deviations: Sequence[float | None], seed: int, curvature: float = 0.0
+) -> Parameters:
     """Where one network starts.
+
+    The standard deviation s of a variational weight is given by 1/s² = p/d² + κ Σ a², for the prior's precision p and
+    the sum over all rows of the squares of the layer's input a that the weight multiplies, with the means as they
+    start: what the data can't tell, such as the weight of an input that is always 0, starts at d of the prior's.
 
     Args:
         problem: what to fit.
-        deviations: for each variational layer the starting standard deviation of its weights, relative to the prior's;
-            None for point layers.
+        deviations: d of each variational layer; None for point layers.
         seed: of the means.
+        curvature: κ.
     """
     engine = problem.engine
+    means = tuple(engine.asarray(matrix) for matrix in problem.start(seed))
+    squares = _input_squares(problem, means) if curvature else [np.zeros(1)] * len(deviations)
     free = [
-        np.log(deviation / np.sqrt(precision))
-        for precision, deviation in zip(problem.prior_precision, deviations, strict=True)
+        -0.5 * np.log(precision / deviation**2 + curvature * np.reshape(total, (-1, 1)))
+        for precision, deviation, total in zip(problem.prior_precision, deviations, squares, strict=True)
         if deviation is not None
     ]
     return Parameters(
-        tuple(engine.asarray(matrix) for matrix in problem.start(seed)),
+        means,
         tuple(engine.asarray(log_deviation) for log_deviation in free),
         tuple(engine.asarray(np.float64(value)) for value in problem.likelihood.fit_parameters()),
     )
+
+
+def _input_squares(problem: FitProblem, means: tuple[Array, ...]) -> list[np.ndarray]:
+    """Σ a² over the rows, estimated from some of them, for each input of each layer."""
+    engine, network = problem.engine, problem.network
+    chosen = np.unique(np.linspace(0, len(problem.weight) - 1, _START_ROWS).astype(int))
+
+    def squares(x: Array, weight: Array) -> tuple[Array, ...]:
+        _, factors = network.factors(engine, means, x)
+        return tuple(
+            engine.xp.zeros_like(weight[:1]) if factor is None else _weighted_squares(engine.xp, factor.inputs, weight)
+            for factor in factors
+        )
+
+    compiled = engine.jit(squares)
+    totals: list[Any] = [0.0] * len(means)
+    for rows in np.array_split(chosen, max(1, len(chosen) // _ROWS_AT_ONCE)):
+        with engine.scope():
+            parts = compiled(problem.x[rows], engine.asarray(problem.weight[rows]))
+        totals = [total + engine.to_numpy(part) for total, part in zip(totals, parts, strict=True)]
+    return [total * len(problem.weight) / len(chosen) for total in totals]
+
+
+def _weighted_squares(xp: Any, inputs: Array, weight: Array) -> Array:
+    """Over all axes of the inputs but the last; the first is the rows."""
+    shape = (-1,) + (1,) * (inputs.ndim - 1)
+    return xp.sum(xp.reshape(weight, shape) * inputs * inputs, axis=tuple(range(inputs.ndim - 1)))
 
 
 def train(
@@ -124,6 +154,7 @@ def train(
     prior_precision: tuple[Array, ...],
     variational: Sequence[bool],
     options: TrainingOptions,
+    optimizer: Optimizer,
     rows: np.ndarray,
 ) -> Trained:
     """Minimise the objective.
@@ -133,7 +164,8 @@ def train(
         start: from :func:`start_parameters`; for several members, stacked.
         prior_precision: of each weight, in the form of the means.
         variational: for each layer, whether its weights are variational.
-        options: of the optimiser.
+        options: how long, how fast, with what rows held out.
+        optimizer: what steps are taken.
         rows: indices of the rows to learn from, (n,), or (members, n) for several.
 
     Raises:
@@ -146,8 +178,8 @@ def train(
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
     watch = _Watch(problem, held_out, num_epochs, options.patience)
     state, history = engine.train(
-        _step_of(problem, variational, rows),
-        _State(start, prior_precision, engine.adam_moments(start)),
+        optimizer.step(problem, variational, rows),
+        StepState(start, prior_precision, optimizer.memory(problem, start, prior_precision, variational)),
         (problem.x, problem.y, engine.asarray(problem.weight)),
         _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed),
         problem.seed,
@@ -189,34 +221,6 @@ def _plan(
         yield np.moveaxis(batches, -2, 0), schedule[epoch]
 
 
-def _step_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Any:
-    """The step of :meth:`Engine.train`: a gradient at fresh noise, and Adam."""
-    engine, xp = problem.engine, problem.engine.xp
-    objective = objective_of(engine, problem.network, problem.likelihood, variational, rows.shape[-1])
-    if rows.ndim == 2:
-        each = engine.vmap(objective, in_axes=(0, 0, 0, 0, None))
-
-        def objective(*arguments: Any) -> tuple[Array, Terms]:
-            values, terms = each(*arguments)
-            return xp.sum(values), map_arrays(lambda term: xp.mean(term), terms)
-
-    gradient_of = engine.value_and_grad(objective, has_aux=True)
-
-    def step(state: _State, batch: Sequence[Array], key: Any, schedule: Array) -> tuple[_State, Array]:
-        leading, means = batch[0].shape[: rows.ndim - 1], state.parameters.mean
-        shapes = problem.network.noise_shapes(batch[0].shape[rows.ndim - 1], means)
-        noise = tuple(
-            engine.normal(engine.fold_in(key, index), (*leading, *shape))
-            for index, (shape, flag) in enumerate(zip(shapes, variational, strict=True))
-            if flag
-        )
-        (_, terms), gradient = gradient_of(state.parameters, state.prior_precision, batch, noise, schedule[1])
-        parameters, moments = engine.adam(state.parameters, gradient, state.moments, schedule[0])
-        return _State(parameters, state.prior_precision, moments), xp.stack(list(terms))
-
-    return step
-
-
 class _Watch:
     """Reports epochs, looks at the held-out rows and keeps the parameters that predicted them best."""
 
@@ -245,7 +249,7 @@ class _Watch:
 
         return engine.jit(engine.vmap(score) if members else score)
 
-    def on_epoch(self, epoch: int, report: np.ndarray, state: _State) -> bool:
+    def on_epoch(self, epoch: int, report: np.ndarray, state: StepState) -> bool:
         """Whether to stop."""
         if self._problem.on_epoch is not None:
             self._problem.on_epoch(epoch, self._num_epochs, float(report[0]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from .assembly import LayerMethod
 from .errors import InvalidInput
 from .network import Network
+from .steps import Optimizer, optimizer_named
 from .training import TrainingOptions
 
 __all__ = ["Variational"]
@@ -25,15 +26,26 @@ class Variational(LayerMethod):
 
     Args:
         training: how the bound is maximised.
-        initial_deviation: starting standard deviation of a weight, relative to its prior's.
+        initial_deviation: starting standard deviation of a weight that the data says nothing about, relative to its
+            prior's.
+        initial_curvature: κ, at least 0, by which the data narrows the start: a weight that multiplies inputs a starts
+            with precision p / d² + κ Σ a², for the prior's precision p and the initial deviation d. With d = 1 weights
+            of inputs that are always 0 keep their prior, and inputs of another kind than the data's are uncertain.
+        optimizer: ``"adam"``, with local reparametrisation, or ``"ivon"``; or either with settings of its own, as
+            ``Adam(...)`` or ``IVON(...)``.
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)
     initial_deviation: float = 0.02
+    initial_curvature: float = 0.0
+    optimizer: Optimizer | str = "adam"
 
     def __post_init__(self) -> None:
         if not self.initial_deviation > 0:
             raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
+        if not self.initial_curvature >= 0:
+            raise InvalidInput(f"Variational.initial_curvature must be at least 0, got {self.initial_curvature!r}")
+        optimizer_named(self.optimizer)
 
     def deviations(self, network: Network) -> list[float | None]:
         """All Bayesian layers have variational weights."""

@@ -238,7 +238,7 @@ def ridge(likelihood: bm.Gaussian, x: np.ndarray, y: np.ndarray, phi: float) -> 
 
 @pytest.mark.parametrize("engine", on("torch", "jax"))
 def test_laplace_finds_the_mode_of_a_linear_model(engine: str) -> None:
-    """To a hundredth of the posterior's standard deviation, which is all that an optimiser need do."""
+    """To a hundredth of the posterior's standard deviation, which is all that an optimizer need do."""
     likelihood = bm.Gaussian(noise_variance=0.3)
     model, x, y = fit(LINEAR, likelihood, bm.Laplace(LONG), engine=engine)
     mean, precision = ridge(likelihood, x, y, 0.3)
@@ -266,7 +266,7 @@ def test_learned_noise_is_at_its_mode(engine: str) -> None:
 def test_variational_finds_the_mean_field_optimum_of_a_linear_model(engine: str) -> None:
     """There the means are the exact ones, and each precision is the diagonal of the exact precision.
 
-    The gradients are random, so that the optimiser's own spread is what limits the answer: a quarter of a standard
+    The gradients are random, so that the optimizer's own spread is what limits the answer: a quarter of a standard
     deviation for the means, a quarter for the deviations.
     """
     likelihood = bm.Gaussian(noise_variance=0.3)

@@ -1,0 +1,215 @@
+"""Steps of the training loop: a gradient at fresh noise, and what an optimizer makes of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import ivon
+from .engines.base import Array, map_arrays
+from .errors import InvalidInput
+from .methods import FitProblem
+from .objective import Parameters, Terms, mean_field_kl, objective_of
+
+__all__ = ["IVON", "Adam", "Optimizer", "StepState", "optimizer_named"]
+
+Step = Callable[["StepState", Sequence[Array], Any, Array], tuple["StepState", Array]]
+
+
+class StepState(NamedTuple):
+    """Attributes:
+    parameters: that are fitted; with several networks at once, with a leading axis.
+    prior_precision: of each weight, in the form of the means.
+    memory: of the optimizer.
+    """
+
+    parameters: Parameters
+    prior_precision: tuple[Array, ...]
+    memory: Any
+
+
+class Optimizer(ABC):
+    """Turns gradients into steps."""
+
+    @abstractmethod
+    def memory(self, problem: FitProblem, parameters: Parameters, prior: Any, variational: Sequence[bool]) -> Any:
+        """What it remembers, before the first step."""
+
+    @abstractmethod
+    def step(self, problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Step:
+        """The step of :meth:`Engine.train`, which reports :class:`Terms`; its numbers are learning rate and β.
+
+        Args:
+            problem: what to fit.
+            variational: for each layer, whether its weights are variational.
+            rows: indices of the rows to learn from, (n,), or (members, n) for several networks at once.
+        """
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam on means and standard deviations, with local reparametrisation.
+
+    Kingma and Ba (2015). A step of Adam is about as long as its learning rate, whatever the gradient: the standard
+    deviations climb at that speed until the bound holds them, for a network of many more weights than rows to nearly
+    the prior's, where it underfits (Trippe and Turner 2018, "Overpruning in variational Bayesian neural networks").
+    Moving them slowly keeps the fit near where they start.
+
+    Args:
+        deviation_rate: learning rate of the logarithms of the standard deviations, relative to that of the means.
+    """
+
+    deviation_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.deviation_rate > 0:
+            raise InvalidInput(f"Adam.deviation_rate must be positive, got {self.deviation_rate!r}")
+
+    def memory(self, problem: FitProblem, parameters: Parameters, prior: Any, variational: Sequence[bool]) -> Any:
+        engine = problem.engine
+        rest = parameters._replace(log_deviation=())
+        return engine.adam_moments(rest), engine.adam_moments(parameters.log_deviation)
+
+    def step(self, problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Step:
+        engine = problem.engine
+        gradient_of = _gradient_of(problem, variational, rows)
+
+        def step(state: StepState, batch: Sequence[Array], key: Any, numbers: Array) -> tuple[StepState, Array]:
+            parameters, (moments, of_deviations) = state.parameters, state.memory
+            leading, count = batch[0].shape[: rows.ndim - 1], batch[0].shape[rows.ndim - 1]
+            shapes = [(*leading, *shape) for shape in problem.network.noise_shapes(count, parameters.mean)]
+            noise = _draws(engine, key, shapes, variational)
+            (_, terms), gradient = gradient_of(parameters, state.prior_precision, batch, noise, numbers[1])
+            deviations, slow = parameters.log_deviation, numbers[0] * self.deviation_rate
+            moved, moments = engine.adam(
+                parameters._replace(log_deviation=()), gradient._replace(log_deviation=()), moments, numbers[0]
+            )
+            deviations, of_deviations = engine.adam(deviations, gradient.log_deviation, of_deviations, slow)
+            parameters = moved._replace(log_deviation=deviations)
+            return StepState(parameters, state.prior_precision, (moments, of_deviations)), _stacked(engine, terms)
+
+        return step
+
+
+@dataclass(frozen=True)
+class IVON(Optimizer):
+    """IVON for layers with variational weights, Adam for everything else; see :mod:`.ivon`.
+
+    The learning rate is in units of Newton steps: 0.01 to 0.3.
+
+    Args:
+        momentum_decay: β₁, in [0, 1).
+        curvature_decay: β₂, in [0, 1): the posterior's precision adapts over about 1 / (1 - β₂) steps.
+    """
+
+    momentum_decay: float = 0.9
+    curvature_decay: float = 0.99999
+
+    def __post_init__(self) -> None:
+        for name in ("momentum_decay", "curvature_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInput(f"IVON.{name} must be in [0, 1), got {getattr(self, name)!r}")
+
+    def memory(self, problem: FitProblem, parameters: Parameters, prior: Any, variational: Sequence[bool]) -> Any:
+        engine = problem.engine
+        with engine.scope():
+            deviations = map_arrays(engine.xp.exp, parameters.log_deviation)
+            state = ivon.init(
+                engine.xp,
+                _chosen(parameters.mean, variational),
+                deviations,
+                _chosen(prior, variational),
+                float(problem.x.shape[0]),
+                engine.asarray(np.float64(0)),
+            )
+        return state, engine.adam_moments(self._others(parameters, variational))
+
+    def _others(self, parameters: Parameters, variational: Sequence[bool]) -> tuple[Any, Any]:
+        """What Adam moves."""
+        return _chosen(parameters.mean, [not flag for flag in variational]), parameters.likelihood
+
+    def step(self, problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Step:
+        engine, xp, num_rows = problem.engine, problem.engine.xp, float(rows.shape[-1])
+        points, members = [not flag for flag in variational], rows.size / rows.shape[-1]
+        gradient_of = _gradient_of(problem, [False] * len(variational), rows)
+
+        def step(state: StepState, batch: Sequence[Array], key: Any, numbers: Array) -> tuple[StepState, Array]:
+            parameters, (own, moments) = state.parameters, state.memory
+            prior = _chosen(state.prior_precision, variational)
+            effective = num_rows / xp.astype(numbers[1], parameters.mean[0].dtype)  # rows of the tempered posterior
+            noise = _draws(engine, key, [mean.shape for mean in parameters.mean], variational)
+            drawn = ivon.sample(xp, own, prior, effective, noise)
+            sampled = Parameters(_merged(parameters.mean, drawn, variational), (), parameters.likelihood)
+            flat = tuple(0 * p if flag else p for p, flag in zip(state.prior_precision, variational, strict=True))
+            (_, terms), gradient = gradient_of(sampled, flat, batch, (), numbers[1])
+            own = ivon.update(
+                xp, own, _chosen(gradient.mean, variational), noise, prior, effective, numbers[0],
+                self.momentum_decay, self.curvature_decay,
+            )  # fmt: skip
+            (others, likelihood), moments = engine.adam(
+                self._others(parameters, variational), self._others(gradient, variational), moments, numbers[0]
+            )
+            log_deviation = map_arrays(xp.log, ivon.deviation(xp, own, prior, effective))
+            means = _merged(_merged(parameters.mean, own.mean, variational), others, points)
+            share = numbers[1] / (num_rows * members)
+            divergence = share * mean_field_kl(xp, own.mean, log_deviation, prior)
+            terms = Terms(terms.objective + divergence, terms.log_likelihood, terms.complexity + divergence)
+            moved = Parameters(means, log_deviation, likelihood)
+            return StepState(moved, state.prior_precision, (own, moments)), _stacked(engine, terms)
+
+        return step
+
+
+def optimizer_named(optimizer: Optimizer | str) -> Optimizer:
+    """An optimizer, or the one of that name with its usual settings: ``"adam"`` or ``"ivon"``.
+
+    Raises:
+        InvalidInput: another name.
+    """
+    named = {"adam": Adam, "ivon": IVON}
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    if optimizer not in named:
+        raise InvalidInput(f"optimizer must be 'adam', 'ivon', Adam(...) or IVON(...), got {optimizer!r}")
+    return named[optimizer]()
+
+
+def _gradient_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Any:
+    """Value, terms and gradient of the objective; of several networks, the sum of values and the mean of terms."""
+    engine, xp = problem.engine, problem.engine.xp
+    objective = objective_of(engine, problem.network, problem.likelihood, variational, rows.shape[-1])
+    if rows.ndim == 2:
+        each = engine.vmap(objective, in_axes=(0, 0, 0, 0, None))
+
+        def objective(*arguments: Any) -> tuple[Array, Terms]:
+            values, terms = each(*arguments)
+            return xp.sum(values), map_arrays(lambda term: xp.mean(term), terms)
+
+    return engine.value_and_grad(objective, has_aux=True)
+
+
+def _draws(engine: Any, key: Any, shapes: Sequence[tuple[int, ...]], variational: Sequence[bool]) -> tuple[Array, ...]:
+    """Standard normal draws for the variational layers."""
+    return tuple(
+        engine.normal(engine.fold_in(key, index), shape)
+        for index, (shape, flag) in enumerate(zip(shapes, variational, strict=True))
+        if flag
+    )
+
+
+def _chosen(layers: Sequence[Array], flags: Sequence[bool]) -> tuple[Array, ...]:
+    return tuple(layer for layer, flag in zip(layers, flags, strict=True) if flag)
+
+
+def _merged(layers: Sequence[Array], new: Sequence[Array], flags: Sequence[bool]) -> tuple[Array, ...]:
+    """The layers, with new ones where the flags say so."""
+    rest = iter(new)
+    return tuple(next(rest) if flag else layer for layer, flag in zip(layers, flags, strict=True))
+
+
+def _stacked(engine: Any, terms: Terms) -> Array:
+    return engine.xp.stack(list(terms))

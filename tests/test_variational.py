@@ -1,0 +1,133 @@
+"""Starting deviations, optimizers and their refusals, on models whose variational optimum is a closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dense
+import numpy as np
+import pytest
+from cases import LINEAR, NETWORK, make_inputs, on, shapes_of
+
+import bayesmlp as bm
+from bayesmlp.inference.errors import InvalidInput
+from bayesmlp.inference.methods import Method
+
+ROWS = 200
+NOISE = 0.3
+STILL = bm.TrainingOptions(epochs=1, batch_size=ROWS, learning_rate=1e-30)
+
+
+def fit(
+    method: Method, engine: str, network: bm.MLP = LINEAR, weight: np.ndarray | None = None
+) -> tuple[bm.BayesianMLP, np.ndarray, np.ndarray]:
+    """A float64 model of unscaled data, one of whose inputs is always 0; the inputs with their 1; the targets."""
+    x = make_inputs(ROWS, seed=110)
+    x[:, 1] = 0.0
+    model = bm.BayesianMLP(
+        network, bm.Gaussian(noise_variance=NOISE), structure=bm.Diagonal(), engine=engine, dtype="float64",
+        standardize=False,
+    )  # fmt: skip
+    y = np.sin(x[:, 0]) + 0.5 * np.random.default_rng(1).standard_normal(ROWS)
+    model.fit(x, y, method=method, weight=weight)
+    return model, np.concatenate([x, np.ones((ROWS, 1))], axis=1), y
+
+
+def prior_precision(network: bm.MLP) -> np.ndarray:
+    return dense.flatten(bm.NormalPrior().precision(shapes_of(bm.Gaussian(), network)))
+
+
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+def test_deviations_start_where_the_data_narrows_them(engine: str) -> None:
+    weight = np.random.default_rng(2).uniform(0, 2, ROWS)
+    method = bm.Variational(STILL, initial_deviation=0.5, initial_curvature=0.2)
+    model, rows, _ = fit(method, engine, weight=weight)
+    expected = 1 / (prior_precision(LINEAR) / 0.5**2 + 0.2 * weight @ rows**2)
+    got = dense.flatten(model.weight_variances())
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+    np.testing.assert_allclose(got[1], 0.5**2 / prior_precision(LINEAR)[1], rtol=1e-9)  # the input that is always 0
+
+
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+def test_hidden_layers_start_from_their_own_inputs(engine: str) -> None:
+    model, rows, _ = fit(bm.Variational(STILL, initial_deviation=1.0, initial_curvature=0.2), engine, NETWORK)
+    first = NETWORK.initialise(rows.shape[1] - 1, 1, model.seed)[0]
+    hidden = np.tanh(rows @ first)
+    variances = model.weight_variances()[1]
+    precision = bm.NormalPrior().precision(shapes_of(bm.Gaussian(), NETWORK))[1]
+    np.testing.assert_allclose(variances[:-1], 1 / (precision[:-1] + 0.2 * (hidden**2).sum(0)[:, None]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+def test_ivon_finds_the_mean_field_posterior_of_a_linear_model(engine: str) -> None:
+    """Independent normals closest to a normal posterior have its mean and the diagonal of its precision.
+
+    Both are found up to the noise of one draw a step, averaged over 1 / (1 - β₂) steps: relative to the deviation a
+    quarter for the means, and 15% for the deviations.
+    """
+    method = bm.Variational(
+        bm.TrainingOptions(epochs=3000, batch_size=ROWS, learning_rate=0.05),
+        initial_deviation=0.5,
+        optimizer=bm.IVON(curvature_decay=0.998),
+    )
+    model, rows, y = fit(method, engine)
+    precision = np.diag(prior_precision(LINEAR)) + rows.T @ rows / NOISE
+    mean, deviation = np.linalg.solve(precision, rows.T @ y / NOISE), 1 / np.sqrt(np.diag(precision))
+    np.testing.assert_array_less(np.abs(dense.flatten(model.mean_weights()) - mean), 0.25 * deviation)
+    np.testing.assert_allclose(np.sqrt(dense.flatten(model.weight_variances())), deviation, rtol=0.15)
+
+
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+@pytest.mark.parametrize("optimizer", [bm.Adam(), bm.IVON()], ids=["adam", "ivon"])
+def test_both_optimizers_report_the_same_bound(optimizer: bm.Adam, engine: str) -> None:
+    """At a point where nothing moves: expected log likelihood and KL divergence in closed form."""
+    options = bm.TrainingOptions(epochs=400, batch_size=ROWS, learning_rate=1e-30)
+    model, rows, y = fit(bm.Variational(options, initial_deviation=0.7, optimizer=optimizer), engine)
+    precision, mean = prior_precision(LINEAR), dense.flatten(model.mean_weights())
+    squares = ((y - rows @ mean) ** 2 + rows**2 @ (0.7**2 / precision)).sum()
+    fit_term = -0.5 * squares / NOISE - 0.5 * ROWS * np.log(2 * np.pi * NOISE)
+    divergence = 0.5 * (len(mean) * (0.7**2 - 1 - 2 * np.log(0.7)) + precision @ mean**2)
+    terms = ROWS * np.asarray(model.fit_details["terms"])
+    error = terms.std(0)[1] / len(terms) ** 0.5
+    assert error > 0
+    assert abs(terms[:, 1].mean() - fit_term) < 5 * error
+    np.testing.assert_allclose(terms[:, 2], divergence, rtol=5e-3 if isinstance(optimizer, bm.IVON) else 1e-9)
+    np.testing.assert_allclose(terms[:, 0], terms[:, 2] - terms[:, 1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+def test_deviations_move_at_their_own_rate(engine: str) -> None:
+    """A first step of Adam is as long as its learning rate."""
+    one = bm.TrainingOptions(epochs=1, batch_size=ROWS, learning_rate=1e-3)
+    model, _, _ = fit(bm.Variational(one, initial_deviation=0.1, optimizer=bm.Adam(deviation_rate=0.1)), engine)
+    moved = 0.5 * np.log(dense.flatten(model.weight_variances()) * prior_precision(LINEAR)) - np.log(0.1)
+    np.testing.assert_allclose(np.abs(moved), 1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+def test_points_and_members_beside_ivon(engine: str) -> None:
+    """Layers with point weights and several networks at once learn too."""
+    fast = bm.TrainingOptions(steps=400, batch_size=50, learning_rate=0.05)
+    variational = bm.Variational(fast, initial_deviation=1.0, initial_curvature=1.0, optimizer=bm.IVON())
+    for method in (bm.PerLayer(variational, bm.Laplace(fast)), bm.Ensemble(variational, members=2)):
+        model, rows, y = fit(method, engine, NETWORK)
+        residual = y - model.predict(rows[:, :-1], method="mean").mean[:, 0]
+        assert residual.var() < 0.6 * y.var()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: bm.Variational(initial_curvature=-1.0), "initial_curvature must be at least 0"),
+        (lambda: bm.Variational(optimizer="ivon"), r"optimizer must be Adam\(\) or IVON\(\)"),
+        (lambda: bm.Adam(deviation_rate=0.0), "deviation_rate must be positive"),
+        (lambda: bm.IVON(curvature_decay=1.0), r"curvature_decay must be in \[0, 1\)"),
+        (
+            lambda: bm.PerLayer(bm.Variational(initial_curvature=1.0), bm.Variational()),
+            "hidden and last differ in initial_curvature",
+        ),
+    ],
+)
+def test_refusals_name_the_argument(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        build()
