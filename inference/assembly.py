@@ -184,8 +184,8 @@ def fit_members(
         with engine.scope():
             members = [trained.parameters] if count == 1 else [take(trained.parameters, i) for i in range(count)]
         finished = [
-            method.finish(one, parameters, assemble, None if rows is None else own)
-            for one, parameters, own in zip(alone, members, own_rows, strict=True)
+            method.finish(one, parameters, assemble, None if rows is None else mine)
+            for one, parameters, mine in zip(alone, members, own_rows, strict=True)
         ]
         alone = [replace(problem, prior=done.prior) for done in finished]
     return finished, trained

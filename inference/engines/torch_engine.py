@@ -188,7 +188,8 @@ class TorchEngine(Engine):
         """In place and fused: the memory of parameters and moments, which must be contiguous, is taken over."""
         leaves = leaves_of(parameters)
         functional_adam(
-            leaves, [g.contiguous() for g in leaves_of(gradient)], leaves_of(moments.first), leaves_of(moments.second), [],
+            leaves, [g.contiguous() for g in leaves_of(gradient)], leaves_of(moments.first),
+            leaves_of(moments.second), [],
             list(moments.count.to(torch.float32).repeat(len(leaves)).unbind()),
             fused=self.device.type in ("cpu", "cuda"), amsgrad=False, beta1=0.9, beta2=0.999, lr=float(rate),
             weight_decay=0.0, eps=1e-8, maximize=False,
