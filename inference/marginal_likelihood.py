@@ -42,7 +42,7 @@ def evidence(problem: FitProblem, posterior: Posterior) -> Evidence:
         problem: with the prior that the posterior was assembled under.
         posterior: in the problem's structure.
     """
-    engine, structure, likelihood = problem.engine, problem.structure, problem.likelihood
+    engine, structure = problem.engine, problem.structure
     dispersion = _dispersion(problem, posterior)
     with engine.scope():
         means = [engine.to_numpy(m).astype(np.float64) for m in structure.mean(posterior.weights)]
