@@ -35,6 +35,7 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## all benchmarks, quick sizes; run a file itself for the full ones
 	$(BIN)/python benchmarks/online_update.py --quick
+	$(BIN)/python benchmarks/cost.py --quick
 	$(BIN)/python benchmarks/digits_stream.py --quick
 	$(BIN)/python benchmarks/import_time.py
 

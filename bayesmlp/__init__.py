@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BayesianMLP": "model",
     "Predictive": "predictive",
+    "FunctionSamples": "functions",
     "MLP": "inference.network",
     "PairwiseMLP": "inference.pairwise",
     "NormalPrior": "inference.priors",
@@ -26,9 +27,11 @@ _HOME = {
     "BradleyTerry": "inference.likelihoods",
     "Diagonal": "inference.structures",
     "Full": "inference.structures",
+    "Kronecker": "inference.structures",
     "LowRank": "inference.structures",
     "Point": "inference.structures",
     "Mixture": "inference.structures",
+    "Subnetwork": "inference.structures",
     "Blocks": "inference.structures",
     "LastLayer": "inference.structures",
     "Static": "inference.dynamics",
@@ -38,6 +41,7 @@ _HOME = {
     "PerLayer": "inference.per_layer",
     "Ensemble": "inference.ensemble",
     "Stacking": "inference.stacking",
+    "AsMarked": "inference.per_layer",
     "NUTS": "inference.sampling.nuts",
     "SampledPosterior": "sampled",
     "TrainingOptions": "inference.training",
@@ -48,6 +52,10 @@ _HOME = {
     "OnlineUpdater": "updater",
     "Receipt": "updater",
     "load": "replay",
+    "BayesianMLPRegressor": "estimators",
+    "BayesianMLPClassifier": "estimators",
+    "RiverRegressor": "river",
+    "RiverClassifier": "river",
     "errors": "inference.errors",
 }
 

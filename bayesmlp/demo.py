@@ -16,10 +16,10 @@ from .inference.errors import MissingDependency
 from .inference.laplace import Laplace
 from .inference.likelihoods import Categorical
 from .inference.network import MLP
-from .inference.objective import TrainingOptions
 from .inference.per_layer import PerLayer
 from .inference.priors import NormalPrior
 from .inference.structures import Full, LastLayer, LowRank
+from .inference.training import TrainingOptions
 from .inference.variational import Variational
 from .metrics import accuracy, expected_calibration_error, negative_log_likelihood
 from .model import BayesianMLP

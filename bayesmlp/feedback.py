@@ -12,8 +12,9 @@ import numpy as np
 
 from .inference.errors import InvalidInput
 from .inference.likelihoods import Likelihood
+from .inference.network import Network
 from .scaling import Scaling
-from .validation import as_host_array, check_inputs, check_weights
+from .validation import as_host_array, check_inputs, check_weights, with_row_axis
 
 __all__ = ["Observation", "check_event_id"]
 
@@ -52,17 +53,23 @@ class Observation(NamedTuple):
 
     @classmethod
     def check(
-        cls, x: Any, y: Any, weight: Any, time: Any, *, num_inputs: int, likelihood: Likelihood, scaling: Scaling
+        cls,
+        x: Any,
+        y: Any,
+        weight: Any,
+        time: Any,
+        *,
+        num_inputs: int,
+        network: Network,
+        likelihood: Likelihood,
+        scaling: Scaling,
     ) -> Observation:
         """An observation, checked against the model it is for; one row may come without its row axis.
 
         Raises:
             InvalidInput: names the argument, what was expected and what came.
         """
-        inputs = as_host_array(x, "x")
-        if inputs.ndim == 1:
-            inputs = inputs[None]
-        inputs = check_inputs(inputs, num_inputs, "x")
+        inputs = check_inputs(with_row_axis(x, "x", network), num_inputs, "x", network)
         targets = as_host_array(y, "y")
         if targets.ndim == 0 or (targets.ndim == 1 and len(inputs) == 1 and len(targets) == likelihood.num_targets > 1):
             targets = targets[None]

@@ -1,15 +1,19 @@
-"""A Bayesian multi-layer perceptron: fit, update, predict."""
+"""A Bayesian network: fit, update, predict."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from .answering import Answering
+from .functions import FUNCTION_METHODS, FunctionSamples
 from .inference.assembly import LayerMethod, mixture_of
 from .inference.dynamics import Dynamics, Static
 from .inference.engines import Engine, get_engine, map_arrays
@@ -17,18 +21,19 @@ from .inference.engines.base import stack_trees, take
 from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
-from .inference.laplace import Laplace
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
-from .inference.network import MLP
-from .inference.predicting import linearized_outputs
+from .inference.network import MLP, Network
+from .inference.per_layer import AsMarked
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
+from .layers.conversion import restore_network
 from .predictive import APPROXIMATIONS, Predictive
+from .progress import fit_progress
 from .sampled import SampledPosterior
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
@@ -36,7 +41,6 @@ from .validation import as_host_array, check_inputs, check_weights
 __all__ = ["BayesianMLP", "default_engine"]
 
 PREDICTION_METHODS = ("linearized", "samples", "mean")
-_ROWS_AT_ONCE = 256
 
 
 def default_engine() -> str:
@@ -48,22 +52,23 @@ def default_engine() -> str:
 
 
 class BayesianMLP:
-    """A multi-layer perceptron with a posterior over its weights.
+    """A multi-layer perceptron, or a network of the user's own, with a posterior over its weights.
 
     The posterior comes from :meth:`fit`, or grows from the prior by :meth:`update` alone; either way :meth:`update`
     goes on from it. NumPy in, NumPy out; torch tensors, JAX arrays and data frames are accepted.
 
     Args:
-        network: sizes and activation.
+        network: sizes and activation; or a module with Bayesian layers (:mod:`bayesmlp.layers`).
         likelihood: what the outputs mean: ``Gaussian()``, ``Categorical(10)``, ``Bernoulli()``.
         prior: of the weights.
-        structure: form of the posterior.
+        structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
-            None for the one that is installed.
+            None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
         standardize: scale inputs, and numeric targets, to mean 0 and variance 1 with the statistics of the data given
-            to :meth:`fit`. A model that only updates does not scale.
+            to :meth:`fit`. A model that only updates does not scale, unless :meth:`start_from_prior` is told how. None:
+            only where the network is an ``MLP``.
         seed: of initialisation, mini-batches and noise.
 
     Raises:
@@ -74,7 +79,7 @@ class BayesianMLP:
 
     def __init__(
         self,
-        network: MLP,
+        network: Network,
         likelihood: Likelihood,
         *,
         prior: NormalPrior | None = None,
@@ -82,11 +87,14 @@ class BayesianMLP:
         dynamics: Dynamics | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
-        standardize: bool = True,
+        standardize: bool | None = None,
         seed: int = 0,
     ) -> None:
+        if not isinstance(network, Network):
+            raise InvalidInput(
+                f"network must be an MLP, or a module given to bayesmlp.layers' bayesianize, got {network!r}"
+            )
         parts: tuple[tuple[str, Any, Any], ...] = (
-            ("network", network, MLP),
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
             ("structure", structure or LastLayer(), Structure | Mixture),
@@ -100,12 +108,14 @@ class BayesianMLP:
         self.network = network
         self.likelihood = likelihood
         self.prior = prior or NormalPrior()
-        self.structure = structure or LastLayer()
+        self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
-        self.engine = get_engine(default_engine() if engine is None else engine, dtype)
-        self.standardize = standardize
+        self.engine = _engine_for(network, engine, dtype)
+        self.standardize = network.standardize_by_default if standardize is None else standardize
+        if self.standardize and network.num_tokens is not None:
+            raise InvalidInput("standardize must be off for a network whose inputs are tokens")
         self.seed = seed
         self.history: list[float] = []
         """Mean objective per row for each epoch of the last fit."""
@@ -117,9 +127,10 @@ class BayesianMLP:
         self._posterior: Posterior | None = None
         self._prior_state: Any = None
         self._compiled: dict[str, Any] = {}
-        self._resolved = self.structure.resolve(network.num_layers)
+        self._split: tuple[Any, list[Posterior]] = (None, [])
+        self._resolved = self._resolve(self.structure)
         self._fitted_prior = self.prior
-        self.prior.precision(network.shapes(network.inputs_per_row, likelihood.num_outputs))
+        network.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
@@ -146,6 +157,19 @@ class BayesianMLP:
         self.num_inputs  # noqa: B018 (raises)
         assert self._posterior is not None
         return self._posterior
+
+    def _resolve(self, structure: Structure | Mixture) -> Structure | Mixture:
+        """The structure over all of the network's arrays."""
+        if isinstance(structure, Mixture):
+            return Mixture(self.network.resolve(structure.of), structure.members)
+        return self.network.resolve(structure)
+
+    @property
+    def _form(self) -> Structure | Mixture:
+        """The structure that was asked for, or the mixture of it that a method has made."""
+        if isinstance(self.structure, Mixture) or not isinstance(self._resolved, Mixture):
+            return self.structure
+        return Mixture(self.structure, self._resolved.members)
 
     @property
     def _base(self) -> Structure:
@@ -203,15 +227,18 @@ class BayesianMLP:
         method: Method | None = None,
         weight: Any = None,
         on_epoch: Callable[[int, int, float], None] | None = None,
+        progress: bool | None = None,
     ) -> BayesianMLP:
         """Fit the posterior to a data set, from scratch.
 
         Args:
             X: inputs, (rows, inputs).
             y: targets, as the likelihood takes them.
-            method: ``Laplace()`` (default), ``Variational()``, ``PerLayer(...)``.
+            method: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None: ``AsMarked()``, which is Laplace unless a
+                module of the user's own marks layers otherwise.
             weight: of each row, at least 0.
             on_epoch: called with the epoch, the number of epochs and the mean objective per row.
+            progress: whether to show a progress bar; None for one on a terminal if the fit takes over a second.
 
         Returns:
             The model itself.
@@ -222,8 +249,7 @@ class BayesianMLP:
         """
         if method is not None and not isinstance(method, Method):
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
-        x, targets, scaling = self._training_data(X, y)
-        weights = check_weights(weight, len(x))
+        x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
             network=self.network,
@@ -234,12 +260,12 @@ class BayesianMLP:
             y=self.engine.asarray(targets),
             weight=weights,
             seed=self.seed,
-            on_epoch=on_epoch,
         )
-        method = method or Laplace()
+        method = method or AsMarked()
         if isinstance(self.structure, Mixture) and isinstance(method, LayerMethod):
             method = Ensemble(method, self.structure.members)
-        result = method.fit(problem)
+        with fit_progress(progress, on_epoch) as report:
+            result = method.fit(replace(problem, on_epoch=report))
         arrays = result.structure.to_arrays(self.engine, result.posterior.weights)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
@@ -249,13 +275,38 @@ class BayesianMLP:
         self._set(x.shape[1], scaling, result.posterior)
         return self
 
-    def _training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray, Scaling]:  # noqa: N803
-        """Checked, scaled inputs and targets, and the scaling."""
-        x = check_inputs(X, None)
-        targets = self._prepare(y, len(x))
+    def _training_data(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        weight: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray, Scaling, np.ndarray]:
+        """Checked, scaled inputs and targets, the scaling, and the checked weights."""
+        x, targets, weights = self._checked(X, y, weight)
         if not self.engine.has_gradients:
             raise InvalidInput(f"engine {self.engine.name!r} has no gradients: fit with 'torch' or 'jax'")
-        scaling = Scaling.estimate(
+        scaling = self._estimate_scaling(x, targets, weights)
+        return scaling.inputs(x), scaling.targets(targets), scaling, weights
+
+    def _checked(self, X: Any, y: Any, weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # noqa: N803
+        x = check_inputs(X, None, network=self.network)
+        return x, self._prepare(y, len(x)), check_weights(weight, len(x))
+
+    def estimate_scaling(self, X: Any, y: Any, *, weight: Any = None) -> Scaling:  # noqa: N803
+        """The standardisation that :meth:`fit` would take from a data set; nothing is learned.
+
+        Args:
+            X: inputs, (rows, inputs).
+            y: targets.
+            weight: of each row, at least 0.
+
+        Raises:
+            InvalidInput: bad data.
+        """
+        return self._estimate_scaling(*self._checked(X, y, weight))
+
+    def _estimate_scaling(self, x: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> Scaling:
+        return Scaling.estimate(
             x,
             targets,
             inputs=self.standardize,
@@ -263,8 +314,8 @@ class BayesianMLP:
             one_target_scale=self.likelihood.shares_target_scale,
             num_targets=self.likelihood.num_targets,
             inputs_per_row=self.network.inputs_per_row,
+            weight=weights if weights.any() else None,  # rows that weigh nothing still have a scale
         )
-        return scaling.inputs(x), scaling.targets(targets), scaling
 
     def update(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> UpdateInfo:  # noqa: N803
         """One online Bayes step, in memory; a model without data starts from its prior.
@@ -284,7 +335,7 @@ class BayesianMLP:
             InvalidInput: bad data; the model is as it was.
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
-        x = check_inputs(X, self._num_inputs)
+        x = check_inputs(X, self._num_inputs, network=self.network)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
         if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
@@ -332,12 +383,22 @@ class BayesianMLP:
             time = convert(np.asarray(elapsed, dtype=np.float64))
         return convert(x), convert(y), weights, time
 
-    def start_from_prior(self, num_inputs: int) -> None:
+    def start_from_prior(self, num_inputs: int | None = None, scaling: Scaling | None = None) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
 
         Args:
-            num_inputs: number of inputs.
+            num_inputs: number of inputs; None for a network that knows it.
+            scaling: of inputs and targets from now on, as :meth:`estimate_scaling` takes it from the first rows of a
+                stream; None to leave them as they are.
+
+        Raises:
+            InvalidInput: the network has not that many inputs, or none were given.
         """
+        shape = self.network.input_shape
+        known = None if shape is None else math.prod(shape)
+        num_inputs = known if num_inputs is None else num_inputs
+        if num_inputs is None or known not in (None, num_inputs):
+            raise InvalidInput(f"num_inputs must be {known or 'given'}, got {num_inputs}")
         state = self.likelihood.initial_state()
         dispersion = float(self.likelihood.dispersion(state))
         members = []
@@ -345,20 +406,23 @@ class BayesianMLP:
             start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
             weights = self._independent(start, num_inputs, dispersion)
             members.append(Posterior(weights, state_arrays(self.engine, state)))
-        scaling = Scaling.identity(num_inputs, self.likelihood.num_targets)
+        scaling = scaling or Scaling.identity(num_inputs, self.likelihood.num_targets)
+        if scaling.input_mean.shape != (num_inputs,):
+            raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
         even = np.full(len(members), -np.log(len(members)))
         is_mixture = isinstance(self._resolved, Mixture)
         self._set(num_inputs, scaling, mixture_of(self.engine, members, even) if is_mixture else members[0])
 
-    def _independent(self, mean: Any, num_inputs: int, dispersion: float) -> Any:
+    def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None) -> Any:
         """A member's state with the prior's precision, at unit dispersion, around a mean."""
-        shapes = self.network.shapes(num_inputs, self.likelihood.num_outputs)
-        with self.engine.scope():
-            return self._base.initial(
-                self.engine,
-                tuple(self.engine.asarray(matrix) for matrix in mean),
-                tuple(self.engine.asarray(p * dispersion) for p in self._fitted_prior.precision(shapes)),
-            )
+        engine, structure = self.engine, self._base
+        prior = self.network.prior_precision(self._fitted_prior, num_inputs, self.likelihood.num_outputs)
+        with engine.scope():
+            means = tuple(engine.asarray(matrix) for matrix in mean)
+            precisions = tuple(engine.asarray(p * dispersion) for p in prior)
+            if like is None:
+                return structure.initial(engine, means, precisions)
+            return structure.initial_like(engine, like, means, precisions)
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
         self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
@@ -372,7 +436,8 @@ class BayesianMLP:
         states = []
         for posterior in self._members()[0]:
             dispersion = float(self.likelihood.dispersion(map_arrays(self.engine.to_numpy, posterior.likelihood)))
-            states.append(self._independent(self._base.mean(posterior.weights), self.num_inputs, dispersion))
+            weights = posterior.weights
+            states.append(self._independent(self._base.mean(weights), self.num_inputs, dispersion, weights))
         if not isinstance(self._resolved, Mixture):
             return states[0]
         with self.engine.scope():
@@ -403,6 +468,8 @@ class BayesianMLP:
         return self._program("torch", "pyro", num_inputs, scaling)
 
     def _program(self, framework: str, language: str, num_inputs: int | None, scaling: Scaling | None) -> Program:
+        if not isinstance(self.network, MLP):
+            raise InvalidInput(f"network must be an MLP for {language}, got {self.network!r}")
         if not self.engine.name.startswith(framework):
             raise InvalidInput(f"{language} runs on {framework}: use to_engine({framework!r}) first")
         try:
@@ -429,13 +496,14 @@ class BayesianMLP:
             InvalidInput: bad data, or an engine without gradients.
             MissingDependency: the framework's probabilistic language is not installed.
         """
-        x, targets, scaling = self._training_data(X, y)
+        x, targets, scaling, _ = self._training_data(X, y)
         language = self.to_numpyro if self.engine.name.startswith("jax") else self.to_pyro
         program = language(x.shape[1], scaling)
         chains = (method or NUTS()).run(
             self.engine, program, self.engine.asarray(x), self.engine.asarray(targets), self.seed
         )
         likelihood = self.likelihood.in_units_of(scaling.target_scale)
+        assert isinstance(self.network, MLP)
         return SampledPosterior(self.network, likelihood, scaling, chains, x, targets)
 
     # -- answering ------------------------------------------------------------------------------------------------
@@ -471,38 +539,47 @@ class BayesianMLP:
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
         self._check_approximation(approximation, method)
-        x = self.scaling.inputs(check_inputs(X, self.num_inputs, inputs_per_row=self.network.inputs_per_row))
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
         own_seed = self.seed if seed is None else seed
-        likelihood, scaling = self.scaled_likelihood, self.scaling
-        draws = None
+        answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
+        options: dict[str, Any] = {"approximation": approximation}
         if approximation == "monte_carlo":
-            draws = np.random.default_rng(own_seed).standard_normal((num_samples, likelihood.num_outputs))
+            options["standard_normal"] = np.random.default_rng(own_seed).standard_normal(
+                (num_samples, likelihood.num_outputs)
+            )
         members, log_weights = self._members()
         parts = []
         for member, posterior in enumerate(members):
             if method == "samples":
                 count = -(-num_samples // len(members))
-                outputs, states = self._sampled_outputs(posterior, x, count, own_seed + member)
+                outputs, states = answering.sampled(posterior, x, count, own_seed + member)
                 even = np.full(count, -np.log(count))
                 parts.append(Predictive(method, likelihood, scaling, even, outputs, likelihood_state=states))
                 continue
-            mean, covariance = self._linearized_outputs(posterior, x, with_covariance=method == "linearized")
-            state = map_arrays(self.engine.to_numpy, posterior.likelihood)
-            if covariance is not None:
-                covariance = covariance * float(likelihood.dispersion(state))
-            options = {"approximation": approximation, "standard_normal": draws}
+            if method == "mean":
+                mean, covariance = answering.outputs(posterior, x), None
+            else:
+                mean, covariance = answering.linearized(posterior, x, member=member)
+            state = answering.likelihood_state(posterior)
             parts.append(Predictive.single(method, likelihood, scaling, mean, covariance, state, **options))
         return Predictive.mixture(parts, log_weights) if len(parts) > 1 else parts[0]
+
+    @property
+    def _answering(self) -> Answering:
+        return self._cached(
+            "answering", lambda: Answering(self.engine, self.network, self._base, self.scaled_likelihood)
+        )
 
     def _members(self) -> tuple[list[Posterior], np.ndarray]:
         """The posterior's members, one where it is no mixture, and the logarithms of their weights."""
         posterior = self.posterior
         if not isinstance(self._resolved, Mixture):
             return [posterior], np.zeros(1)
-        stacked = posterior._replace(weights=posterior.weights.members)
-        with self.engine.scope():
-            members = [take(stacked, member) for member in range(self._resolved.members)]
-        return members, self.engine.to_numpy(posterior.weights.log_weights)
+        if self._split[0] is not posterior:
+            stacked = posterior._replace(weights=posterior.weights.members)
+            with self.engine.scope():
+                self._split = posterior, [take(stacked, member) for member in range(self._resolved.members)]
+        return self._split[1], self.engine.to_numpy(posterior.weights.log_weights)
 
     def _check_approximation(self, approximation: str, method: str) -> None:
         if approximation not in APPROXIMATIONS:
@@ -514,59 +591,55 @@ class BayesianMLP:
         if not self.likelihood.has_logits:
             raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {self.likelihood}")
 
-    def _linearized_outputs(
-        self, posterior: Posterior, x: np.ndarray, with_covariance: bool
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        engine, structure, network = self.engine, self._base, self.network
+    def output_variance(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Variance of each output due to the weights, linearised at the mean, (N, K), in scaled units.
 
-        def outputs_of(weights: Any, rows: Any) -> Any:
-            if not with_covariance:
-                return (network.apply(engine, structure.mean(weights), rows),)
-            return linearized_outputs(engine, network, structure, weights, rows)
+        Where only this is wanted, it takes less than :meth:`predict`. For a mixture, the members' average plus the
+        variance of their means.
 
-        compiled = self._cached(f"outputs {with_covariance}", lambda: engine.jit(outputs_of))
-        parts = [compiled(posterior.weights, rows) for rows in self._chunks(x)]
-        pieces = [np.concatenate([engine.to_numpy(p) for p in part])[: len(x)] for part in zip(*parts, strict=True)]
-        mean, covariance = (piece.astype(np.float64) for piece in (*pieces, pieces[0])[:2])
-        return mean, covariance if with_covariance else None
+        Args:
+            X: inputs, (rows, inputs).
 
-    def _sampled_outputs(
-        self, posterior: Posterior, x: np.ndarray, num_samples: int, seed: int
-    ) -> tuple[np.ndarray, Any]:
-        """Outputs of sampled networks (S, N, K), and the likelihood's state drawn with each."""
-        engine, structure, network = self.engine, self._base, self.network
-        state = map_arrays(engine.to_numpy, posterior.likelihood)
-        repeated = map_arrays(lambda array: np.stack([array] * num_samples), state)
-        states = self.likelihood.draw_state(np.random.default_rng(seed), repeated)
-        spread = np.broadcast_to(np.sqrt(self.likelihood.dispersion(states)), num_samples)
+        Raises:
+            InvalidInput: bad inputs.
+            NotFitted: the model has seen no data.
+        """
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
+        members, log_weights = self._members()
+        moments = [self._answering.linearized(one, x, "variance", member) for member, one in enumerate(members)]
+        means, variances = (np.stack(values) for values in zip(*moments, strict=True))
+        shares = np.exp(log_weights)[:, None, None]
+        average = np.sum(shares * means, axis=0)
+        return np.asarray(np.sum(shares * (variances + (means - average) ** 2), axis=0))
 
-        def outputs_of(weights: Any, noise: Any, scale: Any, rows: Any) -> Any:
-            means = structure.mean(weights)
-            drawn = structure.sample(engine, weights, noise)
-            scaled = tuple(m + scale[:, None, None] * (d - m) for m, d in zip(means, drawn, strict=True))
-            return network.apply(engine, scaled, rows)
+    def sample_functions(
+        self, num_functions: int, *, method: str = "linearized", seed: int | None = None
+    ) -> FunctionSamples:
+        """Functions drawn from the posterior: callable on any inputs, with the same weights for every call.
 
-        compiled = self._cached("samples", lambda: engine.jit(outputs_of))
-        key = engine.key(seed)
-        columns = []
-        group = 16  # sampled networks at a time: memory stays bounded
-        for start in range(0, num_samples, group):
-            size = min(group, num_samples - start)
-            with engine.scope():
-                noise = tuple(
-                    engine.normal(engine.fold_in(engine.fold_in(key, start), i), (size, *shape))
-                    for i, shape in enumerate(structure.noise_shapes(posterior.weights))
-                )
-            scale = engine.asarray(spread[start : start + size])
-            parts = [engine.to_numpy(compiled(posterior.weights, noise, scale, rows)) for rows in self._chunks(x)]
-            columns.append(np.concatenate(parts, axis=1)[:, : len(x)])
-        return np.concatenate(columns).astype(np.float64), states
+        Args:
+            num_functions: how many; their weights are kept.
+            method: ``"linearized"`` or ``"samples"``, as for :meth:`predict`.
+            seed: of the draws; the model's own if None.
 
-    def _chunks(self, x: np.ndarray) -> list[Any]:
-        """Rows in engine arrays of a few fixed sizes: powers of two up to 256."""
-        size = min(_ROWS_AT_ONCE, 1 << (len(x) - 1).bit_length())
-        padded = np.concatenate([x, np.repeat(x[:1], -len(x) % size, axis=0)])
-        return [self.engine.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
+        Raises:
+            InvalidInput: fewer than one, a seed below 0 or an unknown method.
+            NotFitted: the model has seen no data.
+        """
+        if method not in FUNCTION_METHODS:
+            raise InvalidInput(f"method must be one of {', '.join(FUNCTION_METHODS)}, got {method!r}")
+        for name, value, least in (("num_functions", num_functions, 1), ("seed", 0 if seed is None else seed, 0)):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
+        seed = self.seed if seed is None else seed
+        members, log_weights = self._members()
+        counts = np.random.default_rng(seed).multinomial(num_functions, np.exp(log_weights))
+        groups = [
+            (*self._answering.weight_deviations(posterior, int(count), seed + member), int(count))
+            for member, (posterior, count) in enumerate(zip(members, counts, strict=True))
+            if count
+        ]
+        return FunctionSamples(self.engine, self.network, self.scaling, self.num_inputs, method, groups)
 
     def _cached(self, name: str, build: Callable[[], Any]) -> Any:
         if name not in self._compiled:
@@ -583,7 +656,7 @@ class BayesianMLP:
         Args:
             engine: a name as for the constructor.
         """
-        return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine)
+        return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine, self.network)
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""
@@ -591,7 +664,7 @@ class BayesianMLP:
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
             "prior": to_spec(self._fitted_prior),
-            "structure": to_spec(self.structure if self._posterior is None else self._resolved),
+            "structure": to_spec(self._form),
             "dynamics": to_spec(self.dynamics),
             "dtype": self.engine.dtype,
             "standardize": self.standardize,
@@ -619,10 +692,26 @@ class BayesianMLP:
         return arrays
 
     @classmethod
-    def from_parts(cls, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], engine: str | Engine) -> BayesianMLP:
-        """The model from :meth:`spec` and :meth:`to_arrays`, on any engine."""
+    def from_parts(
+        cls,
+        spec: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        engine: str | Engine | None,
+        network: Any = None,
+    ) -> BayesianMLP:
+        """The model from :meth:`spec` and :meth:`to_arrays`, on any engine.
+
+        Args:
+            spec: of the model.
+            arrays: its posterior.
+            engine: as for the constructor.
+            network: the user's own module, where the spec describes one.
+
+        Raises:
+            InvalidInput: the network is needed, or is not the one that the spec describes.
+        """
         model = cls(
-            from_spec(spec["network"]),
+            restore_network(spec["network"], network),
             from_spec(spec["likelihood"]),
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
@@ -646,6 +735,14 @@ class BayesianMLP:
         parts = _under("likelihood", arrays)
         state = [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
         return Posterior(weights, self.likelihood.restore_state(state))
+
+
+def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None) -> Engine:
+    """The engine, if the network runs on it."""
+    chosen = get_engine((network.engine_name or default_engine()) if engine is None else engine, dtype)
+    if network.engine_name not in (None, chosen.name.partition(":")[0]):
+        raise InvalidInput(f"engine must be {network.engine_name!r} for {network!r}, got {chosen.name!r}")
+    return chosen
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -225,11 +225,14 @@ class Predictive:
         def of_component(mean: np.ndarray, covariance: np.ndarray | None, state: Any, y: np.ndarray) -> np.ndarray:
             return self.likelihood.predictive_cdf(mean, covariance, y, state)
 
-        def below(y: np.ndarray) -> np.ndarray:
-            return self._over_components(of_component, y) < q
+        def excess(y: np.ndarray) -> np.ndarray:
+            return self._over_components(of_component, y) - q
 
-        start = np.floor(self._moments[:, 0]) if self.likelihood.is_discrete else self._moments[:, 0]
-        return self._in_units(_smallest(below, start, self.likelihood.is_discrete))
+        mean, epistemic, aleatoric = np.moveaxis(self._moments, 1, 0)
+        if self.likelihood.is_discrete:
+            return self._in_units(_whole_root(excess, np.floor(mean)))
+        deviation = np.sqrt(epistemic + aleatoric)
+        return self._in_units(_root(excess, mean, np.where(np.isfinite(deviation), deviation, 1.0)))
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper end of the central interval that holds y with probability ``level``.
@@ -318,22 +321,52 @@ class Predictive:
         return self._in_units(drawn) if drawn.ndim == 3 else drawn
 
 
-def _smallest(below: Callable[[np.ndarray], np.ndarray], start: np.ndarray, whole: bool) -> np.ndarray:
-    """The smallest values (or whole numbers) that are not ``below``, by doubled steps from a start and bisection."""
-    low, high = start - 1.0, start + 1.0
-    for far, wanted, sign in ((high, False, 1.0), (low, True, -1.0)):
+def _bracket(function: Reduction, start: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends between which an increasing function becomes 0 or more, by doubled steps from a start."""
+    low, high = start - step, start + step
+    for end, wanted, sign in ((high, True, 1.0), (low, False, -1.0)):
         for doubling in range(1000):
-            wrong = below(far) != wanted
+            wrong = (function(end) >= 0) != wanted
             if not wrong.any():
                 break
-            far[wrong] += sign * 2.0**doubling
-    for _ in range(200):
-        middle = np.floor(0.5 * (low + high)) if whole else 0.5 * (low + high)
-        if np.all((middle <= low) | (middle >= high)):
-            break
-        under = below(middle)
+            end[wrong] += sign * step[wrong] * 2.0**doubling
+    return low, high
+
+
+def _whole_root(function: Reduction, start: np.ndarray) -> np.ndarray:
+    """The smallest whole numbers where an increasing function is 0 or more, by bisection."""
+    low, high = _bracket(function, start, np.ones_like(start))
+    while (high - low > 1).any():
+        middle = np.floor(0.5 * (low + high))
+        under = function(middle) < 0
         low, high = np.where(under, middle, low), np.where(under, high, middle)
     return high
+
+
+def _root(function: Reduction, start: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Where an increasing function is 0, by inverse quadratic interpolation or bisection (Chandrupatla 1997)."""
+    b, a = _bracket(function, start, step)
+    fa, fb, share = function(a), function(b), np.full_like(a, 0.5)
+    best = a
+    with np.errstate(all="ignore"):  # rows that are done divide by 0
+        for _ in range(200):
+            x = a + share * (b - a)
+            fx = function(x)
+            same = np.sign(fx) == np.sign(fa)
+            c, fc = np.where(same, a, b), np.where(same, fa, fb)
+            b, fb = np.where(same, b, a), np.where(same, fb, fa)
+            a, fa = x, fx
+            best = np.where(np.abs(fa) < np.abs(fb), a, b)
+            least = (1e-13 * step + 4e-16 * np.abs(best)) / np.abs(b - a)
+            done = (least > 0.5) | (fa == 0) | (fb == 0)
+            if done.all():
+                break
+            along, rise = (a - b) / (c - b), (fa - fb) / (fc - fb)
+            curved = (rise**2 < along) & ((1 - rise) ** 2 < 1 - along)
+            inverse = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
+            share = np.clip(np.where(curved, inverse, 0.5), least, 1 - least)
+            share = np.where(done, 0.5, share)
+    return best
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:

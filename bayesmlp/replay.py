@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .feedback import Observation
 from .inference.engines import Engine
 from .inference.errors import InvalidInput, UnknownModel
-from .model import BayesianMLP, default_engine
+from .model import BayesianMLP
 from .stepper import Effect, Stepper
 from .store.fold import Fold
 from .store.store import PosteriorStore, is_version
@@ -40,6 +40,7 @@ def replay(
     name: str,
     *,
     engine: str | Engine | None = None,
+    network: Any = None,
     version: int | None = None,
     stepper: Stepper | None = None,
 ) -> Replay:
@@ -49,6 +50,7 @@ def replay(
         store: where it is.
         name: of the model.
         engine: to run on.
+        network: see :func:`load`.
         version: None for the newest.
         stepper: of the same model, to fold with, so that nothing is compiled again.
 
@@ -67,8 +69,7 @@ def replay(
             )
         covered, snapshot = store.nearest_snapshot(connection, model_id, fold)
         if stepper is None or stepper.model.spec() != snapshot.spec:
-            chosen = default_engine() if engine is None else engine
-            stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, chosen))
+            stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network))
         else:
             stepper.reset(snapshot.arrays)
         effects = {}
@@ -81,7 +82,12 @@ def replay(
 
 
 def load(
-    store: str | Path | PosteriorStore, name: str, *, engine: str | Engine | None = None, version: int | None = None
+    store: str | Path | PosteriorStore,
+    name: str,
+    *,
+    engine: str | Engine | None = None,
+    network: Any = None,
+    version: int | None = None,
 ) -> BayesianMLP:
     """A model from a store as it is, or as it was at an earlier version, on any engine.
 
@@ -89,16 +95,18 @@ def load(
         store: a store, or the path of one.
         name: of the model.
         engine: as for :class:`~bayesmlp.BayesianMLP`.
+        network: for a model whose network is the user's own module: the module, or what ``bayesianize`` made of it. Its
+            weights come from the store.
         version: a version from the store's ``history``; None for the newest.
 
     Raises:
         UnknownModel: no such model, or no such version of it.
-        InvalidInput: there is no store at that path.
+        InvalidInput: there is no store at that path; or the network is needed, or is not the one that was stored.
         CorruptStore: no sound snapshot is left.
     """
     if isinstance(store, PosteriorStore):
-        return replay(store, name, engine=engine, version=version).model
+        return replay(store, name, engine=engine, network=network, version=version).model
     if not Path(store).is_file():
         raise InvalidInput(f"store must be the path of a store, got {str(store)!r}, which is not there")
     with PosteriorStore(store) as opened:
-        return replay(opened, name, engine=engine, version=version).model
+        return replay(opened, name, engine=engine, network=network, version=version).model

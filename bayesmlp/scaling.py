@@ -42,6 +42,7 @@ class Scaling(NamedTuple):
         one_target_scale: bool,
         num_targets: int,
         inputs_per_row: int = 1,
+        weight: np.ndarray | None = None,
     ) -> Scaling:
         """Means and standard deviations of the columns; a constant column keeps scale 1.
 
@@ -53,16 +54,18 @@ class Scaling(NamedTuple):
             one_target_scale: whether all targets get the same scale.
             num_targets: number of targets.
             inputs_per_row: how many inputs of one kind a row holds side by side; they are scaled alike.
+            weight: of each row, not 0 everywhere; None for 1 each.
         """
         scaling = cls.identity(x.shape[1], num_targets)
         if inputs:
             each = x.reshape(len(x) * inputs_per_row, -1)
-            mean, scale = (np.tile(values, inputs_per_row) for values in (each.mean(0), _deviation(each)))
-            scaling = scaling._replace(input_mean=mean, input_scale=scale)
+            moments = _moments(each, None if weight is None else np.repeat(weight, inputs_per_row))
+            mean, deviation = (np.tile(values, inputs_per_row) for values in moments)
+            scaling = scaling._replace(input_mean=mean, input_scale=deviation)
         if targets:
-            deviation = _deviation(y)
+            mean, deviation = _moments(y, weight)
             shared = np.full_like(deviation, np.sqrt(np.mean(deviation**2)))
-            scaling = scaling._replace(target_mean=y.mean(0), target_scale=shared if one_target_scale else deviation)
+            scaling = scaling._replace(target_mean=mean, target_scale=shared if one_target_scale else deviation)
         return scaling
 
     def inputs(self, x: np.ndarray, argument: str = "X") -> np.ndarray:
@@ -98,6 +101,8 @@ class Scaling(NamedTuple):
         return cls(**{field: arrays[field] for field in cls._fields})
 
 
-def _deviation(values: np.ndarray) -> np.ndarray:
-    deviation = values.std(0)
-    return np.where(deviation > 1e-12 * np.abs(values.mean(0)) + 1e-30, deviation, 1.0)
+def _moments(values: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of each column; the deviation of a constant column is 1."""
+    mean = np.average(values, axis=0, weights=weight)
+    deviation = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight))
+    return mean, np.where(deviation > 1e-12 * np.abs(mean) + 1e-30, deviation, 1.0)

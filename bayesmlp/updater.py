@@ -18,7 +18,7 @@ from .replay import Replay, replay
 from .stepper import Effect, step_fingerprint
 from .store.digest import extend_chain, posterior_digest
 from .store.store import Entry, NewRecord, PosteriorStore, StoredEvent
-from .validation import check_inputs
+from .validation import check_inputs, with_row_axis
 
 __all__ = ["OnlineUpdater", "Receipt", "Retraction"]
 
@@ -72,6 +72,8 @@ class OnlineUpdater:
         store: where the model is.
         name: of the model.
         engine: to run on; the framework's default where None. Another one than before is recorded as a handover.
+        network: for a model whose network is the user's own module: the module, or what ``bayesianize`` made of it. Its
+            weights come from the store.
         snapshot_every: records between snapshots; also one at :meth:`close`.
         answer_time_to_live: how long answers with a prediction id wait for feedback, in seconds.
         take_over: supersede another updater even if it may be alive, as after a crash on a machine of another name; the
@@ -79,6 +81,7 @@ class OnlineUpdater:
 
     Raises:
         UnknownModel: no such model.
+        InvalidInput: the network is needed, or is not the one that was stored.
         LeaseHeld: another updater is writing to it.
     """
 
@@ -88,6 +91,7 @@ class OnlineUpdater:
         name: str,
         *,
         engine: str | Engine | None = None,
+        network: Any = None,
         snapshot_every: int = 1000,
         answer_time_to_live: float = 30 * 86400.0,
         take_over: bool = False,
@@ -106,7 +110,7 @@ class OnlineUpdater:
         self._closed = False
         self._writer = store.writer(name, take_over=take_over)
         try:
-            self._adopt(replay(store, name, engine=engine))
+            self._adopt(replay(store, name, engine=engine, network=network))
             self._hand_over()
         except BaseException:
             self._writer.release()
@@ -186,7 +190,9 @@ class OnlineUpdater:
         """
         with self._lock:
             self._require_open()
-            inputs = check_inputs(_rows(x), self.model.num_inputs, "x")
+            inputs = check_inputs(
+                with_row_axis(x, "x", self.model.network), self.model.num_inputs, "x", self.model.network
+            )
             self._apply_waiting()
             answer = self.model.predict(inputs, method=method)
             kept = self.store.answers.keep(self.name, self._head, inputs, self.answer_time_to_live)
@@ -243,7 +249,7 @@ class OnlineUpdater:
         Raises:
             InvalidInput: one of them is bad; none is stored.
         """
-        x, y = check_inputs(x, self.model.num_inputs, "x"), as_host_array(y, "y")
+        x, y = check_inputs(x, self.model.num_inputs, "x", self.model.network), as_host_array(y, "y")
         ids = [None] * len(x) if event_ids is None else list(event_ids)
         if y.ndim == 0 or not len(x) == len(y) == len(ids):
             raise InvalidInput(f"x, y and event_ids must be equally long, got {len(x)}, {y.shape} and {len(ids)}")
@@ -322,7 +328,14 @@ class OnlineUpdater:
     def _check(self, kind: str, x: Any, y: Any, weight: Any, when: Any) -> Observation:
         model = self.model
         checked = Observation.check(
-            x, y, weight, when, num_inputs=model.num_inputs, likelihood=model.likelihood, scaling=model.scaling
+            x,
+            y,
+            weight,
+            when,
+            num_inputs=model.num_inputs,
+            network=model.network,
+            likelihood=model.likelihood,
+            scaling=model.scaling,
         )
         if kind == "event" and len(checked.x) != 1:
             raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")
@@ -423,7 +436,9 @@ class OnlineUpdater:
             return self._head
 
     def _fold_again(self) -> int:
-        result = replay(self.store, self.name, engine=self.model.engine, stepper=self._stepper)
+        result = replay(
+            self.store, self.name, engine=self.model.engine, network=self.model.network, stepper=self._stepper
+        )
         self._adopt(result)
         self._hand_over()
         if result.replayed:
@@ -452,11 +467,3 @@ class OnlineUpdater:
                     self.snapshot()
             finally:
                 self._writer.release()
-
-
-def _rows(x: Any) -> Any:
-    """One row without its row axis as a matrix of one row."""
-    dimensions = getattr(x, "ndim", None)
-    if dimensions is None and isinstance(x, Sequence) and len(x) and not isinstance(x[0], Sequence):
-        dimensions = getattr(x[0], "ndim", 0) + 1
-    return [x] if dimensions == 1 and not hasattr(x, "reshape") else x.reshape(1, -1) if dimensions == 1 else x

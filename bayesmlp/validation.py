@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .inference.errors import InvalidInput
 from .inference.host import as_host_array
+from .inference.network import Network
 
-__all__ = ["MAX_MAGNITUDE", "as_host_array", "check_inputs", "check_weights"]
+__all__ = ["MAX_MAGNITUDE", "as_host_array", "check_inputs", "check_weights", "with_row_axis"]
 
 MAX_RAW_MAGNITUDE = 1e30
 """Largest magnitude of an input in the user's units; the square of a larger one is no longer safe in any unit."""
@@ -19,21 +21,40 @@ MAX_MAGNITUDE = 1e6
 
 
 def check_inputs(
-    values: Any, num_inputs: int | None, argument: str = "X", inputs_per_row: int | None = None
+    values: Any, num_inputs: int | None, argument: str = "X", network: Network | None = None
 ) -> np.ndarray:
-    """Inputs as float64, shape (rows, num_inputs); with ``inputs_per_row`` a row may also hold one of its inputs.
+    """Inputs as float64, shape (rows, num_inputs); where a network takes several inputs a row, also one of them.
+
+    Args:
+        values: the inputs; for a network with an input shape of its own, (rows, *input_shape) or flat rows.
+        num_inputs: None for any.
+        argument: their name, for the error.
+        network: that they are for.
 
     Raises:
-        InvalidInput: not numeric, not two-dimensional, empty, of another width, or not finite.
+        InvalidInput: not numeric, of another shape, empty, not finite, or not tokens that the network knows.
     """
     array = as_host_array(values, argument)
-    widths = () if num_inputs is None else tuple(dict.fromkeys((num_inputs, num_inputs // (inputs_per_row or 1))))
+    shape = None if network is None else network.input_shape
+    if shape is not None:
+        num_inputs = math.prod(shape)
+        if array.shape[1:] == shape:
+            array = array.reshape(len(array), num_inputs)
+    per_row = 1 if network is None else network.inputs_per_row
+    widths = () if num_inputs is None else tuple(dict.fromkeys((num_inputs, num_inputs // per_row)))
     if array.ndim != 2 or (widths and array.shape[1] not in widths) or array.shape[1] == 0:
-        width = " or ".join(map(str, widths)) or "inputs"
+        width = " or ".join(map(str, widths)) or "inputs" if shape is None else ", ".join(map(str, shape))
         raise InvalidInput(f"{argument} must have shape (rows, {width}), got shape {array.shape}")
     if array.shape[0] == 0:
         raise InvalidInput(f"{argument} must have at least one row, got shape {array.shape}")
     array = array.astype(np.float64)
+    _check_values(array, argument)
+    if network is not None and network.num_tokens is not None:
+        _check_tokens(array, network.num_tokens, argument)
+    return array + 0.0  # -0.0 is 0.0
+
+
+def _check_values(array: np.ndarray, argument: str) -> None:
     finite = np.isfinite(array)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
@@ -43,7 +64,18 @@ def check_inputs(
         raise InvalidInput(
             f"{argument} must be at most {MAX_RAW_MAGNITUDE:g} in magnitude, got {array[too_large][0]:g}"
         )
-    return array + 0.0  # -0.0 is 0.0
+
+
+def _check_tokens(array: np.ndarray, num_tokens: int, argument: str) -> None:
+    wrong = (array != np.floor(array)) | (array < 0) | (array >= num_tokens)
+    if wrong.any():
+        raise InvalidInput(f"{argument} must hold integers from 0 to {num_tokens - 1}, got {array[wrong][0]:g}")
+
+
+def with_row_axis(values: Any, argument: str, network: Network) -> np.ndarray:
+    """Inputs on the host; those of one row may come without their row axis."""
+    array = as_host_array(values, argument)
+    return array[None] if array.ndim == 1 or array.shape == network.input_shape else array
 
 
 def check_weights(values: Any, rows: int, argument: str = "weight") -> np.ndarray:

@@ -64,7 +64,7 @@ def variational(network: bm.MLP, epochs: int, engine: str) -> tuple[bm.BayesianM
     )
     training = bm.TrainingOptions(epochs=epochs, batch_size=128, learning_rate=1e-3)
     method = bm.Variational(
-        training, initial_deviation=1.0, initial_curvature=0.05, optimiser=bm.Adam(deviation_rate=0.1)
+        training, initial_deviation=1.0, initial_curvature=0.05, optimizer=bm.Adam(deviation_rate=0.1)
     )
     return model, method
 
@@ -142,7 +142,7 @@ def ours(x: np.ndarray, y: np.ndarray, test: np.ndarray, engine: str) -> np.ndar
         structure=bm.Diagonal(), engine=engine,
     )  # fmt: skip
     training = bm.TrainingOptions(steps=4000, batch_size=64, learning_rate=0.05)
-    method = bm.Variational(training, initial_deviation=1.0, initial_curvature=0.05, optimiser=bm.IVON())
+    method = bm.Variational(training, initial_deviation=1.0, initial_curvature=0.05, optimizer=bm.IVON())
     return model.fit(x, y, method=bm.Ensemble(method, members=5)).predict(test, method="samples").probabilities
 
 

@@ -43,15 +43,15 @@ def sgd_torch(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray, classes: 
         linear.weight.data.copy_(torch.tensor(matrix[:-1].T))
         layers += [linear, torch.nn.ReLU()]
     network = torch.nn.Sequential(*layers[:-1])
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     inputs, targets = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
     loss_of = torch.nn.functional.cross_entropy if classes else torch.nn.functional.mse_loss
     targets = targets if classes else targets.float()
 
     def step(i: int) -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss_of(network(inputs[i : i + 1]), targets[i : i + 1]).backward()
-        optimiser.step()
+        optimizer.step()
 
     return step
 

@@ -5,52 +5,62 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .engines.base import Array, Engine, stack_trees, take
+from .engines.base import Engine, stack_trees, take
 from .filtering import Posterior
 from .gauss_newton import curvature_of
 from .methods import FitProblem, FitResult, Method, state_arrays
+from .network import Network
 from .objective import Parameters, deviations_of
 from .priors import NormalPrior
-from .steps import Adam, Optimiser
+from .steps import Optimizer, optimizer_named
+from .structures.base import Structure
 from .structures.mixture import MixtureState
-from .training import Trained, TrainingOptions, start_parameters, train
+from .training import Trained, TrainingOptions, share_of, start_parameters, train
 
-__all__ = ["LayerMethod", "assembler", "fit_members", "mixture_of"]
-
-
-def prior_arrays(problem: FitProblem) -> tuple[Array, ...]:
-    """The prior's precision on the engine."""
-    return tuple(problem.engine.asarray(precision) for precision in problem.prior_precision)
+__all__ = ["Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "mixture_of"]
 
 
-def assembler(
-    problem: FitProblem, variational: Sequence[bool]
-) -> Callable[[Parameters, Sequence[np.ndarray], Any], Posterior]:
-    """``assemble(parameters, prior_precision, rows)``: the posterior around trained parameters, at unit dispersion.
+Assemble = Callable[..., Posterior]
+
+
+def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str = "ggn") -> Assemble:
+    """``assemble(parameters, prior_precision, rows, state)``: the posterior around trained parameters.
 
     Variational layers take the precision of their fitted deviations; point layers take the prior's plus the generalised
-    Gauss-Newton curvature, at the fitted means, of the given rows (indices, or all where None). What is returned is
-    compiled once, for as many networks as need it.
+    Gauss-Newton curvature, at the fitted means, of the given rows (indices, or all where None). The likelihood's state
+    is that of the fit where None. All is at unit dispersion. What is returned is compiled once, for as many networks as
+    need it.
 
     Args:
         problem: whose structure holds the posterior.
         variational: for each layer, whether its weights are variational.
+        curvature: see :func:`~.gauss_newton.curvature_of`.
     """
     engine, likelihood, structure = problem.engine, problem.likelihood, problem.structure
-    points = [not flag for flag in variational]
-    add_curvature = curvature_of(engine, problem.network, likelihood, structure, points)
+    kinds = zip(variational, problem.network.layer_methods, strict=True)
+    points = [not flag and kind is not None for flag, kind in kinds]
+    survey = structure.survey if any(points) else None
 
-    def assemble(parameters: Parameters, prior_precision: Sequence[np.ndarray], rows: Any = None) -> Posterior:
-        x, weight = problem.x, problem.weight
+    def adder(form: Structure) -> Callable[..., Any]:
+        return curvature_of(engine, problem.network, likelihood, form, points, curvature)
+
+    add_curvature, add_survey = adder(structure), None if survey is None else adder(survey)
+
+    def assemble(
+        parameters: Parameters, prior_precision: Sequence[np.ndarray], rows: Any = None, state: Any = None
+    ) -> Posterior:
+        data, weight = (problem.x, problem.y), problem.weight
         if rows is not None:
             with engine.scope():
-                x, weight = x[rows], weight[rows]
-        fitted = [engine.to_numpy(value) for value in parameters.likelihood]
-        state = state_arrays(engine, likelihood.state_from_fit(fitted, float(weight.sum())))
+                data, weight = (problem.x[rows], problem.y[rows]), weight[rows]
+        if state is None:
+            fitted = [engine.to_numpy(value) for value in parameters.likelihood]
+            state = likelihood.state_from_fit(fitted, float(weight.sum()))
+        given = state_arrays(engine, state)
         dispersion = float(likelihood.dispersion(state))
         deviations = deviations_of(engine, parameters, variational)
         with engine.scope():
@@ -59,9 +69,14 @@ def assembler(
                 for prior, deviation in zip(prior_precision, deviations, strict=True)
             )
             weights = structure.initial(engine, parameters.mean, precisions)
+        if survey is not None and add_survey is not None:
+            surveyed = add_survey(survey.initial(engine, parameters.mean, precisions), data, weight, given)
+            with engine.scope():
+                variances = survey.marginal_variance(engine, surveyed)
+                weights = structure.chosen(engine, variances, parameters.mean, precisions)
         if any(points):
-            weights = add_curvature(weights, x, weight, state)
-        return Posterior(weights, state)
+            weights = add_curvature(weights, data, weight, given)
+        return Posterior(weights, given)
 
     return assemble
 
@@ -71,36 +86,55 @@ class LayerMethod(Method):
 
     Attributes:
         training: how the network is trained.
-        optimiser: what steps it takes.
+        curvature: of layers with point weights, see :func:`~.gauss_newton.curvature_of`.
+        optimizer: what steps it takes.
         initial_curvature: see :func:`.training.start_parameters`.
     """
 
     training: TrainingOptions
-    optimiser: Optimiser = Adam()
+    optimizer: Optimizer | str = "adam"
     initial_curvature: float = 0.0
 
+    curvature: str = "ggn"
+
+    @property
+    def rounds(self) -> int:
+        """How often training and :meth:`finish` take turns; they share the training's steps."""
+        return 1
+
     @abstractmethod
-    def deviations(self, num_layers: int) -> list[float | None]:
+    def deviations(self, network: Network) -> list[float | None]:
         """For each variational layer the starting standard deviation of its weights, relative to the prior's; None for
-        a layer with point weights, which takes its curvature after the training.
+        a layer with point weights, which takes its curvature after the training, and for arrays without uncertainty.
         """
 
+    def finish(self, problem: FitProblem, parameters: Parameters, assemble: Assemble, rows: Any = None) -> Finished:
+        """The posterior of one trained network, and the prior that it is to have.
+
+        Args:
+            problem: with the prior that the network was trained under.
+            parameters: of the network.
+            assemble: from :func:`assembler`.
+            rows: that it was trained on; all where None.
+        """
+        return Finished(assemble(parameters, problem.prior_precision, rows), problem.prior, {})
+
     def fit(self, problem: FitProblem) -> FitResult:
-        deviations = self.deviations(problem.network.num_layers)
-        variational = [deviation is not None for deviation in deviations]
-        start = start_parameters(problem, deviations, problem.seed, self.initial_curvature)
-        trained = train(
-            problem,
-            start,
-            prior_arrays(problem),
-            variational,
-            self.training,
-            self.optimiser,
-            on_epoch=problem.on_epoch,
-        )
-        posterior = assembler(problem, variational)(trained.parameters, problem.prior_precision)
-        details = {"validation": trained.validation} if trained.validation else {}
-        return FitResult(posterior, problem.prior, problem.structure, trained.history, details)
+        (finished,), trained = fit_members(self, problem, [problem.prior], [problem.seed])
+        details = finished.details | ({"validation": trained.validation} if trained.validation else {})
+        return FitResult(finished.posterior, finished.prior, problem.structure, trained.history, details)
+
+
+class Finished(NamedTuple):
+    """Attributes:
+    posterior: of one network.
+    prior: of its weights.
+    details: what the method has to say of it, by name.
+    """
+
+    posterior: Posterior
+    prior: NormalPrior
+    details: dict[str, Any]
 
 
 def fit_members(
@@ -109,8 +143,8 @@ def fit_members(
     priors: Sequence[NormalPrior],
     seeds: Sequence[int],
     rows: Sequence[np.ndarray] | None = None,
-) -> tuple[list[Posterior], Trained]:
-    """Train several networks at once, under vmap, and assemble the posterior of each.
+) -> tuple[list[Finished], Trained]:
+    """Train networks, several of them at once under vmap, and assemble the posterior of each.
 
     Args:
         method: that each is fitted by.
@@ -120,27 +154,46 @@ def fit_members(
         rows: that each is trained on, equally many; all where None.
 
     Returns:
-        A posterior for each network, and the training of all of them.
+        A posterior and a prior for each network, and the (last) training of all of them.
     """
-    deviations = method.deviations(problem.network.num_layers)
+    engine, count = problem.engine, len(priors)
+    deviations = method.deviations(problem.network)
     variational = [deviation is not None for deviation in deviations]
     alone = [replace(problem, prior=prior) for prior in priors]
-    starts = [
+    own_rows = [np.arange(len(problem.weight))] * count if rows is None else list(rows)
+    members = [
         start_parameters(one, deviations, seed, method.initial_curvature)
         for one, seed in zip(alone, seeds, strict=True)
     ]
-    engine, num_rows = problem.engine, len(problem.weight)
-    index = np.tile(np.arange(num_rows), (len(priors), 1)) if rows is None else np.stack(rows)
-    with engine.scope():
-        start = stack_trees(engine.xp.stack, starts)
-        precision = stack_trees(engine.xp.stack, [prior_arrays(one) for one in alone])
-    trained = train(problem, start, precision, variational, method.training, method.optimiser, index, problem.on_epoch)
-    assemble, posteriors = assembler(problem, variational), []
-    for member, one in enumerate(alone):
+    options = share_of(method.training, method.rounds)
+    assemble = assembler(problem, variational, method.curvature)
+    for turn in range(method.rounds):
+        precisions = [tuple(engine.asarray(p) for p in one.prior_precision) for one in alone]
         with engine.scope():
-            parameters = take(trained.parameters, member)
-        posteriors.append(assemble(parameters, one.prior_precision, None if rows is None else index[member]))
-    return posteriors, trained
+            start, precision = (_stack(engine, trees) for trees in (members, precisions))
+        index = own_rows[0] if count == 1 else np.stack(own_rows)
+        trained = train(
+            replace(problem, seed=problem.seed + turn),
+            start,
+            precision,
+            variational,
+            options,
+            optimizer_named(method.optimizer),
+            index,
+        )
+        with engine.scope():
+            members = [trained.parameters] if count == 1 else [take(trained.parameters, i) for i in range(count)]
+        finished = [
+            method.finish(one, parameters, assemble, None if rows is None else mine)
+            for one, parameters, mine in zip(alone, members, own_rows, strict=True)
+        ]
+        alone = [replace(problem, prior=done.prior) for done in finished]
+    return finished, trained
+
+
+def _stack(engine: Engine, trees: Sequence[Any]) -> Any:
+    """Trees of several networks under one leading axis; the only one as it is."""
+    return trees[0] if len(trees) == 1 else stack_trees(engine.xp.stack, list(trees))
 
 
 def mixture_of(engine: Engine, posteriors: Sequence[Posterior], log_weights: np.ndarray) -> Posterior:

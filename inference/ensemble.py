@@ -44,8 +44,9 @@ class Ensemble(Method):
 
     def fit(self, problem: FitProblem) -> FitResult:
         seeds = [problem.seed + member for member in range(self.members)]
-        posteriors, trained = fit_members(self.method, problem, [problem.prior] * self.members, seeds)
+        finished, trained = fit_members(self.method, problem, [problem.prior] * self.members, seeds)
         log_weights = np.full(self.members, -np.log(self.members))
-        posterior = mixture_of(problem.engine, posteriors, log_weights)
-        details = {"validation": trained.validation} if trained.validation else {}
+        posterior = mixture_of(problem.engine, [done.posterior for done in finished], log_weights)
+        details = {"members": [done.details for done in finished], "priors": [done.prior for done in finished]}
+        details |= {"validation": trained.validation} if trained.validation else {}
         return FitResult(posterior, problem.prior, Mixture(problem.structure, self.members), trained.history, details)

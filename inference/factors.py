@@ -32,9 +32,9 @@ class LayerFactors(NamedTuple):
     inputs: Float[Array, "N I"]
     rows: Float[Array, "N K O"]
 
-    def left_multiply(self, factor: Float[Array, "N K R"]) -> LayerFactors:
-        """Factors of ``factorᵀ J``: R new output directions for each input."""
-        return LayerFactors(self.inputs, factor.mT @ self.rows)
+    def left_multiply(self, factor: Float[Array, "N K R"] | None) -> LayerFactors:
+        """Factors of ``factorᵀ J``: R new output directions for each input; None for the identity."""
+        return self if factor is None else LayerFactors(self.inputs, factor.mT @ self.rows)
 
     def pull_back(self, residual: Float[Array, "N K"]) -> tuple[Float[Array, "N I"], Float[Array, "N O"]]:
         """Columns and rows whose summed outer products are ``Jᵀ residual``, in the shape of W."""
@@ -64,10 +64,27 @@ class LayerFactors(NamedTuple):
         gram = engine.xp.einsum("nko,nmo,mlo->nkml", self.rows, pairs @ variance, self.rows)
         return engine.xp.reshape(gram, (num_rows * num_outputs, num_rows * num_outputs))
 
+    def gram_diagonal(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "N K"]:
+        """The diagonal of :meth:`gram`."""
+        return ((self.rows * self.rows) @ ((self.inputs * self.inputs) @ variance)[:, :, None])[:, :, 0]
+
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """``J`` times each of R directions in weight space."""
         projected = engine.xp.permute_dims(self.inputs @ directions, (1, 2, 0))  # N, O, R
         return self.rows @ projected
+
+    def multiply(self, engine: Engine, matrix: Float[Array, "P M"]) -> Float[Array, "N K M"]:
+        """``J @ matrix``. Where the layer has no more outputs than there are directions, its inputs go first."""
+        num_rows, num_inputs = self.inputs.shape
+        width = self.rows.shape[2]
+        if width > self.rows.shape[1]:
+            return self.dense(engine) @ matrix
+        contracted = self.inputs @ engine.xp.reshape(matrix, (num_inputs, -1))
+        return self.rows @ engine.xp.reshape(contracted, (num_rows, width, -1))
+
+    def expanded(self) -> LayerFactors:
+        """Every position as an input of its own, as Kronecker factors take shared weights (Eschenhagen et al. 2023)."""
+        return self
 
     def dense(self, engine: Engine) -> Float[Array, "N K P"]:
         """The Jacobian itself, with W flattened by rows."""
@@ -89,8 +106,10 @@ class SharedFactors(NamedTuple):
     inputs: Float[Array, "N T I"]
     rows: Float[Array, "N K T O"]
 
-    def left_multiply(self, factor: Float[Array, "N K R"]) -> SharedFactors:
+    def left_multiply(self, factor: Float[Array, "N K R"] | None) -> SharedFactors:
         """See :meth:`LayerFactors.left_multiply`."""
+        if factor is None:
+            return self
         num_rows, num_outputs, positions, width = self.rows.shape
         flat = self.rows.reshape((num_rows, num_outputs, positions * width))
         return SharedFactors(self.inputs, (factor.mT @ flat).reshape((num_rows, -1, positions, width)))
@@ -113,9 +132,24 @@ class SharedFactors(NamedTuple):
             jacobian = jacobian.reshape((-1, jacobian.shape[2]))
         return (jacobian * variance.reshape((-1,))) @ jacobian.mT
 
+    def gram_diagonal(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "N K"]:
+        """See :meth:`LayerFactors.gram_diagonal`."""
+        jacobian = self.dense(engine)
+        return engine.xp.sum(jacobian * jacobian * variance.reshape((-1,)), axis=2)
+
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """See :meth:`LayerFactors.push_forward`."""
         return engine.xp.einsum("nti,rio,nkto->nkr", self.inputs, directions, self.rows)
+
+    def multiply(self, engine: Engine, matrix: Float[Array, "P M"]) -> Float[Array, "N K M"]:
+        """See :meth:`LayerFactors.multiply`."""
+        return self.dense(engine) @ matrix
+
+    def expanded(self) -> LayerFactors:
+        """See :meth:`LayerFactors.expanded`."""
+        num_rows, num_outputs, positions, width = self.rows.shape
+        rows = self.rows.swapaxes(1, 2).reshape((num_rows * positions, num_outputs, width))
+        return LayerFactors(self.inputs.reshape((num_rows * positions, -1)), rows)
 
     def dense(self, engine: Engine) -> Float[Array, "N K P"]:
         """See :meth:`LayerFactors.dense`."""

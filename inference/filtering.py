@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from .dynamics import Dynamics, Static
 from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 from .output_space import solve_in_output_space
 from .structures.base import Structure
 from .structures.mixture import Mixture, MixtureState
@@ -67,10 +67,15 @@ class FilterModel:
         dynamics: what happens to the weights before each step.
     """
 
-    network: MLP
+    network: Network
     likelihood: Likelihood
     structure: Structure | Mixture
     dynamics: Dynamics = Static()
+
+    @property
+    def of_member(self) -> Structure:
+        """The structure of one posterior: of a mixture's members."""
+        return self.structure.of if isinstance(self.structure, Mixture) else self.structure
 
     def compile(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """``step(posterior, prior, x, y, weight, elapsed)``: pure, compiled where the engine can."""
@@ -82,7 +87,7 @@ class FilterModel:
 
     def _step(self, engine: Engine, *args: Any) -> tuple[Posterior, UpdateInfo]:
         if isinstance(self.structure, Mixture):
-            return mixture_step(engine, replace(self, structure=self.structure.of), *args)
+            return mixture_step(engine, self, *args)
         return filter_step(engine, self, *args)
 
 
@@ -100,7 +105,7 @@ def filter_step(
 
     Args:
         engine: of the arrays; an owning engine writes into the posterior's memory.
-        model: network, likelihood, structure and dynamics.
+        model: network, likelihood, structure (of one member, if it is a mixture) and dynamics.
         posterior: before the batch.
         prior: state of the structure that the dynamics relax to.
         x: inputs.
@@ -112,11 +117,12 @@ def filter_step(
         The posterior after the batch, and what the step did. Where it would not have been finite, the posterior is the
         one before, dynamics included, and ``info.ok`` is False.
     """
-    structure = model.structure
+    structure = model.of_member
     weights = posterior.weights
     if not model.dynamics.is_static:
         weights = _relax(engine, model, weights, prior, elapsed)
-    outputs, factors = model.network.factors(engine, structure.mean(weights), x)
+    needed = structure.uses_factors(model.network.num_layers)
+    outputs, factors = model.network.factors(engine, structure.mean(weights), x, needed=needed)
     covariance = structure.output_covariance(engine, weights, factors, joint=True)
 
     def small(small_engine: Engine, *arrays: Any) -> Any:
@@ -145,7 +151,7 @@ def mixture_step(
 ) -> tuple[Posterior, UpdateInfo]:
     """One Bayes step of every member of a mixture; a member's weight is multiplied by its predictive density.
 
-    Arguments as in :func:`filter_step`, with the model of one member; ``prior`` is stacked. The reported information
+    Arguments as in :func:`filter_step`; ``prior`` is stacked. The reported information
     is the members' average plus the KL divergence of the new weights from the old.
     """
     xp = engine.xp
@@ -170,6 +176,6 @@ def mixture_step(
 def _relax(engine: Engine, model: FilterModel, weights: Any, prior: Any, elapsed: Array) -> Any:
     """The dynamics' transition."""
     retention = model.dynamics.retention(elapsed)
-    variances = model.structure.marginal_variance(engine, prior)
+    variances = model.of_member.marginal_variance(engine, prior)
     growth = tuple((1 - retention * retention) * variance for variance in variances)
-    return model.structure.transition(engine, weights, prior, retention, growth)
+    return model.of_member.transition(engine, weights, prior, retention, growth)

@@ -1,4 +1,4 @@
-"""Curvature of a whole data set: the sum over rows of Jᵀ L Lᵀ J."""
+"""Curvature of a whole data set, added to the precision of a structure's state."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ import numpy as np
 
 from .engines.base import Array, Engine, map_arrays
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 from .structures.base import Structure, chunk_rows
 
-__all__ = ["curvature_of"]
+__all__ = ["CURVATURES", "curvature_of"]
+
+CURVATURES = ("ggn", "empirical_fisher")
 
 
 def curvature_of(
-    engine: Engine, network: MLP, likelihood: Likelihood, structure: Structure, layers: Sequence[bool]
-) -> Callable[[Any, Array, np.ndarray, Any], Any]:
-    """The sum over all rows of their generalised Gauss-Newton precision (Martens 2020, section 8).
+    engine: Engine,
+    network: Network,
+    likelihood: Likelihood,
+    structure: Structure,
+    layers: Sequence[bool],
+    curvature: str = "ggn",
+) -> Callable[[Any, tuple[Array, Array], np.ndarray, Any], Any]:
+    """The sum over all rows of their curvature.
 
-    Returns ``add(state, x, weight, likelihood_state)``, which adds it to the precision of a structure's state, at whose
-    mean the network is linearised; ``x`` are inputs (N, I), ``weight`` that of each row (N,) on the host. It is
-    compiled once, for the posteriors of as many networks as need it.
+    ``"ggn"``: the generalised Gauss-Newton matrix Σ Jᵀ F J with F the Fisher information of the outputs (Martens 2020,
+    section 8). ``"empirical_fisher"``: Σ Jᵀ s sᵀ J with s the row's own score, which is cheaper and in general another
+    matrix (Kunstner, Balles and Hennig 2019).
+
+    Returns ``add(state, data, weight, likelihood_state)``, which adds it to the precision of a structure's state, at
+    whose mean the network is linearised; ``data`` are inputs (N, I) and targets as the likelihood prepared them,
+    ``weight`` that of each row (N,) on the host. It is compiled once, for as many networks as need it.
 
     Args:
         engine: of the arrays.
@@ -30,33 +41,49 @@ def curvature_of(
         likelihood: whose Fisher information is taken, at unit dispersion.
         structure: the form of the posterior.
         layers: for each layer, whether it takes part; the others' weights are held fixed.
+        curvature: ``"ggn"`` or ``"empirical_fisher"``.
     """
+    needed = structure.uses_factors(network.num_layers)
 
-    def add(state: Any, rows: Array, row_weight: Array, likelihood_state: Any) -> Any:
-        outputs, factors = network.factors(engine, structure.mean(state), rows)
-        kept = [f if takes_part else f._replace(rows=0 * f.rows) for f, takes_part in zip(factors, layers, strict=True)]
-        given = map_arrays(lambda array: engine.xp.astype(array, outputs.dtype), likelihood_state)
-        root = engine.xp.sqrt(row_weight)[:, None, None]
-        return structure.add_precision(engine, state, kept, root * likelihood.fisher_factor(engine, outputs, given))
+    def add(state: Any, rows: Array, targets: Array, row_weight: Array, likelihood_state: Any) -> Any:
+        def directions(outputs: Array) -> Array:
+            given = map_arrays(lambda array: engine.xp.astype(array, outputs.dtype), likelihood_state)
+            root = engine.xp.sqrt(row_weight)[:, None, None]
+            if curvature == "ggn":
+                return root * likelihood.fisher_factor(engine, outputs, given)
+            score = likelihood.unit_score(engine, outputs, targets, given)[:, :, None]
+            return root * score / likelihood.dispersion(given) ** 0.5  # a score's square is in units of φ
+
+        _, factors = network.factors(engine, structure.mean(state), rows, directions, needed)
+        kept = [
+            factor if factor is None or takes_part else factor._replace(rows=0 * factor.rows)
+            for factor, takes_part in zip(factors, layers, strict=True)
+        ]
+        return structure.accumulate(engine, state, kept, None)
 
     step = engine.jit(add)
-    size = chunk_rows(likelihood.num_outputs)
+    begin = engine.jit(lambda state: structure.begin(engine, state))
+    settle = engine.jit(lambda state: structure.settle(engine, state))
 
-    def add_all(state: Any, x: Array, weight: np.ndarray, likelihood_state: Any) -> Any:
-        for start in range(0, x.shape[0], size):
-            chunk, chunk_weight = pad_rows(engine, size, x[start : start + size], weight[start : start + size])
-            state = step(state, chunk, chunk_weight, likelihood_state)
-        return state
+    def add_all(state: Any, data: tuple[Array, Array], weight: np.ndarray, likelihood_state: Any) -> Any:
+        num_rows = len(weight)
+        size = min(chunk_rows(likelihood.num_outputs, structure.chunk_columns), num_rows)
+        state = begin(state)
+        for start in range(0, num_rows, size):
+            rows = slice(start, start + size)
+            padded = pad_rows(engine, size, [array[rows] for array in data], weight[rows])
+            state = step(state, *padded, likelihood_state)
+        return settle(state)
 
     return add_all
 
 
-def pad_rows(engine: Engine, size: int, x: Array, weight: np.ndarray) -> tuple[Array, Array]:
+def pad_rows(engine: Engine, size: int, data: Sequence[Array], weight: np.ndarray) -> tuple[Array, ...]:
     """A chunk padded to ``size`` rows by its first row at weight 0, so that compiled steps keep one shape."""
-    missing = size - x.shape[0]
+    missing = size - len(weight)
     padded = np.concatenate([weight, np.zeros(missing)])
     with engine.scope():
         if missing:
-            filler = engine.xp.broadcast_to(x[:1], (missing, x.shape[1]))
-            x = engine.xp.concat([x, filler], axis=0)
-        return x, engine.asarray(padded)
+            xp = engine.xp
+            data = [xp.concat([a, xp.broadcast_to(a[:1], (missing, *a.shape[1:]))], axis=0) for a in data]
+        return (*data, engine.asarray(padded))

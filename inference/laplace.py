@@ -5,12 +5,22 @@ MacKay (1992), "A practical Bayesian framework for backpropagation networks"; Da
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from .assembly import LayerMethod
+from .assembly import Assemble, Finished, LayerMethod
+from .errors import InvalidInput
+from .gauss_newton import CURVATURES
+from .marginal_likelihood import evidence, evidence_update
+from .methods import FitProblem
+from .network import Network
+from .objective import Parameters
 from .training import TrainingOptions
 
 __all__ = ["Laplace"]
+
+_UPDATES = 5  # of the fixed point, at one mode
+_ROUNDS = 4  # of training, when the prior is learned during it
 
 
 @dataclass(frozen=True)
@@ -19,10 +29,53 @@ class Laplace(LayerMethod):
 
     Args:
         training: how the mode is found.
+        marginal_likelihood: ``"after"``: learn the prior scale of each layer and the noise by the marginal likelihood,
+            at the mode that was found; ``"during"``: in four rounds, each of which goes on from the last one's mode
+            under the prior that it learned; None: take the prior as it is.
+
+        curvature: ``"ggn"``, the generalised Gauss-Newton matrix, or ``"empirical_fisher"``, the squares of the rows'
+            own scores.
+
+    Raises:
+        InvalidInput: another word.
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)
+    marginal_likelihood: str | None = None
+    curvature: str = "ggn"
 
-    def deviations(self, num_layers: int) -> list[float | None]:
-        """All layers have point weights."""
-        return [None] * num_layers
+    def __post_init__(self) -> None:
+        if self.curvature not in CURVATURES:
+            raise InvalidInput(f"Laplace.curvature must be one of {', '.join(CURVATURES)}, got {self.curvature!r}")
+        if self.marginal_likelihood not in (None, "after", "during"):
+            raise InvalidInput(
+                f"Laplace.marginal_likelihood must be 'after', 'during' or None, got {self.marginal_likelihood!r}"
+            )
+
+    @property
+    def rounds(self) -> int:
+        return _ROUNDS if self.marginal_likelihood == "during" else 1
+
+    def deviations(self, network: Network) -> list[float | None]:
+        return [None] * network.num_layers
+
+    def finish(self, problem: FitProblem, parameters: Parameters, assemble: Assemble, rows: Any = None) -> Finished:
+        finished = super().finish(problem, parameters, assemble, rows)
+        if self.marginal_likelihood is None:
+            return finished
+        posterior, fitted, tried = finished.posterior, finished.posterior.likelihood, []
+        own = problem if rows is None else problem.only(rows)
+        for update in range(_UPDATES + 1):  # far from the mode of its own prior an update may overshoot: keep the best
+            known = evidence(own, posterior)
+            tried.append((known.log_marginal_likelihood, posterior, own.prior))
+            if update < _UPDATES:
+                own = replace(
+                    own,
+                    prior=evidence_update(
+                        own, posterior, [method is not None for method in problem.network.layer_methods]
+                    ),
+                )
+                state = problem.likelihood.discount(fitted, float(known.effective_parameters.sum()))
+                posterior = assemble(parameters, own.prior_precision, rows, state)
+        _, posterior, prior = max(tried, key=lambda one: one[0])
+        return Finished(posterior, prior, {"log_marginal_likelihood": [value for value, *_ in tried]})

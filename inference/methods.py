@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from .engines.base import Array, Engine
 from .filtering import Posterior
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 from .priors import NormalPrior
 from .structures.base import Structure
 from .structures.mixture import Mixture
@@ -38,7 +38,7 @@ class FitProblem:
     """
 
     engine: Engine
-    network: MLP
+    network: Network
     likelihood: Likelihood
     structure: Structure
     prior: NormalPrior
@@ -56,7 +56,12 @@ class FitProblem:
     @property
     def prior_precision(self) -> tuple[np.ndarray, ...]:
         """Of each weight, float64, on the host; the prior mean is 0."""
-        return self.prior.precision(self.shapes)
+        return self.network.prior_precision(self.prior, int(self.x.shape[1]), self.likelihood.num_outputs)
+
+    def only(self, rows: np.ndarray) -> FitProblem:
+        """The same problem with some of its rows."""
+        with self.engine.scope():
+            return replace(self, x=self.x[rows], y=self.y[rows], weight=self.weight[rows])
 
     def start(self, seed: int) -> tuple[np.ndarray, ...]:
         """Initial weights, float64, on the host."""

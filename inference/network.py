@@ -1,11 +1,12 @@
-"""Multi-layer perceptrons: sizes, initialisation, forward pass, layer factors."""
+"""Networks: what a posterior needs of one, and the multi-layer perceptron."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -13,10 +14,164 @@ from jaxtyping import Float
 from .engines.base import Array, Engine
 from .errors import InvalidInput
 from .factors import LayerFactors
+from .priors import NormalPrior
+from .structures import LastLayer, Structure
 
-__all__ = ["ACTIVATIONS", "MLP"]
+__all__ = ["ACTIVATIONS", "MLP", "Directions", "Network", "dense", "noisy_dense", "output_rows"]
 
 Weights = tuple[Array, ...]
+
+Directions: TypeAlias = Callable[[Array], Array]
+"""From outputs (N, K) to R directions in output space for each input, (N, K, R)."""
+
+
+def dense(x: Array, matrix: Array, bias: bool = True) -> Array:
+    """A dense layer, whose bias is the last row of its matrix."""
+    return x @ matrix[..., :-1, :] + matrix[..., -1:, :] if bias else x @ matrix
+
+
+def noisy_dense(engine: Engine, x: Array, mean: Array, deviation: Array, draw: Array, bias: bool = True) -> Array:
+    """Pre-activations of a dense layer whose weights are independent normals, by local reparametrisation.
+
+    Given the inputs a they are Gaussian with mean ``a M`` and variance ``a² S²``. Drawing them instead of the weights
+    draws the weights anew for every row, and gives gradients of lower variance (Kingma, Salimans and Welling 2015,
+    "Variational dropout and the local reparameterization trick", equation 6).
+
+    Args:
+        engine: the arrays' engine.
+        x: the layer's inputs a, (N, I).
+        mean: M.
+        deviation: the standard deviations S.
+        draw: standard normal draws, (N, O).
+        bias: whether the last row of the matrices is a bias.
+    """
+    variance = dense(x * x, deviation * deviation, bias)
+    # Where a row's inputs are all 0 and there is no bias, the square root would have an infinite slope.
+    return dense(x, mean, bias) + engine.xp.sqrt(variance if bias else variance + _TINY) * draw
+
+
+_TINY = 1e-30
+
+
+def output_rows(engine: Engine, outputs: Float[Array, "N K"], directions: Directions | None) -> Float[Array, "N R K"]:
+    """Where the rows of the factors start: Lᵀ of the directions, or the identity."""
+    if directions is not None:
+        return directions(outputs).mT
+    num_rows, num_outputs = outputs.shape
+    rows = engine.eye(num_outputs, outputs)[None]
+    return rows if num_rows == 1 else engine.xp.broadcast_to(rows, (num_rows, num_outputs, num_outputs))
+
+
+class Network(ABC):
+    """A function of weights and inputs; its weights are a tuple of arrays, which a posterior is over.
+
+    The weights of a Bayesian dense layer are one matrix (inputs + 1, outputs) whose last row is the bias. Arrays
+    without uncertainty may have any shape; :attr:`layer_methods` is None for them.
+    """
+
+    engine_name: ClassVar[str | None] = None
+    """The one framework that the network runs on; None for every one."""
+
+    inputs_per_row: ClassVar[int] = 1
+    """How many inputs of one kind a row holds, side by side."""
+
+    standardize_by_default: ClassVar[bool] = True
+    """Whether a model with this network scales its inputs and targets unless told."""
+
+    def description(self) -> dict[str, Any] | None:
+        """What a network of the user's own code is recognised by, as JSON values; None for this package's own."""
+        return None
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Shape of one input, of which a row holds the numbers in order; None where inputs are rows of any length."""
+        return None
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Inputs are integers from 0 to below this number; None where they are real numbers."""
+        return None
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """Number of weight arrays."""
+
+    @property
+    def output_layer(self) -> int | None:
+        """Index of the layer whose pre-activations are the outputs; None where that is not known."""
+        return None
+
+    @property
+    def layer_methods(self) -> tuple[str | None, ...]:
+        """How each array is meant to be fitted: ``"laplace"``, ``"variational"``, or None for a point."""
+        return ("laplace",) * self.num_layers
+
+    @abstractmethod
+    def shapes(self, num_inputs: int, num_outputs: int) -> tuple[tuple[int, ...], ...]:
+        """Shape of each weight array; raises :class:`InvalidInput` for numbers that the network can't have."""
+
+    @abstractmethod
+    def initialise(self, num_inputs: int, num_outputs: int, seed: int) -> tuple[np.ndarray, ...]:
+        """Where training starts, and the prior of an unfitted model is centred; on the host, in float64."""
+
+    def prior_precision(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> tuple[np.ndarray, ...]:
+        """Prior precision of every weight, in the weights' shapes, in float64."""
+        return prior.precision(self.shapes(num_inputs, num_outputs))  # type: ignore[arg-type]
+
+    def default_structure(self) -> Structure:
+        """The structure of a model that is not given one."""
+        return LastLayer()
+
+    def resolve(self, structure: Structure) -> Structure:
+        """The structure over all arrays, from one over the Bayesian layers; raises :class:`InvalidInput` if unfit."""
+        return structure.resolve(self.num_layers)
+
+    @abstractmethod
+    def apply(self, engine: Engine, weights: Weights, x: Float[Array, "*S N I"]) -> Float[Array, "*S N K"]:
+        """Outputs of the network; a leading axis of the weights (samples) becomes one of the outputs."""
+
+    def noise_shapes(self, num_rows: int, weights: Weights) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the draws for :meth:`apply_with_noise`, one for each weight array."""
+        return tuple((num_rows, matrix.shape[-1]) for matrix in weights)
+
+    @abstractmethod
+    def apply_with_noise(
+        self,
+        engine: Engine,
+        weights: Weights,
+        standard_deviations: Sequence[Array | None],
+        x: Float[Array, "N I"],
+        noise: Sequence[Array | None],
+    ) -> Float[Array, "N K"]:
+        """Outputs for weights drawn at random.
+
+        Args:
+            engine: the arrays' engine.
+            weights: means M, one array per layer.
+            standard_deviations: S for each layer; None where the layer's weights are points.
+            x: inputs.
+            noise: standard normal draws in :meth:`noise_shapes`; None where the weights are points.
+        """
+
+    @abstractmethod
+    def factors(
+        self,
+        engine: Engine,
+        weights: Weights,
+        x: Float[Array, "N I"],
+        directions: Directions | None = None,
+        needed: Sequence[bool] | None = None,
+    ) -> tuple[Float[Array, "N K"], tuple[Any, ...]]:
+        """Outputs, and for each Bayesian layer its :data:`~.factors.Factor`; None for arrays without uncertainty.
+
+        Args:
+            engine: the arrays' engine.
+            weights: one array per layer.
+            x: inputs.
+            directions: the factors are those of Lᵀ J for the L (N, K, R) that it gives; of J itself if None.
+            needed: for each array, whether its factors are; those of others may be None, which saves work.
+        """
 
 
 def _relu(engine: Engine, z: Array) -> tuple[Array, Array]:
@@ -46,7 +201,7 @@ _GAIN = {"relu": math.sqrt(2.0), "tanh": 1.0, "gelu": math.sqrt(2.0), "silu": ma
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(Network):
     """A multi-layer perceptron.
 
     The weights of each layer are one matrix (inputs + 1, outputs) whose last row is the bias.
@@ -61,9 +216,6 @@ class MLP:
 
     hidden: tuple[int, ...] = (50,)
     activation: str = "relu"
-
-    inputs_per_row: ClassVar[int] = 1
-    """How many inputs of one kind a row holds, side by side."""
 
     def __post_init__(self) -> None:
         try:
@@ -80,6 +232,10 @@ class MLP:
     def num_layers(self) -> int:
         """Number of weight matrices."""
         return len(self.hidden) + 1
+
+    @property
+    def output_layer(self) -> int:
+        return len(self.hidden)
 
     def shapes(self, num_inputs: int, num_outputs: int) -> tuple[tuple[int, int], ...]:
         """Shape (inputs + 1, outputs) of each layer's weight matrix."""
@@ -105,7 +261,7 @@ class MLP:
         """Outputs of the network; a leading axis of the weights (samples) becomes one of the outputs."""
         activate = ACTIVATIONS[self.activation]
         for index, matrix in enumerate(weights):
-            x = x @ matrix[..., :-1, :] + matrix[..., -1:, :]
+            x = dense(x, matrix)
             if index < len(weights) - 1:
                 x, _ = activate(engine, x)
         return x
@@ -118,32 +274,31 @@ class MLP:
         x: Float[Array, "N I"],
         noise: Sequence[Array | None],
     ) -> Float[Array, "N K"]:
-        """Outputs for weights drawn anew for every row, by local reparametrisation.
-
-        A row's pre-activations are Gaussian given its inputs a: mean ``a M``, variance ``a² S²``. Drawing them instead
-        of the weights gives gradients of lower variance (Kingma, Salimans and Welling 2015, equation 6).
-
-        Args:
-            engine: the arrays' engine.
-            weights: means M, one matrix per layer.
-            standard_deviations: S for each layer; None where the layer's weights are points.
-            x: inputs.
-            noise: standard normal draws for each layer's pre-activations (N, O); None where the weights are points.
-        """
-        xp = engine.xp
+        """Outputs for weights drawn anew for every row; see :func:`noisy_dense`."""
         activate = ACTIVATIONS[self.activation]
         for index, (matrix, deviation, draw) in enumerate(zip(weights, standard_deviations, noise, strict=True)):
-            z = x @ matrix[:-1, :] + matrix[-1:, :]
-            if deviation is not None:
-                variance = deviation * deviation
-                z = z + xp.sqrt((x * x) @ variance[:-1, :] + variance[-1:, :]) * draw
+            z = dense(x, matrix) if deviation is None else noisy_dense(engine, x, matrix, deviation, draw)
             x = z if index == len(weights) - 1 else activate(engine, z)[0]
         return x
 
     def factors(
-        self, engine: Engine, weights: Weights, x: Float[Array, "N I"]
-    ) -> tuple[Float[Array, "N K"], tuple[LayerFactors, ...]]:
-        """Outputs, and the factors of every layer (one forward pass, K rows back)."""
+        self,
+        engine: Engine,
+        weights: Weights,
+        x: Float[Array, "N I"],
+        directions: Directions | None = None,
+        needed: Sequence[bool] | None = None,
+    ) -> tuple[Float[Array, "N K"], tuple[Any, ...]]:
+        """Outputs, and the factors of every layer (one forward pass, K rows back).
+
+        Args:
+            engine: the arrays' engine.
+            weights: one matrix per layer.
+            x: inputs.
+            directions: from the outputs to L (N, K, R): then the factors are those of LᵀJ, and R rows go back.
+            needed: for each layer, whether its factors are; rows go back to the first such layer, those before have
+                None.
+        """
         xp = engine.xp
         activate = ACTIVATIONS[self.activation]
         ones = engine.constant(np.ones((1, 1)), x)
@@ -156,12 +311,12 @@ class MLP:
             if index < len(weights) - 1:
                 x, slope = activate(engine, x)
                 slopes.append(slope)
-        num_outputs = x.shape[1]
-        rows = engine.eye(num_outputs, x)[None]
-        if x.shape[0] > 1:
-            rows = xp.broadcast_to(rows, (x.shape[0], num_outputs, num_outputs))
-        factors = [LayerFactors(inputs[-1], rows)]
-        for matrix, extended, slope in zip(weights[:0:-1], inputs[-2::-1], slopes[::-1], strict=True):
-            rows = (rows @ matrix[:-1, :].mT) * slope[:, None, :]
-            factors.append(LayerFactors(extended, rows))
+        rows = output_rows(engine, x, directions)
+        factors: list[LayerFactors | None] = [LayerFactors(inputs[-1], rows)]
+        for index in range(len(weights) - 2, -1, -1):
+            if needed is None or any(needed[: index + 1]):
+                rows = (rows @ weights[index + 1][:-1, :].mT) * slopes[index][:, None, :]
+                factors.append(LayerFactors(inputs[index], rows))
+            else:
+                factors.append(None)
         return x, tuple(factors[::-1])

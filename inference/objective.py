@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
-from .network import MLP
+from .network import Network
 
 __all__ = ["Parameters", "Terms", "deviations_of", "mean_field_kl", "objective_of"]
 
@@ -72,7 +72,7 @@ def mean_field_kl(
 
 
 def objective_of(
-    engine: Engine, network: MLP, likelihood: Likelihood, variational: Sequence[bool], num_rows: float
+    engine: Engine, network: Network, likelihood: Likelihood, variational: Sequence[bool], num_rows: float
 ) -> Callable[..., tuple[Array, Terms]]:
     """``objective(parameters, prior_precision, batch, noise, kl_weight) -> (objective, terms)`` of one network.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,27 @@ class PairwiseMLP(MLP):
                 first, second = (activate(engine, half)[0] for half in (first, second))
         return first - second
 
-    def factors(self, engine: Engine, weights: Weights, x: Float[Array, "N I"]) -> tuple[Float[Array, "N K"], Any]:
+    def factors(
+        self,
+        engine: Engine,
+        weights: Weights,
+        x: Float[Array, "N I"],
+        directions: Callable[[Array], Array] | None = None,
+        needed: Sequence[bool] | None = None,
+    ) -> tuple[Float[Array, "N K"], tuple[Any, ...]]:
         """Outputs, and of every layer the signed pair of its factors: (a_first, D_first), (a_second, -D_second)."""
-        both = [super(PairwiseMLP, self).factors(engine, weights, half) for half in self._halves(weights, x)]
-        if len(both) == 1:
-            return both[0]
-        (first, of_first), (second, of_second) = both
+        halves = self._halves(weights, x)
+        if len(halves) == 1:
+            return super().factors(engine, weights, x, directions, needed)
+        seed = None
+        if directions is not None:  # they are of the difference
+            chosen = directions(self.apply(engine, weights, x))
+            seed = lambda _: chosen  # noqa: E731
+        of_half = super().factors
+        (first, of_first), (second, of_second) = (of_half(engine, weights, half, seed, needed) for half in halves)
         pairs = zip(of_first, of_second, strict=True)
-        return first - second, tuple(_signed_pair(engine, plus, minus) for plus, minus in pairs)
+        joined = tuple(None if plus is None else _signed_pair(engine, plus, minus) for plus, minus in pairs)
+        return first - second, joined
 
 
 def _signed_pair(engine: Engine, plus: LayerFactors, minus: LayerFactors) -> SharedFactors:

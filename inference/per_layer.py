@@ -11,11 +11,11 @@ from typing import Any
 
 from .assembly import LayerMethod
 from .errors import InvalidInput
-from .steps import Optimiser
+from .network import Network
+from .steps import Optimizer
 from .training import TrainingOptions
-from .variational import Variational
 
-__all__ = ["PerLayer"]
+__all__ = ["AsMarked", "PerLayer"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PerLayer(LayerMethod):
     hidden: Any
     last: Any
     training: TrainingOptions = field(init=False)
-    optimiser: Optimiser = field(init=False)
+    optimizer: Optimizer | str = field(init=False)
     initial_curvature: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,8 +45,9 @@ class PerLayer(LayerMethod):
                 "PerLayer trains one network once: give hidden and last the same training, "
                 f"got {self.hidden.training} and {self.last.training}"
             )
-        variational = [part for part in (self.hidden, self.last) if isinstance(part, Variational)] or [Variational()]
-        for name in ("optimiser", "initial_curvature"):
+        parts = (self.hidden, self.last)
+        variational = [part for part in parts if getattr(part, "initial_deviation", None) is not None] or parts
+        for name in ("optimizer", "initial_curvature"):
             first, last = getattr(variational[0], name), getattr(variational[-1], name)
             if first != last:
                 raise InvalidInput(
@@ -55,7 +56,32 @@ class PerLayer(LayerMethod):
             object.__setattr__(self, name, first)
         object.__setattr__(self, "training", self.hidden.training)
 
-    def deviations(self, num_layers: int) -> list[float | None]:
-        """Those of ``hidden``, and of ``last`` for the last layer."""
-        parts = [self.hidden] * (num_layers - 1) + [self.last]
+    def deviations(self, network: Network) -> list[float | None]:
+        """Those of ``hidden``, and of ``last`` for the last Bayesian layer."""
+        methods = network.layer_methods
+        last = max(index for index, method in enumerate(methods) if method is not None)
+        parts = [
+            self.last if index == last else self.hidden if method else None for index, method in enumerate(methods)
+        ]
         return [getattr(part, "initial_deviation", None) for part in parts]
+
+
+@dataclass(frozen=True)
+class AsMarked(LayerMethod):
+    """Each layer by the method that the network names for it: Laplace for an :class:`~.network.MLP`.
+
+    Args:
+        training: how the network is trained.
+        initial_deviation: see :class:`~.variational.Variational`.
+    """
+
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    initial_deviation: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.initial_deviation > 0:
+            raise InvalidInput(f"AsMarked.initial_deviation must be positive, got {self.initial_deviation!r}")
+
+    def deviations(self, network: Network) -> list[float | None]:
+        methods = network.layer_methods
+        return [self.initial_deviation if method == "variational" else None for method in methods]

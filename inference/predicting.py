@@ -10,7 +10,7 @@ import numpy as np
 from .engines.base import Array, Engine
 from .filtering import Posterior
 from .methods import FitProblem
-from .network import MLP
+from .network import Network
 from .structures.base import Structure
 
 __all__ = ["linearized_outputs", "log_predictive"]
@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 256
 
 
 def linearized_outputs(
-    engine: Engine, network: MLP, structure: Structure, weights: Any, x: Array
+    engine: Engine, network: Network, structure: Structure, weights: Any, x: Array
 ) -> tuple[Array, Array]:
     """Mean (N, K) and unit-dispersion covariance (N, K, K) of the outputs, to first order around the mean weights."""
     outputs, factors = network.factors(engine, structure.mean(weights), x)

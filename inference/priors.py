@@ -43,7 +43,7 @@ class NormalPrior:
 
     def precision(self, shapes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, ...]:
         """Prior precision of every weight, one matrix (inputs + 1, outputs) per layer, in float64."""
-        scales = self._per_layer("scale", len(shapes))
+        scales = self.scales(len(shapes))
         bias_scales = self._per_layer("bias_scale", len(shapes))
         precisions = []
         for (rows, columns), scale, bias_scale in zip(shapes, scales, bias_scales, strict=True):
@@ -52,6 +52,10 @@ class NormalPrior:
             precisions.append(precision)
         precisions[-1][:-1] /= self._per_output(shapes[-1][1]) ** 2
         return tuple(precisions)
+
+    def scales(self, num_layers: int) -> tuple[float, ...]:
+        """Scale of each layer."""
+        return self._per_layer("scale", num_layers)
 
     def _per_output(self, num_outputs: int) -> np.ndarray:
         values = np.atleast_1d(np.asarray(self.output_scale, dtype=np.float64))

@@ -1,7 +1,8 @@
 """Descriptions as JSON: the frozen dataclasses of this package, there and back.
 
 A description (network, likelihood, prior, structure, dynamics) becomes ``{"type": name, field: value, ...}``. Only the
-types listed here are ever built from a file.
+types listed here are ever built from a file. A network of the user's own code is only described: whoever loads it
+brings the code.
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ from .likelihoods import (
     Poisson,
     StudentT,
 )
-from .network import MLP
+from .network import MLP, Network
 from .pairwise import PairwiseMLP
 from .priors import NormalPrior
-from .structures import Blocks, Diagonal, Full, LowRank, Mixture, Point
+from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Mixture, Point, Subnetwork
 
-__all__ = ["from_spec", "to_spec"]
+__all__ = ["EXTERNAL", "from_spec", "to_spec"]
+
+EXTERNAL = "module"
+"""The type of a network whose code is the user's."""
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
-        Ordinal, BradleyTerry, Static, Forgetting, Diagonal, Full, LowRank, Point, Blocks, Mixture,
+        Ordinal, BradleyTerry, Static, Forgetting, Diagonal, Full, Kronecker, LowRank, Point,
+        Subnetwork, Blocks, Mixture,
     )
 }  # fmt: skip
 
@@ -47,6 +52,8 @@ def to_spec(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and type(value).__name__ in _TYPES:
         fields = {field.name: to_spec(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
+    if isinstance(value, Network) and (described := value.description()) is not None:
+        return {"type": EXTERNAL, **described}
     if isinstance(value, tuple | list):
         return [to_spec(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
@@ -63,6 +70,11 @@ def from_spec(spec: Any) -> Any:
     if isinstance(spec, Mapping):
         fields = dict(spec)
         name = fields.pop("type", None)
+        if name == EXTERNAL:
+            raise InvalidInput(
+                f"the network is a module of your own, {fields['class']} on {fields['framework']}, and only its "
+                "weights are stored: build it as before and pass it as network="
+            )
         if name not in _TYPES:
             raise InvalidInput(f"unknown type {name!r} in a stored description; this version knows {', '.join(_TYPES)}")
         return _TYPES[name](**{key: from_spec(value) for key, value in fields.items()})

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .assembly import LayerMethod, fit_members, mixture_of
-from .errors import InvalidInput
+from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem, FitResult, Method
 from .predicting import log_predictive
 from .priors import NormalPrior
@@ -25,6 +25,7 @@ __all__ = ["Stacking", "apportion", "stacking_weights"]
 
 _FEW_ROWS = 2000  # up to here every row is held out once; beyond, one fold says enough
 _FOLDS = 5
+_PSEUDO_COUNT = 1.0  # rows that count for each candidate beforehand
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ class Stacking(Method):
         weights = np.where(counts > 0, weights, 0.0) / weights[counts > 0].sum()
         chosen = np.repeat(np.arange(len(candidates)), counts)
         seeds = [problem.seed + member for member in range(len(chosen))]
-        posteriors, trained = fit_members(self.method, problem, [candidates[c] for c in chosen], seeds)
-        posterior = mixture_of(problem.engine, posteriors, np.log(weights[chosen] / counts[chosen]))
+        finished, trained = fit_members(self.method, problem, [candidates[c] for c in chosen], seeds)
+        posterior = mixture_of(
+            problem.engine, [done.posterior for done in finished], np.log(weights[chosen] / counts[chosen])
+        )
         details = {
             "candidates": candidates,
             "weights": weights,
@@ -111,25 +114,33 @@ class Stacking(Method):
         rows = [part for _ in candidates for part in kept]
         seeds = [problem.seed] * len(priors)
         silent = replace(problem, on_epoch=None)
-        posteriors, _ = fit_members(self.method, silent, priors, seeds, rows)
+        finished, _ = fit_members(self.method, silent, priors, seeds, rows)
         density = log_predictive(problem)
-        scores = [density(posterior, held_out[index % folds]) for index, posterior in enumerate(posteriors)]
-        return np.stack([np.concatenate(scores[i : i + folds]) for i in range(0, len(scores), folds)])
+        scores = [density(done.posterior, held_out[index % folds]) for index, done in enumerate(finished)]
+        table = np.stack([np.concatenate(scores[i : i + folds]) for i in range(0, len(scores), folds)])
+        table[~np.isfinite(table).all(axis=1)] = -np.inf  # a candidate that failed numerically gets no weight
+        if np.isneginf(table).all():
+            raise NumericalFailure("no candidate prior led to a finite prediction; standardise the inputs")
+        return table
 
 
 def stacking_weights(log_densities: np.ndarray, iterations: int = 1000) -> np.ndarray:
-    """Weights on the simplex that maximise Σ_n log Σ_c w_c p_cn, by expectation maximisation; (candidates,).
+    """Weights on the simplex that maximise Σ_n log Σ_c w_c p_cn + Σ_c log w_c, by expectation maximisation.
+
+    The second sum is a Dirichlet prior worth one row for each candidate: it keeps candidates that hardly differ
+    together, which matters where rows are few. Candidates of density 0 get weight 0.
 
     Args:
         log_densities: log p_cn of each row under each candidate, (candidates, rows).
         iterations: each of them raises the objective, which is concave.
     """
-    peak = log_densities.max(axis=0)
-    densities = np.exp(log_densities - peak)
-    weights = np.full(len(densities), 1 / len(densities))
+    densities = np.exp(log_densities - log_densities.max(axis=0))
+    usable = densities.any(axis=1)
+    weights = usable / usable.sum()
     for _ in range(iterations):
         shares = weights[:, None] * densities
-        weights = (shares / shares.sum(axis=0)).mean(axis=1)
+        counts = (shares / shares.sum(axis=0)).sum(axis=1) + _PSEUDO_COUNT * usable
+        weights = counts / counts.sum()
     return weights
 
 

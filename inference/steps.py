@@ -1,4 +1,4 @@
-"""Steps of the training loop: a gradient at fresh noise, and what an optimiser makes of it."""
+"""Steps of the training loop: a gradient at fresh noise, and what an optimizer makes of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .errors import InvalidInput
 from .methods import FitProblem
 from .objective import Parameters, Terms, mean_field_kl, objective_of
 
-__all__ = ["IVON", "Adam", "Optimiser", "StepState"]
+__all__ = ["IVON", "Adam", "Optimizer", "StepState", "optimizer_named"]
 
 Step = Callable[["StepState", Sequence[Array], Any, Array], tuple["StepState", Array]]
 
@@ -24,7 +24,7 @@ class StepState(NamedTuple):
     """Attributes:
     parameters: that are fitted; with several networks at once, with a leading axis.
     prior_precision: of each weight, in the form of the means.
-    memory: of the optimiser.
+    memory: of the optimizer.
     """
 
     parameters: Parameters
@@ -32,7 +32,7 @@ class StepState(NamedTuple):
     memory: Any
 
 
-class Optimiser(ABC):
+class Optimizer(ABC):
     """Turns gradients into steps."""
 
     @abstractmethod
@@ -51,7 +51,7 @@ class Optimiser(ABC):
 
 
 @dataclass(frozen=True)
-class Adam(Optimiser):
+class Adam(Optimizer):
     """Adam on means and standard deviations, with local reparametrisation.
 
     Kingma and Ba (2015). A step of Adam is about as long as its learning rate, whatever the gradient: the standard
@@ -80,7 +80,8 @@ class Adam(Optimiser):
 
         def step(state: StepState, batch: Sequence[Array], key: Any, numbers: Array) -> tuple[StepState, Array]:
             parameters, (moments, of_deviations) = state.parameters, state.memory
-            shapes = [(*batch[0].shape[: rows.ndim], mean.shape[-1]) for mean in parameters.mean]
+            leading, count = batch[0].shape[: rows.ndim - 1], batch[0].shape[rows.ndim - 1]
+            shapes = [(*leading, *shape) for shape in problem.network.noise_shapes(count, parameters.mean)]
             noise = _draws(engine, key, shapes, variational)
             (_, terms), gradient = gradient_of(parameters, state.prior_precision, batch, noise, numbers[1])
             deviations, slow = parameters.log_deviation, numbers[0] * self.deviation_rate
@@ -95,11 +96,11 @@ class Adam(Optimiser):
 
 
 @dataclass(frozen=True)
-class IVON(Optimiser):
+class IVON(Optimizer):
     """IVON for layers with variational weights, Adam for everything else; see :mod:`.ivon`.
 
-    The learning rate is in units of Newton steps: 0.01 to 0.3. The curvature moves slowly, so that it must not start far
-    below its true size, or steps are too long: start the deviations narrow (``Variational.initial_curvature``).
+    The learning rate is in units of Newton steps: 0.01 to 0.3. The curvature moves slowly, so that it must not start
+    far below its true size, or steps are too long: start the deviations narrow (``Variational.initial_curvature``).
 
     Args:
         momentum_decay: β₁, in [0, 1).
@@ -162,6 +163,20 @@ class IVON(Optimiser):
             return StepState(moved, state.prior_precision, (own, moments)), _stacked(engine, terms)
 
         return step
+
+
+def optimizer_named(optimizer: Optimizer | str) -> Optimizer:
+    """An optimizer, or the one of that name with its usual settings: ``"adam"`` or ``"ivon"``.
+
+    Raises:
+        InvalidInput: another name.
+    """
+    named = {"adam": Adam, "ivon": IVON}
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    if optimizer not in named:
+        raise InvalidInput(f"optimizer must be 'adam', 'ivon', Adam(...) or IVON(...), got {optimizer!r}")
+    return named[optimizer]()
 
 
 def _gradient_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,11 @@ from .engines.base import Array, map_arrays, map_trees
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
 from .objective import Parameters
-from .steps import Optimiser, StepState
+from .steps import Optimizer, StepState
 
-__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "start_parameters", "train"]
+__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "share_of", "start_parameters", "train"]
 
+_PASSES = 75
 _LOOKS = 100  # at the held-out rows, spread over the epochs
 _START_ROWS = 10_000  # that say how large a layer's inputs are
 _ROWS_AT_ONCE = 500
@@ -33,7 +34,7 @@ class TrainingOptions:
     Args:
         epochs: passes over the data; None for as many as bring about ``steps`` steps.
         steps: least number of steps when ``epochs`` is None.
-        batch_size: rows of a step.
+        batch_size: rows of a step; None for as many, from 32 to 256, as bring about 75 passes in ``steps`` steps.
         learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0).
         validation: share of the rows to hold out, in [0, 1); the weights of the epoch that predicts them best, by
             their mean log probability at the mean weights, are the ones kept.
@@ -44,7 +45,7 @@ class TrainingOptions:
 
     epochs: int | None = None
     steps: int = 3000
-    batch_size: int = 64
+    batch_size: int | None = None
     learning_rate: float = 5e-3
     validation: float = 0.0
     patience: int | None = None
@@ -82,6 +83,14 @@ def learning_rate_schedule(steps: int, peak: float) -> np.ndarray:
     return peak * np.minimum(1, (np.arange(steps) + 1) / warm) * 0.5 * (1 + np.cos(math.pi * progress))
 
 
+def share_of(options: TrainingOptions, rounds: int) -> TrainingOptions:
+    """The options of one of several rounds, which share the steps of a training."""
+    if rounds == 1:
+        return options
+    epochs = None if options.epochs is None else max(1, options.epochs // rounds)
+    return replace(options, epochs=epochs, steps=max(1, options.steps // rounds))
+
+
 def start_parameters(
     problem: FitProblem, deviations: Sequence[float | None], seed: int, curvature: float = 0.0
 ) -> Parameters:
@@ -101,7 +110,7 @@ def start_parameters(
     means = tuple(engine.asarray(matrix) for matrix in problem.start(seed))
     squares = _input_squares(problem, means) if curvature else [np.zeros(1)] * len(deviations)
     free = [
-        -0.5 * np.log(precision / deviation**2 + curvature * total[:, None])
+        -0.5 * np.log(precision / deviation**2 + curvature * np.reshape(total, (-1, 1)))
         for precision, deviation, total in zip(problem.prior_precision, deviations, squares, strict=True)
         if deviation is not None
     ]
@@ -119,10 +128,13 @@ def _input_squares(problem: FitProblem, means: tuple[Array, ...]) -> list[np.nda
 
     def squares(x: Array, weight: Array) -> tuple[Array, ...]:
         _, factors = network.factors(engine, means, x)
-        return tuple(_weighted_squares(engine.xp, factor.inputs, weight) for factor in factors)
+        return tuple(
+            engine.xp.zeros_like(weight[:1]) if factor is None else _weighted_squares(engine.xp, factor.inputs, weight)
+            for factor in factors
+        )
 
     compiled = engine.jit(squares)
-    totals = [np.zeros(matrix.shape[0]) for matrix in means]
+    totals: list[Any] = [0.0] * len(means)
     for rows in np.array_split(chosen, max(1, len(chosen) // _ROWS_AT_ONCE)):
         with engine.scope():
             parts = compiled(problem.x[rows], engine.asarray(problem.weight[rows]))
@@ -142,9 +154,8 @@ def train(
     prior_precision: tuple[Array, ...],
     variational: Sequence[bool],
     options: TrainingOptions,
-    optimiser: Optimiser,
-    rows: np.ndarray | None = None,
-    on_epoch: Callable[[int, int, float], None] | None = None,
+    optimizer: Optimizer,
+    rows: np.ndarray,
 ) -> Trained:
     """Minimise the objective.
 
@@ -154,23 +165,21 @@ def train(
         prior_precision: of each weight, in the form of the means.
         variational: for each layer, whether its weights are variational.
         options: how long, how fast, with what rows held out.
-        optimiser: what steps are taken.
-        rows: indices of the rows to learn from, (n,), or (members, n) for several; all rows where None.
-        on_epoch: called with epoch, number of epochs, mean objective per row.
+        optimizer: what steps are taken.
+        rows: indices of the rows to learn from, (n,), or (members, n) for several.
 
     Raises:
         NumericalFailure: the objective became infinite or undefined.
     """
     engine = problem.engine
-    rows = np.arange(len(problem.weight)) if rows is None else rows
     rows, held_out = _hold_out(rows, options.validation, problem.seed)
-    batch_size = min(options.batch_size, rows.shape[-1])
+    batch_size = min(options.batch_size or _batch_size(rows.shape[-1], options.steps), rows.shape[-1])
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
-    watch = _Watch(problem, held_out, num_epochs, options.patience, on_epoch)
+    watch = _Watch(problem, held_out, num_epochs, options.patience)
     state, history = engine.train(
-        optimiser.step(problem, variational, rows),
-        StepState(start, prior_precision, optimiser.memory(problem, start, prior_precision, variational)),
+        optimizer.step(problem, variational, rows),
+        StepState(start, prior_precision, optimizer.memory(problem, start, prior_precision, variational)),
         (problem.x, problem.y, engine.asarray(problem.weight)),
         _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed),
         problem.seed,
@@ -182,6 +191,10 @@ def train(
             f"({options.learning_rate}), or standardise the inputs"
         )
     return Trained(watch.best or state.parameters, history, watch.looks)
+
+
+def _batch_size(num_rows: int, steps: int) -> int:
+    return int(np.clip(math.ceil(_PASSES * num_rows / steps), 32, 256))
 
 
 def _hold_out(rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,13 +230,12 @@ class _Watch:
         held_out: np.ndarray,
         num_epochs: int,
         patience: int | None,
-        report: Callable[[int, int, float], None] | None,
     ) -> None:
         self.looks: list[tuple[int, float]] = []
         self.best: Parameters | None = None
         self._best_scores: Any = None
         self._since = 0
-        self._problem, self._num_epochs, self._patience, self._report = problem, num_epochs, patience, report
+        self._problem, self._num_epochs, self._patience = problem, num_epochs, patience
         self._every = max(1, num_epochs // _LOOKS)
         self._rows = tuple(array[held_out] for array in (problem.x, problem.y)) if held_out.shape[-1] else None
         self._score = self._compile(held_out.ndim == 2)
@@ -239,8 +251,8 @@ class _Watch:
 
     def on_epoch(self, epoch: int, report: np.ndarray, state: StepState) -> bool:
         """Whether to stop."""
-        if self._report is not None:
-            self._report(epoch, self._num_epochs, float(report[0]))
+        if self._problem.on_epoch is not None:
+            self._problem.on_epoch(epoch, self._num_epochs, float(report[0]))
         if self._rows is None or ((epoch + 1) % self._every and epoch + 1 < self._num_epochs):
             return False
         engine = self._problem.engine

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from .assembly import LayerMethod
 from .errors import InvalidInput
-from .steps import Adam, Optimiser
+from .network import Network
+from .steps import Optimizer, optimizer_named
 from .training import TrainingOptions
 
 __all__ = ["Variational"]
@@ -30,22 +31,22 @@ class Variational(LayerMethod):
         initial_curvature: κ, at least 0, by which the data narrows the start: a weight that multiplies inputs a starts
             with precision p / d² + κ Σ a², for the prior's precision p and the initial deviation d. With d = 1 weights
             of inputs that are always 0 keep their prior, and inputs of another kind than the data's are uncertain.
-        optimiser: ``Adam()``, with local reparametrisation, or ``IVON()``.
+        optimizer: ``"adam"``, with local reparametrisation, or ``"ivon"``; or either with settings of its own, as
+            ``Adam(...)`` or ``IVON(...)``.
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)
     initial_deviation: float = 0.02
     initial_curvature: float = 0.0
-    optimiser: Optimiser = field(default_factory=Adam)
+    optimizer: Optimizer | str = "adam"
 
     def __post_init__(self) -> None:
         if not self.initial_deviation > 0:
             raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
         if not self.initial_curvature >= 0:
             raise InvalidInput(f"Variational.initial_curvature must be at least 0, got {self.initial_curvature!r}")
-        if not isinstance(self.optimiser, Optimiser):
-            raise InvalidInput(f"Variational.optimiser must be Adam() or IVON(), got {self.optimiser!r}")
+        optimizer_named(self.optimizer)
 
-    def deviations(self, num_layers: int) -> list[float | None]:
-        """All layers have variational weights."""
-        return [self.initial_deviation] * num_layers
+    def deviations(self, network: Network) -> list[float | None]:
+        """All Bayesian layers have variational weights."""
+        return [None if method is None else self.initial_deviation for method in network.layer_methods]

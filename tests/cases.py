@@ -28,6 +28,7 @@ STRUCTURES: dict[str, Structure] = {
     "diagonal": bm.Diagonal(),
     "full": bm.Full(),
     "low_rank": bm.LowRank(3),
+    "kronecker": bm.Kronecker(),
     "last_full": bm.LastLayer(bm.Full(), bm.Diagonal()),
     "last_full_low_rank": bm.LastLayer(bm.Full(), bm.LowRank(2)),
     "blocks": BLOCKS,
@@ -115,6 +116,8 @@ def random_arrays(structure: Structure, shapes: Shapes, seed: int) -> dict[str, 
             f"columns.{i}": used * rng.standard_normal((structure.rank, *shape)) for i, shape in enumerate(shapes)
         }
         return means | diagonals | columns
+    if isinstance(structure, bm.Kronecker):
+        return means | random_kronecker(shapes, rng)
     if isinstance(structure, bm.Full):
         size = sum(rows * columns for rows, columns in shapes)
         root = np.diag(np.exp(0.3 * rng.standard_normal(size))) + 0.4 * rng.standard_normal((size, size)) / size**0.5
@@ -141,6 +144,19 @@ def arrays_for(likelihood: Likelihood, structure: Structure, shapes: Shapes, see
         name: array * 20.0 ** next(power for field, power in powers.items() if field in name.split("."))
         for name, array in arrays.items()
     }
+
+
+def random_kronecker(shapes: Shapes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random bases and eigenvalues, and sums that they are not yet those of."""
+    arrays = {"folded": np.array(4.0), "pending": np.array(1.0)}
+    for i, shape in enumerate(shapes):
+        arrays[f"precision.{i}"] = 1 + np.exp(rng.standard_normal(shape))
+        for side, size in zip(("input", "output"), shape, strict=True):
+            scale = np.exp(0.5 * rng.standard_normal((size, 1)))
+            arrays[f"{side}_basis.{i}"] = scale * np.linalg.qr(rng.standard_normal((size, size)))[0]
+            root = rng.standard_normal((size, size))
+            arrays[f"{side}_sum.{i}"] = root @ root.T
+    return arrays
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:

@@ -98,6 +98,8 @@ def precision(structure: Structure, arrays: Mapping[str, np.ndarray], shapes: Sh
     if isinstance(structure, bm.LowRank):
         columns = low_rank_columns(arrays, shapes)
         return np.diag(flatten(layers_of("diagonal", arrays, len(shapes)))) + columns @ columns.T
+    if isinstance(structure, bm.Kronecker):
+        return linalg.block_diag(*(kronecker_precision(arrays, layer) for layer in range(len(shapes))))
     if isinstance(structure, bm.Full):
         inverse_root = np.linalg.inv(np.asarray(arrays["covariance_root"], np.float64))
         return inverse_root.T @ inverse_root
@@ -115,6 +117,26 @@ def low_rank_columns(arrays: Mapping[str, np.ndarray], shapes: Shapes) -> np.nda
     """W of a low-rank posterior, (P, R)."""
     layers = layers_of("columns", arrays, len(shapes))
     return np.concatenate([layer.reshape(len(layer), -1) for layer in layers], axis=1).T
+
+
+def kronecker_precision(arrays: Mapping[str, np.ndarray], layer: int) -> np.ndarray:
+    """Of one layer's weights B Z Cᵀ, with independent Z."""
+    own = {name: np.asarray(arrays[f"{name}.{layer}"], np.float64) for name in ("input_basis", "output_basis")}
+    to_basis = np.kron(*(np.linalg.inv(basis) for basis in own.values()))
+    return to_basis.T @ (np.asarray(arrays[f"precision.{layer}"], np.float64).reshape(-1, 1) * to_basis)
+
+
+def kronecker_prior(arrays: Mapping[str, np.ndarray], layer: int) -> np.ndarray:
+    """u vᵀ of one layer: the precision of its weights where nothing was learned."""
+    u, v = (1 / (np.asarray(arrays[f"{side}_basis.{layer}"]) ** 2).sum(1) for side in ("input", "output"))
+    return np.outer(u, v)
+
+
+def kronecker_sums(arrays: Mapping[str, np.ndarray], layer: int, added: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's sums after ``added`` curvature (P, P): they gain its partial traces."""
+    a, g = (np.asarray(arrays[f"{side}_sum.{layer}"], np.float64) for side in ("input", "output"))
+    tensor = added.reshape(len(a), len(g), len(a), len(g))
+    return a + np.einsum("iojo->ij", tensor), g + np.einsum("ioip->op", tensor)
 
 
 # -- likelihoods, at unit dispersion ----------------------------------------------------------------------------------

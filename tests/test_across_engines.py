@@ -17,6 +17,7 @@ STRUCTURES = {
     "diagonal": bm.Diagonal(),
     "full": bm.Full(),
     "low rank": bm.LowRank(4),
+    "kronecker": bm.Kronecker(),
     "last layer": bm.LastLayer(),
     "low rank and last layer": bm.LastLayer(hidden=bm.LowRank(4)),
 }

@@ -252,6 +252,33 @@ def test_scaling_is_by_mean_and_standard_deviation() -> None:
     np.testing.assert_array_equal(nothing.targets(y), y)
 
 
+def test_scaling_counts_a_row_of_weight_w_as_w_rows() -> None:
+    rng = np.random.default_rng(103)
+    x, y = rng.uniform(2, 5, (9, 2)), rng.uniform(-1, 9, 9)
+    weight = np.arange(9)
+    model = bm.BayesianMLP(NETWORK, bm.Gaussian(), engine="numpy")
+    weighted = model.estimate_scaling(x, y, weight=weight)
+    for got, expected in zip(weighted, model.estimate_scaling(x.repeat(weight, 0), y.repeat(weight)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert model.estimate_scaling(x, y, weight=0.0).input_mean.tolist() == x.mean(0).tolist()
+
+
+def test_a_stream_may_start_with_a_scaling() -> None:
+    """As if the data had been scaled beforehand."""
+    x, y = make_inputs(12, 104), make_inputs(12, 105)[:, 0]
+    model = bm.BayesianMLP(NETWORK, bm.Gaussian(), engine="numpy")
+    scaling = model.estimate_scaling(5 + 3 * x[:6], 7 * y[:6])
+    model.start_from_prior(2, scaling)
+    plain = bm.BayesianMLP(NETWORK, bm.Gaussian(), engine="numpy")
+    for rows in (slice(0, 6), slice(6, 12)):
+        model.update(5 + 3 * x[rows], 7 * y[rows])
+        plain.update(scaling.inputs(5 + 3 * x[rows]), scaling.targets(7 * y[rows][:, None]))
+    unscaled = plain.predict(scaling.inputs(x)).mean * scaling.target_scale + scaling.target_mean
+    assert relative_error(model.predict(x).mean, unscaled) < TOLERANCE["float32"]
+    with pytest.raises(InvalidInput, match="scaling must be of 3 inputs, got 2"):
+        model.start_from_prior(3, scaling)
+
+
 @pytest.mark.parametrize("engine", on("torch"))
 def test_a_refit_forgets_everything_about_the_model_before(engine: str) -> None:
     """Scaling, noise in scaled units and number of inputs are those of the new data."""
@@ -456,7 +483,7 @@ def test_numpy_does_not_fit_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"network": "mlp"}, "network must be a MLP, got 'mlp'"),
+        ({"network": "mlp"}, "network must be an MLP, or a module given to bayesmlp.layers' bayesianize, got 'mlp'"),
         ({"likelihood": "gaussian"}, "likelihood must be a Likelihood, got 'gaussian'"),
         ({"structure": "full"}, "structure must be a Structure, got 'full'"),
         ({"prior": "normal"}, "prior must be a NormalPrior, got 'normal'"),

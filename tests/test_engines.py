@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,10 +129,32 @@ def test_value_and_grad_of_a_tree(gradient_engine64: Engine) -> None:
     close(engine, gradient[1], 3 * second**2)
 
 
+def test_products_with_the_jacobian_at_values_inside_a_computation(gradient_engine64: Engine) -> None:
+    engine = gradient_engine64
+    start, cotangents = random_matrix(2, 3), random_matrix(4, 2, 3, seed=1)
+
+    def products(x: Any, cotangents: Any) -> Any:
+        def function(tap: Any) -> tuple[Any, Any]:
+            first = tap(3 * x)
+            first += 1  # in place where the framework can: the tapped value is the one before
+            return tap(first * first) * engine.stop_gradient(first), (first,)
+
+        outputs, extras, pull = engine.vjp_at(function)
+        return outputs, extras, tuple(pull(cotangents))
+
+    outputs, (first,), (at_first, at_second) = engine.jit(products)(engine.asarray(start), engine.asarray(cotangents))
+    inner = 3 * start + 1
+    close(engine, first, inner)
+    close(engine, outputs, inner**3)
+    close(engine, at_first, cotangents * 2 * inner**2)
+    close(engine, at_second, cotangents * inner)
+
+
 def test_numpy_refuses_gradients_and_says_what_to_do() -> None:
     engine = NumpyEngine()
     assert not engine.has_gradients
-    for call in (lambda: engine.value_and_grad(np.sum), lambda: engine.train()):
+    calls: tuple[Any, ...] = (engine.value_and_grad, engine.vjp_at)
+    for call in (*(partial(call, np.sum) for call in calls), engine.train):
         with pytest.raises(InvalidInput, match=r"has no gradients.*engine='torch'"):
             call()
 
@@ -517,3 +540,25 @@ def test_models_predict_the_same_on_every_engine(engine: Engine, structure: str)
     expected, got = reference.predict(x), model.predict(x)
     for name in ("mean", "std", "epistemic_variance", "aleatoric_variance"):
         assert relative_error(getattr(got, name), getattr(expected, name)) < TOLERANCE[engine.dtype], name
+
+
+def test_adam_does_not_depend_on_how_a_gradient_lies_in_memory(gradient_engine64: Engine) -> None:
+    engine = gradient_engine64
+    start = random_matrix(3, 4)
+
+    def trained(target: Any) -> Any:
+        gradient_of = engine.value_and_grad(lambda w: engine.xp.sum((w - target) ** 2))
+
+        def step(state: Any, batch: Any, key: Any, rate: Any) -> Any:
+            value, gradient = gradient_of(state[0])
+            return engine.adam(state[0], gradient, state[1], rate), engine.xp.stack([value])
+
+        weights = engine.asarray(start)
+        epochs = [(np.zeros((5, 1), dtype=int), np.full(5, 0.1))]
+        data = (engine.asarray(np.ones(1)),)
+        return engine.train(step, (weights, engine.adam_moments(weights)), data, epochs, seed=0)[0][0]
+
+    with engine.scope():
+        plain = trained(engine.asarray(random_matrix(3, 4) + 1))
+        transposed = trained(engine.asarray((random_matrix(3, 4) + 1).T.copy()).T)
+    close(engine, transposed, engine.to_numpy(plain))

@@ -239,10 +239,25 @@ def assert_projection(
             assert not got[np.ix_(where, outside)].any()
     elif isinstance(structure, bm.Diagonal):
         np.testing.assert_allclose(got, np.diag(np.diag(exact)), rtol=EXACT, atol=EXACT)
+    elif isinstance(structure, bm.Kronecker):
+        assert_kronecker(before, after, shapes, exact)
     elif isinstance(structure, bm.LowRank) and structure.rank < 12:
         assert_truncation(structure, before, after, shapes, exact)
     else:
         np.testing.assert_allclose(got, exact, rtol=EXACT, atol=EXACT)
+
+
+def assert_kronecker(
+    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], shapes: dense.Shapes, exact: np.ndarray
+) -> None:
+    """That each layer's precision is that of the partial traces of all curvature so far."""
+    for layer in range(len(shapes)):
+        where = dense.weight_indices(shapes, [layer])
+        added = exact[np.ix_(where, where)] - dense.kronecker_precision(before, layer)
+        a, g = dense.kronecker_sums(before, layer, added)
+        prior = np.diag(dense.kronecker_prior(before, layer).reshape(-1))
+        expected = prior + np.kron(a, g) / np.trace(a)
+        np.testing.assert_allclose(dense.kronecker_precision(after, layer), expected, rtol=EXACT, atol=EXACT)
 
 
 def assert_truncation(
@@ -440,6 +455,8 @@ def test_a_step_forgets_before_it_learns(name: str, framework: str, elapsed: flo
     arrays = random_arrays(structure, shapes, seed=40)
     rng = np.random.default_rng(41)
     prior_mean, prior_precision = ([rng.uniform(0.5, 2.0, shape) for shape in shapes] for _ in range(2))
+    if structure == bm.Kronecker():  # it holds multiples of the precisions that it started with
+        prior_precision = [2.0 * dense.kronecker_prior(arrays, layer) for layer in range(len(shapes))]
     convert = engine.asarray
     with engine.scope():
         prior = structure.initial(engine, tuple(map(convert, prior_mean)), tuple(map(convert, prior_precision)))
@@ -458,6 +475,8 @@ def test_a_step_forgets_before_it_learns(name: str, framework: str, elapsed: flo
     moved, precision = dense.linearised_posterior(likelihood, f, jac, np.linalg.inv(covariance), y, np.ones(3))
     got = structure.to_arrays(engine, after.weights)
     np.testing.assert_allclose(dense.mean(structure, got, shapes), relaxed + moved, rtol=EXACT, atol=EXACT)
+    if structure == bm.Kronecker():  # its step is test_the_precision_is_the_projection_of_the_dense_one
+        return
     diagonal = np.diag(dense.precision(structure, got, shapes))
     np.testing.assert_allclose(diagonal, np.diag(precision), rtol=EXACT, atol=EXACT)
 

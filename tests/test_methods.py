@@ -20,8 +20,10 @@ from cases import (
     relative_error,
     shapes_of,
 )
+from scipy import linalg
 
 import bayesmlp as bm
+from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.likelihoods import Likelihood
 from bayesmlp.inference.methods import Method
 from bayesmlp.inference.training import learning_rate_schedule
@@ -95,6 +97,37 @@ def test_laplace_adds_what_the_structure_can_hold(name: str, structure: str) -> 
     assert_laplace(LIKELIHOODS[name], STRUCTURES[structure], "torch")
 
 
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+def test_kronecker_laplace_keeps_the_partial_traces_of_the_curvature(engine: str) -> None:
+    likelihood = LIKELIHOODS["categorical"]
+    weight = np.random.default_rng(112).uniform(0.0, 2.0, ROWS)
+    method = bm.Laplace(STILL)
+    model, x, y = fit(NETWORK, likelihood, method, structure=bm.Kronecker(), engine=engine, weight=weight)
+    shapes, whole = shapes_of(likelihood), curvature(model, x, y, weight)
+    blocks = []
+    for layer, shape in enumerate(shapes):
+        where = dense.weight_indices(shapes, [layer])
+        added = whole[np.ix_(where, where)]
+        tensor = added.reshape(*shape, *shape)
+        blocks.append(np.kron(np.einsum("iojo->ij", tensor), np.einsum("ioip->op", tensor)) / np.trace(added))
+    expected = np.diag(prior_precision(NETWORK, likelihood)) + linalg.block_diag(*blocks)
+    assert relative_error(posterior_precision(model), expected) < EXACT
+
+
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+def test_kronecker_is_the_exact_curvature_of_one_row(engine: str) -> None:
+    """One row's curvature is a Kronecker product already."""
+    likelihood = LIKELIHOODS["categorical"]
+    weight = np.eye(ROWS)[7]
+    model, x, y = fit(NETWORK, likelihood, bm.Laplace(STILL), structure=bm.Kronecker(), engine=engine, weight=weight)
+    shapes, whole = shapes_of(likelihood), curvature(model, x, y, weight)
+    got = posterior_precision(model)
+    for layer in range(len(shapes)):
+        where = np.ix_(*2 * [dense.weight_indices(shapes, [layer])])
+        expected = np.diag(prior_precision(NETWORK, likelihood))[where] + whole[where]
+        assert relative_error(got[where], expected) < EXACT
+
+
 def assert_laplace(likelihood: Likelihood, structure: Any, engine: str) -> None:
     weight = np.random.default_rng(112).uniform(0.0, 2.0, ROWS)
     model, x, y = fit(NETWORK, likelihood, bm.Laplace(STILL), structure=structure, engine=engine, weight=weight)
@@ -105,6 +138,24 @@ def assert_laplace(likelihood: Likelihood, structure: Any, engine: str) -> None:
     if isinstance(likelihood, bm.Gaussian) and likelihood.learns_noise:
         shape = float(model.posterior.likelihood.shape)
         np.testing.assert_allclose(shape, likelihood.prior_shape + 0.5 * weight.sum(), rtol=EXACT)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gaussian_known", "categorical"])
+def test_the_empirical_fisher_is_the_sum_of_squared_gradients(name: str) -> None:
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'bayesmlp[torch]'")
+    likelihood = LIKELIHOODS[name]
+    weight = np.random.default_rng(115).uniform(0.0, 2.0, ROWS)
+    model, x, y = fit(NETWORK, likelihood, bm.Laplace(STILL, curvature="empirical_fisher"), weight=weight)
+    layers, phi = model.mean_weights(), dispersion(model)
+    score, _ = dense.score_and_fisher(likelihood, dense.outputs("tanh", layers, x), y)
+    gradients = np.einsum("nkp,nk->np", dense.jacobian("tanh", layers, x), score / phi)
+    precision = np.diag(prior_precision(NETWORK, likelihood)) + gradients.T @ (weight[:, None] * gradients)
+    assert relative_error(posterior_precision(model), phi * precision) < EXACT
+
+
+def test_laplace_refuses_an_unknown_curvature() -> None:
+    with pytest.raises(InvalidInput, match=r"Laplace\.curvature must be one of ggn, empirical_fisher, got 'hessian'"):
+        bm.Laplace(curvature="hessian")
 
 
 @pytest.mark.parametrize("engine", on("torch", "jax"))
@@ -187,7 +238,7 @@ def ridge(likelihood: bm.Gaussian, x: np.ndarray, y: np.ndarray, phi: float) -> 
 
 @pytest.mark.parametrize("engine", on("torch", "jax"))
 def test_laplace_finds_the_mode_of_a_linear_model(engine: str) -> None:
-    """To a hundredth of the posterior's standard deviation, which is all that an optimiser need do."""
+    """To a hundredth of the posterior's standard deviation, which is all that an optimizer need do."""
     likelihood = bm.Gaussian(noise_variance=0.3)
     model, x, y = fit(LINEAR, likelihood, bm.Laplace(LONG), engine=engine)
     mean, precision = ridge(likelihood, x, y, 0.3)
@@ -215,7 +266,7 @@ def test_learned_noise_is_at_its_mode(engine: str) -> None:
 def test_variational_finds_the_mean_field_optimum_of_a_linear_model(engine: str) -> None:
     """There the means are the exact ones, and each precision is the diagonal of the exact precision.
 
-    The gradients are random, so that the optimiser's own spread is what limits the answer: a quarter of a standard
+    The gradients are random, so that the optimizer's own spread is what limits the answer: a quarter of a standard
     deviation for the means, a quarter for the deviations.
     """
     likelihood = bm.Gaussian(noise_variance=0.3)

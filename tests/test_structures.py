@@ -127,6 +127,9 @@ def dense_form(structure: Structure, own: Any, shapes: dense.Shapes) -> np.ndarr
         diagonal, columns = own
         joined = np.concatenate([layer.reshape(len(layer), -1) for layer in columns], axis=1)
         return np.diag(dense.flatten(diagonal)) + joined.T @ joined
+    if isinstance(structure, bm.Kronecker):
+        inverses = [(np.kron(inputs, outputs), precision.reshape(-1, 1)) for inputs, outputs, precision in own]
+        return linalg.block_diag(*(inverse.T @ (precision * inverse) for inverse, precision in inverses))
     assert isinstance(structure, bm.Blocks)
     size = sum(rows * columns for rows, columns in shapes)
     precision = np.zeros((size, size))
@@ -138,9 +141,13 @@ def dense_form(structure: Structure, own: Any, shapes: dense.Shapes) -> np.ndarr
 
 def test_transition_relaxes_mean_and_covariance(primitives: Primitives) -> None:
     arrays = primitives.answers["transition"]
+    growth = primitives.growth
+    if isinstance(primitives.structure, bm.Kronecker):  # holds multiples of its prior's variances
+        priors = [dense.kronecker_prior(arrays, layer) for layer in range(len(SHAPES))]
+        growth = [np.mean(grown * prior) / prior for grown, prior in zip(growth, priors, strict=True)]
     expected_mean = RETENTION * primitives.mean + (1 - RETENTION) * primitives.old_mean
     close(dense.mean(primitives.structure, arrays, SHAPES), expected_mean)
-    covariance = RETENTION**2 * np.linalg.inv(primitives.precision) + np.diag(dense.flatten(primitives.growth))
+    covariance = RETENTION**2 * np.linalg.inv(primitives.precision) + np.diag(dense.flatten(growth))
     close(dense.precision(primitives.structure, arrays, SHAPES), np.linalg.inv(covariance))
 
 
@@ -290,11 +297,40 @@ def test_output_covariance_is_the_dense_one(structure: Structure, engine64: Engi
     jac = dense.jacobian("tanh", layers, x).reshape(9, -1)
     expected = jac @ np.linalg.inv(dense.precision(structure, arrays, SHAPES)) @ jac.T
 
-    def covariances(state: Any, x: Any) -> tuple[Any, Any]:
+    def covariances(state: Any, x: Any) -> tuple[Any, ...]:
         _, factors = NETWORK.factors(engine64, structure.mean(state), x)
-        return tuple(structure.output_covariance(engine64, state, factors, joint=joint) for joint in (True, False))
+        prepared = structure.prepare(engine64, state, NETWORK.num_layers - 1)
+        return (
+            structure.output_covariance(engine64, state, factors, joint=True),
+            structure.output_covariance(engine64, state, factors),
+            structure.predictive_covariance(engine64, state, factors),
+            structure.predictive_covariance(engine64, prepared, factors),
+            structure.predictive_variance(engine64, state, factors),
+            structure.predictive_variance(engine64, prepared, factors),
+        )
 
-    joint, own = engine64.jit(covariances)(structure.from_arrays(engine64, arrays), engine64.asarray(x))
-    assert relative_error(engine64.to_numpy(joint), expected) < EXACT
+    got = engine64.jit(covariances)(structure.from_arrays(engine64, arrays), engine64.asarray(x))
+    joint, *own, variance, prepared_variance = map_arrays(engine64.to_numpy, got)
+    assert relative_error(joint, expected) < EXACT
     blocks = np.einsum("nknl->nkl", expected.reshape(3, 3, 3, 3))
-    assert relative_error(engine64.to_numpy(own), blocks) < EXACT
+    for covariance in own:
+        assert relative_error(covariance, blocks) < EXACT
+    for diagonal in (variance, prepared_variance):
+        assert relative_error(diagonal, np.einsum("nkk->nk", blocks)) < EXACT
+
+
+def test_a_model_prepares_its_answers_and_forgets_them_with_the_posterior() -> None:
+    """Few enough weights in the last layer for some hundred inputs to pay; enough inputs for several stripes."""
+    structure = bm.LastLayer(bm.Full(), bm.Point())
+    model = bm.BayesianMLP(bm.MLP((70,)), bm.Gaussian(2, noise_variance=0.3), structure=structure, engine="numpy")
+    x = np.random.default_rng(66).standard_normal((200, 2))
+    for _ in range(2):
+        model.update(x[:5], np.sin(x[:5]))
+        before = [model.predict(x).output_covariance, model.output_variance(x)]
+        for _ in range(2):
+            model.predict(x)
+        after = [model.predict(x).output_covariance, model.output_variance(x)]
+        for first, second in zip(before, after, strict=True):  # 400 inputs do not pay for 142 weights, 600 do
+            assert not np.array_equal(first, second), "nothing was prepared"
+            assert relative_error(second, first) < 1e-5
+        assert relative_error(after[1], np.einsum("nkk->nk", after[0])) < 1e-5

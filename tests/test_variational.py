@@ -1,4 +1,4 @@
-"""Starting deviations, optimisers and their refusals, on models whose variational optimum is a closed form."""
+"""Starting deviations, optimizers and their refusals, on models whose variational optimum is a closed form."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_ivon_finds_the_mean_field_posterior_of_a_linear_model(engine: str) -> N
     method = bm.Variational(
         bm.TrainingOptions(epochs=3000, batch_size=ROWS, learning_rate=0.05),
         initial_deviation=0.5,
-        optimiser=bm.IVON(curvature_decay=0.998),
+        optimizer=bm.IVON(curvature_decay=0.998),
     )
     model, rows, y = fit(method, engine)
     precision = np.diag(prior_precision(LINEAR)) + rows.T @ rows / NOISE
@@ -78,11 +78,11 @@ def test_ivon_finds_the_mean_field_posterior_of_a_linear_model(engine: str) -> N
 
 
 @pytest.mark.parametrize("engine", on("torch", "jax"))
-@pytest.mark.parametrize("optimiser", [bm.Adam(), bm.IVON(curvature_decay=1 - 2**-53)], ids=["adam", "ivon"])
-def test_both_optimisers_report_the_same_bound(optimiser: bm.Adam, engine: str) -> None:
+@pytest.mark.parametrize("optimizer", [bm.Adam(), bm.IVON(curvature_decay=1 - 2**-53)], ids=["adam", "ivon"])
+def test_both_optimizers_report_the_same_bound(optimizer: bm.Adam, engine: str) -> None:
     """At a point where nothing moves: expected log likelihood and KL divergence in closed form."""
     options = bm.TrainingOptions(epochs=400, batch_size=ROWS, learning_rate=1e-30)
-    model, rows, y = fit(bm.Variational(options, initial_deviation=0.7, optimiser=optimiser), engine)
+    model, rows, y = fit(bm.Variational(options, initial_deviation=0.7, optimizer=optimizer), engine)
     precision, mean = prior_precision(LINEAR), dense.flatten(model.mean_weights())
     squares = ((y - rows @ mean) ** 2 + rows**2 @ (0.7**2 / precision)).sum()
     fit_term = -0.5 * squares / NOISE - 0.5 * ROWS * np.log(2 * np.pi * NOISE)
@@ -99,7 +99,7 @@ def test_both_optimisers_report_the_same_bound(optimiser: bm.Adam, engine: str) 
 def test_deviations_move_at_their_own_rate(engine: str) -> None:
     """A first step of Adam is as long as its learning rate."""
     one = bm.TrainingOptions(epochs=1, batch_size=ROWS, learning_rate=1e-3)
-    model, _, _ = fit(bm.Variational(one, initial_deviation=0.1, optimiser=bm.Adam(deviation_rate=0.1)), engine)
+    model, _, _ = fit(bm.Variational(one, initial_deviation=0.1, optimizer=bm.Adam(deviation_rate=0.1)), engine)
     moved = 0.5 * np.log(dense.flatten(model.weight_variances()) * prior_precision(LINEAR)) - np.log(0.1)
     np.testing.assert_allclose(np.abs(moved), 1e-4, rtol=1e-3)
 
@@ -108,7 +108,7 @@ def test_deviations_move_at_their_own_rate(engine: str) -> None:
 def test_points_and_members_beside_ivon(engine: str) -> None:
     """Layers with point weights and several networks at once learn too."""
     fast = bm.TrainingOptions(steps=400, batch_size=50, learning_rate=0.05)
-    variational = bm.Variational(fast, initial_deviation=1.0, initial_curvature=10.0, optimiser=bm.IVON())
+    variational = bm.Variational(fast, initial_deviation=1.0, initial_curvature=10.0, optimizer=bm.IVON())
     for method in (bm.PerLayer(variational, bm.Laplace(fast)), bm.Ensemble(variational, members=2)):
         model, rows, y = fit(method, engine, NETWORK)
         residual = y - model.predict(rows[:, :-1], method="mean").mean
@@ -119,7 +119,7 @@ def test_points_and_members_beside_ivon(engine: str) -> None:
     ("build", "message"),
     [
         (lambda: bm.Variational(initial_curvature=-1.0), "initial_curvature must be at least 0"),
-        (lambda: bm.Variational(optimiser="ivon"), r"optimiser must be Adam\(\) or IVON\(\)"),
+        (lambda: bm.Variational(optimizer="ivon"), r"optimizer must be Adam\(\) or IVON\(\)"),
         (lambda: bm.Adam(deviation_rate=0.0), "deviation_rate must be positive"),
         (lambda: bm.IVON(curvature_decay=1.0), r"curvature_decay must be in \[0, 1\)"),
         (

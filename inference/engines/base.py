@@ -23,6 +23,7 @@ __all__ = [
     "Array",
     "Engine",
     "OnEpoch",
+    "Tap",
     "TrainingStep",
     "leading_length",
     "leaves_of",
@@ -40,6 +41,9 @@ TrainingStep: TypeAlias = Callable[[Any, Sequence[Array], Any, Array], tuple[Any
 
 OnEpoch: TypeAlias = Callable[[int, np.ndarray, Any], bool | None]
 """Called with an epoch's number, its mean report and the state after it; True ends the training."""
+
+Tap: TypeAlias = Callable[[Array], Array]
+"""Marks a value inside a computation; see :meth:`Engine.vjp_at`."""
 
 State = TypeVar("State")
 
@@ -231,6 +235,23 @@ class Engine(ABC):
         return mapped
 
     @abstractmethod
+    def vjp_at(self, function: Callable[[Tap], tuple[Array, Any]]) -> tuple[Array, Any, Callable[[Array], list[Array]]]:
+        """Vector-Jacobian products with respect to values inside a computation.
+
+        Args:
+            function: ``function(tap) -> (outputs, extras)``, which passes each value of interest through ``tap`` and
+                goes on with what that returns.
+
+        Returns:
+            The outputs; the extras; and a function that takes R cotangents (R, *outputs.shape) to the gradients with
+            respect to every tapped value, in the order of the taps, each with a leading axis of R.
+        """
+
+    @abstractmethod
+    def stop_gradient(self, array: Array) -> Array:
+        """The array as a constant of every gradient."""
+
+    @abstractmethod
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
         """Value and gradient with respect to the first argument, a tree of arrays.
 
@@ -342,6 +363,10 @@ class Engine(ABC):
     def add_outer_over(self, matrix: Array, column: Array, row: Array, divisor: Array) -> Array:
         """``matrix + (columnᵀ @ row) / divisor``, elementwise division."""
         return matrix + (column.T @ row) / divisor
+
+    def gram(self, rows: Array) -> Array:
+        """``rowsᵀ @ rows``; where the framework's library can, at the price of one triangle."""
+        return rows.mT @ rows
 
     def subtract_product(self, matrix: Array, left: Array, right: Array) -> Array:
         """``matrix - left @ right``."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import Engine, OnEpoch, TrainingStep, map_arrays
+from .base import Engine, OnEpoch, Tap, TrainingStep, map_arrays
 from .numpy_engine import processor
 
 try:
@@ -128,6 +128,28 @@ class JaxEngine(Engine):
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
         return jax.value_and_grad(function, has_aux=has_aux)
 
+    def vjp_at(
+        self, function: Callable[[Tap], tuple[Any, Any]]
+    ) -> tuple[Any, Any, Callable[[jax.Array], list[jax.Array]]]:
+        values: list[Any] = []
+
+        def record(value: Any) -> Any:
+            values.append(value)
+            return value
+
+        jax.eval_shape(lambda: function(record))
+        zeros = [jnp.zeros(value.shape, value.dtype) for value in values]
+
+        def perturbed(perturbations: list[Any]) -> tuple[Any, Any]:
+            remaining = iter(perturbations)
+            return function(lambda value: value + next(remaining))
+
+        outputs, pull, extras = jax.vjp(perturbed, zeros, has_aux=True)
+        return outputs, extras, lambda cotangents: jax.vmap(pull)(cotangents)[0]
+
+    def stop_gradient(self, array: Any) -> jax.Array:
+        return jax.lax.stop_gradient(array)
+
     def train(
         self,
         step: TrainingStep,
@@ -178,6 +200,14 @@ class JaxEngine(Engine):
     def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
         solve = jax.scipy.linalg.solve_triangular
         return solve(factor, right, lower=lower, trans=1 if transpose else 0)
+
+    def gram(self, rows: Any) -> Any:
+        half = rows.shape[1] // 2
+        if self.device.platform != "cpu" or half < 64:
+            return rows.mT @ rows
+        left, right = rows[:, :half], rows[:, half:]  # XLA has no symmetric product here: the blocks below are copied
+        across = left.mT @ right
+        return jnp.block([[self.gram(left), across], [across.mT, self.gram(right)]])
 
     def logsumexp(self, array: Any, axis: int) -> Any:
         return jax.scipy.special.logsumexp(array, axis=axis)

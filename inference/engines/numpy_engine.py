@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInput
-from .base import Engine, leading_length, map_arrays, stack_trees, take
+from .base import Engine, Tap, leading_length, map_arrays, stack_trees, take
 
 __all__ = ["NumpyEngine", "processor"]
 
@@ -100,6 +100,12 @@ class NumpyEngine(Engine):
 
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Any:
         raise InvalidInput(_NO_GRADIENTS)
+
+    def vjp_at(self, function: Callable[[Tap], tuple[Any, Any]]) -> tuple[Any, Any, Callable[[Any], list[Any]]]:
+        raise InvalidInput(_NO_GRADIENTS)
+
+    def stop_gradient(self, array: np.ndarray) -> np.ndarray:
+        return array
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         raise InvalidInput(_NO_GRADIENTS)

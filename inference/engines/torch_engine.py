@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import AdamMoments, Engine, OnEpoch, TrainingStep, leaves_of, map_arrays
+from .base import AdamMoments, Engine, OnEpoch, Tap, TrainingStep, leaves_of, map_arrays
 from .numpy_engine import NumpyEngine, processor, python_scan
 
 try:
@@ -135,6 +135,30 @@ class TorchEngine(Engine):
 
         return evaluated
 
+    def vjp_at(
+        self, function: Callable[[Tap], tuple[Any, Any]]
+    ) -> tuple[Any, Any, Callable[[torch.Tensor], list[torch.Tensor]]]:
+        values: list[torch.Tensor] = []
+
+        def tap(value: torch.Tensor) -> torch.Tensor:
+            values.append(value if value.requires_grad else value.detach().requires_grad_())
+            return values[-1].clone()  # what follows may write into it
+
+        with torch.enable_grad():
+            outputs, extras = function(tap)
+
+        def pull(cotangents: torch.Tensor) -> list[torch.Tensor]:
+            rows = [
+                torch.autograd.grad(outputs, values, cotangent, retain_graph=True, materialize_grads=True)
+                for cotangent in cotangents
+            ]
+            return [torch.stack(gradients) for gradients in zip(*rows, strict=True)]
+
+        return outputs.detach(), map_arrays(lambda a: a.detach(), extras), pull
+
+    def stop_gradient(self, array: torch.Tensor) -> torch.Tensor:
+        return array.detach()
+
     def train(
         self,
         step: TrainingStep,
@@ -145,7 +169,7 @@ class TorchEngine(Engine):
         on_epoch: OnEpoch | None = None,
     ) -> tuple[Any, np.ndarray]:
         with self.scope():
-            state = map_arrays(torch.clone, state)
+            state = map_arrays(lambda a: a.clone(memory_format=torch.contiguous_format), state)
             key = torch.Generator(self.device).manual_seed(seed)
             history = []
             for epoch, (batches, numbers) in enumerate(epochs):
@@ -161,10 +185,11 @@ class TorchEngine(Engine):
             return state, np.stack(history)
 
     def adam(self, parameters: Any, gradient: Any, moments: AdamMoments, rate: Any) -> tuple[Any, AdamMoments]:
-        """In place and fused: the memory of parameters and moments is taken over."""
+        """In place and fused: the memory of parameters and moments, which must be contiguous, is taken over."""
         leaves = leaves_of(parameters)
         functional_adam(
-            leaves, leaves_of(gradient), leaves_of(moments.first), leaves_of(moments.second), [],
+            leaves, [g.contiguous() for g in leaves_of(gradient)], leaves_of(moments.first),
+            leaves_of(moments.second), [],
             list(moments.count.to(torch.float32).repeat(len(leaves)).unbind()),
             fused=self.device.type in ("cpu", "cuda"), amsgrad=False, beta1=0.9, beta2=0.999, lr=float(rate),
             weight_decay=0.0, eps=1e-8, maximize=False,
@@ -214,6 +239,12 @@ class TorchEngine(Engine):
     def add_outer_over(self, matrix: Any, column: Any, row: Any, divisor: Any) -> torch.Tensor:
         outer = column.T * row if len(column) == 1 else column.T @ row
         return matrix.addcdiv_(outer, divisor) if self.in_place else torch.addcdiv(matrix, outer, divisor)
+
+    def gram(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cpu":
+            return rows.mT @ rows
+        host = rows.numpy()  # NumPy sees that the factors are one array, and computes one triangle
+        return torch.from_numpy(host.T @ host)
 
     def subtract_product(self, matrix: Any, left: Any, right: Any) -> torch.Tensor:
         if self.in_place:

@@ -159,6 +159,10 @@ class Likelihood(ABC):
         """State after a batch fit that ended at ``parameters`` (see :meth:`fit_parameters`)."""
         return ()
 
+    def discount(self, state: Any, effective_parameters: float) -> Any:
+        """A fitted state that knows how many degrees of freedom the weights have taken from the data."""
+        return state
+
     def restore_state(self, arrays: Sequence[Any]) -> Any:
         """State from its arrays, in order."""
         return tuple(arrays)

@@ -70,7 +70,10 @@ class Categorical(Likelihood):
         return self._one_hot(engine, outputs, y) - self.mean(engine, outputs)
 
     def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"], state: Any = ()) -> Float[Array, "N K R"]:
-        """diag(√p) - p √pᵀ, whose square is diag(p) - p pᵀ."""
+        """``diag(q) V`` with q = √p and the K-1 columns of V an orthonormal basis of what is orthogonal to q.
+
+        Its square is diag(p) - p pᵀ. V is the Householder reflection of the last axis on -q, without its last column.
+        """
         return self._fisher_factor(engine, self.mean(engine, outputs))
 
     def unit_terms(
@@ -88,7 +91,9 @@ class Categorical(Likelihood):
     def _fisher_factor(self, engine: Engine, probabilities: Array) -> Array:
         root = engine.xp.sqrt(probabilities)
         identity = engine.eye(self.num_classes, probabilities)
-        return (identity - probabilities[:, :, None]) * root[:, None, :]
+        reflected = (root + identity[-1]) / (1 + root[:, -1:])
+        basis = identity[:, :-1] - reflected[:, :, None] * root[:, None, :-1]
+        return root[:, :, None] * basis
 
     def mean(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()) -> Array:
         xp = engine.xp

@@ -122,6 +122,13 @@ class Gaussian(Likelihood):
         shape = self.prior_shape + 0.5 * num_rows * self.num_outputs
         return NoiseState(np.float64(shape), np.float64(shape * math.exp(float(parameters[0]))))
 
+    def discount(self, state: Any, effective_parameters: float) -> Any:
+        """Residuals of a fit are smaller than the noise: φ = Σ r² / (N - γ) (MacKay 1992, equation 4.9)."""
+        if not self.learns_noise:
+            return state
+        least = self.prior_shape + 1.0
+        return NoiseState(np.maximum(state.shape - 0.5 * effective_parameters, least), state.rate)
+
     def dispersion(self, state: Any) -> Any:
         if isinstance(state, FixedNoise):
             return state.variance

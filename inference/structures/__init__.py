@@ -4,8 +4,22 @@ from .base import Structure
 from .blocks import Blocks, LastLayer
 from .diagonal import Diagonal
 from .full import Full
+from .kronecker import Kronecker
 from .low_rank import LowRank
 from .mixture import Mixture, MixtureState
 from .point import Point
+from .subnetwork import Subnetwork
 
-__all__ = ["Blocks", "Diagonal", "Full", "LastLayer", "LowRank", "Mixture", "MixtureState", "Point", "Structure"]
+__all__ = [
+    "Blocks",
+    "Diagonal",
+    "Full",
+    "Kronecker",
+    "LastLayer",
+    "LowRank",
+    "Mixture",
+    "MixtureState",
+    "Point",
+    "Structure",
+    "Subnetwork",
+]

@@ -37,6 +37,9 @@ class Structure(ABC):
     per_layer: frozenset[str] = frozenset({"mean"})
     """Fields of the state that hold one array per layer."""
 
+    chunk_columns: int = 512
+    """How many output directions of a data set :meth:`accumulate` takes at once."""
+
     def resolve(self, num_layers: int) -> Structure:
         """The structure for a network of ``num_layers`` layers; raises :class:`InvalidInput` if it does not fit."""
         return self
@@ -44,6 +47,19 @@ class Structure(ABC):
     @abstractmethod
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> Any:
         """The state with the given means and independent weights of the given precisions."""
+
+    def initial_like(self, engine: Engine, state: Any, mean: Layers, precision: Layers) -> Any:
+        """As :meth:`initial`, of the same weights as another state where a structure chooses among them."""
+        return self.initial(engine, mean, precision)
+
+    @property
+    def survey(self) -> Structure | None:
+        """A structure in which a batch fit takes the curvature first, so that :meth:`chosen` may choose by it."""
+        return None
+
+    def chosen(self, engine: Engine, variance: Layers, mean: Layers, precision: Layers) -> Any:
+        """As :meth:`initial`, given the marginal variances of the survey."""
+        return self.initial(engine, mean, precision)
 
     def mean(self, state: Any) -> Layers:
         """Posterior means, one matrix (inputs + 1, outputs) per layer."""
@@ -62,8 +78,24 @@ class Structure(ABC):
         """``m ← m + Λ⁻¹ Jᵀ residual``."""
 
     @abstractmethod
-    def add_precision(self, engine: Engine, state: Any, factors: Factors, fisher_factor: Float[Array, "N K R"]) -> Any:
-        """``Λ ← Λ + Jᵀ L Lᵀ J``, projected on what the structure can hold."""
+    def add_precision(
+        self, engine: Engine, state: Any, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
+    ) -> Any:
+        """``Λ ← Λ + Jᵀ L Lᵀ J``, projected on what the structure can hold; None where the factors are those of LᵀJ."""
+
+    def begin(self, engine: Engine, state: Any) -> Any:
+        """The state in the form that :meth:`accumulate` adds many chunks to; its mean stays what it is."""
+        return state
+
+    def accumulate(
+        self, engine: Engine, state: Any, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
+    ) -> Any:
+        """As :meth:`add_precision` for one of many chunks, between :meth:`begin` and :meth:`settle`."""
+        return self.add_precision(engine, state, factors, fisher_factor)
+
+    def settle(self, engine: Engine, state: Any) -> Any:
+        """What remains to be done after the last of many chunks."""
+        return state
 
     @abstractmethod
     def transition(self, engine: Engine, state: Any, prior: Any, retention: Array, growth: Layers) -> Any:
@@ -97,6 +129,34 @@ class Structure(ABC):
         """``γ m + (1-γ) m₀``."""
         pairs = zip(self.mean(state), self.mean(prior), strict=True)
         return tuple(retention * now + (1 - retention) * before for now, before in pairs)
+
+    # -- answering ------------------------------------------------------------------------------------------------
+    def uses_factors(self, num_layers: int) -> tuple[bool, ...]:
+        """For each layer, whether its factors are asked for; for the others they may be None."""
+        return (True,) * num_layers
+
+    def rows_worth_preparing(self, state: Any, output_layer: int | None) -> int | None:
+        """After how many inputs :meth:`prepare` pays; None where there is nothing to prepare."""
+        return None
+
+    def prepare(self, engine: Engine, state: Any, output_layer: int | None) -> Any:
+        """What answers for many inputs are computed from, derived once for each posterior.
+
+        Args:
+            engine: of the arrays.
+            state: the posterior.
+            output_layer: index of the layer, among those of the structure, whose pre-activations are the outputs; None
+                if it is not among them.
+        """
+        return state
+
+    def predictive_covariance(self, engine: Engine, prepared: Any, factors: Factors) -> Float[Array, "N K K"]:
+        """As :meth:`output_covariance` for each input alone, from a state or what :meth:`prepare` made of it."""
+        return self.output_covariance(engine, prepared, factors)
+
+    def predictive_variance(self, engine: Engine, prepared: Any, factors: Factors) -> Float[Array, "N K"]:
+        """The diagonal of :meth:`predictive_covariance`."""
+        return engine.xp.linalg.diagonal(self.predictive_covariance(engine, prepared, factors))
 
     # -- storage --------------------------------------------------------------------------------------------------
     def to_arrays(self, engine: Engine, state: Any) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from ..errors import InvalidInput
 from .base import Factors, Layers, Structure
 from .diagonal import Diagonal
 from .full import Full
+from .point import Point
 
 __all__ = ["Blocks", "BlocksState", "LastLayer"]
 
@@ -52,6 +53,10 @@ class Blocks(Structure):
         if not parts or len(set(named)) < len(named) or sum(layers == "rest" for _, layers in parts) > 1:
             raise InvalidInput(f"Blocks.parts must name every layer once, got {[layers for _, layers in parts]}")
 
+    @property
+    def chunk_columns(self) -> int:  # type: ignore[override]
+        return min(structure.chunk_columns for structure, _ in self.parts)
+
     def resolve(self, num_layers: int) -> Structure:
         named = {layer % num_layers for _, layers in self.parts if layers != "rest" for layer in layers}
         rest = tuple(layer for layer in range(num_layers) if layer not in named)
@@ -89,6 +94,26 @@ class Blocks(Structure):
             )
         )
 
+    def initial_like(self, engine: Engine, state: BlocksState, mean: Layers, precision: Layers) -> BlocksState:
+        return BlocksState(
+            tuple(self._each(lambda s, part, m, p: s.initial_like(engine, part, m, p), state, mean, precision))
+        )
+
+    @property
+    def survey(self) -> Structure | None:
+        surveys = [structure.survey for structure, _ in self.parts]
+        if all(survey is None for survey in surveys):
+            return None
+        return Blocks(tuple((s or Point(), layers) for s, (_, layers) in zip(surveys, self.parts, strict=True)))
+
+    def chosen(self, engine: Engine, variance: Layers, mean: Layers, precision: Layers) -> BlocksState:
+        return BlocksState(
+            tuple(
+                structure.chosen(engine, *(tuple(values[i] for i in layers) for values in (variance, mean, precision)))
+                for structure, layers in self.parts
+            )
+        )
+
     def mean(self, state: BlocksState) -> Layers:
         return self._in_order(self._each(lambda s, part: s.mean(part), state))
 
@@ -99,15 +124,57 @@ class Blocks(Structure):
         parts = self._each(lambda s, part, f: s.output_covariance(engine, part, f, joint=joint), state, factors)
         return sum(parts[1:], start=parts[0])
 
+    def uses_factors(self, num_layers: int) -> tuple[bool, ...]:
+        return self._in_order([structure.uses_factors(len(layers)) for structure, layers in self.parts])
+
+    def _outputs_in(self, layers: Sequence[int], output_layer: int | None) -> int | None:
+        return layers.index(output_layer) if output_layer in layers else None
+
+    def rows_worth_preparing(self, state: BlocksState, output_layer: int | None) -> int | None:
+        each = [
+            structure.rows_worth_preparing(part, self._outputs_in(layers, output_layer))
+            for (structure, layers), part in zip(self.parts, state.parts, strict=True)
+        ]
+        return max((rows for rows in each if rows is not None), default=None)
+
+    def prepare(self, engine: Engine, state: BlocksState, output_layer: int | None) -> BlocksState:
+        return BlocksState(
+            tuple(
+                structure.prepare(engine, part, self._outputs_in(layers, output_layer))
+                for (structure, layers), part in zip(self.parts, state.parts, strict=True)
+            )
+        )
+
+    def predictive_covariance(self, engine: Engine, prepared: BlocksState, factors: Factors) -> Array:
+        parts = self._each(lambda s, part, f: s.predictive_covariance(engine, part, f), prepared, factors)
+        return sum(parts[1:], start=parts[0])
+
+    def predictive_variance(self, engine: Engine, prepared: BlocksState, factors: Factors) -> Array:
+        parts = self._each(lambda s, part, f: s.predictive_variance(engine, part, f), prepared, factors)
+        return sum(parts[1:], start=parts[0])
+
     def shift(self, engine: Engine, state: BlocksState, factors: Factors, residual: Float[Array, "N K"]) -> BlocksState:
         return BlocksState(tuple(self._each(lambda s, part, f: s.shift(engine, part, f, residual), state, factors)))
 
     def add_precision(
-        self, engine: Engine, state: BlocksState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: BlocksState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> BlocksState:
         return BlocksState(
             tuple(self._each(lambda s, part, f: s.add_precision(engine, part, f, fisher_factor), state, factors))
         )
+
+    def begin(self, engine: Engine, state: BlocksState) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part: s.begin(engine, part), state)))
+
+    def accumulate(
+        self, engine: Engine, state: BlocksState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
+    ) -> BlocksState:
+        return BlocksState(
+            tuple(self._each(lambda s, part, f: s.accumulate(engine, part, f, fisher_factor), state, factors))
+        )
+
+    def settle(self, engine: Engine, state: BlocksState) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part: s.settle(engine, part), state)))
 
     def transition(
         self, engine: Engine, state: BlocksState, prior: BlocksState, retention: Array, growth: Layers

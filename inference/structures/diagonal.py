@@ -29,6 +29,7 @@ class Diagonal(Structure):
     """Independent weights; an event costs O(P) whatever the number of outputs."""
 
     state_type = DiagonalState
+    chunk_columns = 2048
     per_layer = frozenset({"mean", "precision"})
 
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> DiagonalState:
@@ -41,6 +42,11 @@ class Diagonal(Structure):
         grams = [factor.gram(engine, engine.xp.reciprocal(precision), joint) for factor, precision in layers]
         return sum(grams[1:], start=grams[0])
 
+    def predictive_variance(self, engine: Engine, prepared: DiagonalState, factors: Factors) -> Array:
+        layers = zip(factors, prepared.precision, strict=True)
+        parts = [factor.gram_diagonal(engine, 1 / precision) for factor, precision in layers]
+        return sum(parts[1:], start=parts[0])
+
     def shift(
         self, engine: Engine, state: DiagonalState, factors: Factors, residual: Float[Array, "N K"]
     ) -> DiagonalState:
@@ -51,7 +57,7 @@ class Diagonal(Structure):
         return DiagonalState(mean, state.precision)
 
     def add_precision(
-        self, engine: Engine, state: DiagonalState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: DiagonalState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> DiagonalState:
         precision = tuple(
             engine.add_outer(precision, *factor.left_multiply(fisher_factor).squares(engine))

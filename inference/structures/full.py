@@ -10,8 +10,10 @@ from jaxtyping import Float
 
 from ..engines.base import Array, Engine
 from .base import Factors, Layers, Structure, flatten_layers, split_layers, sum_float64
+from .output_layer import OutputLayer
+from .output_layer import output_layer as make_output_layer
 
-__all__ = ["Full", "FullState"]
+__all__ = ["Full", "FullState", "root_kl", "root_log_determinant", "root_transition", "root_update"]
 
 
 class FullState(NamedTuple):
@@ -38,42 +40,66 @@ class Full(Structure):
         deviations = 1 / engine.xp.sqrt(flatten_layers(engine, precision))
         return FullState(tuple(mean), _diag(engine, deviations))
 
-    def _dense(self, engine: Engine, factors: Factors) -> Float[Array, "N K P"]:
-        return engine.xp.concat([factor.dense(engine) for factor in factors], axis=2)
-
     def output_covariance(self, engine: Engine, state: FullState, factors: Factors, *, joint: bool = False) -> Array:
-        rooted = self._dense(engine, factors) @ state.covariance_root
+        rooted = _rooted(engine, state, factors)
         if joint:
             rooted = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
         return rooted @ rooted.mT
 
+    def rows_worth_preparing(self, state: FullState, output_layer: int | None) -> int | None:
+        """The decomposition of P weights takes about what 4 P answers save."""
+        return None if output_layer is None or len(state.mean) > 1 else 4 * int(state.covariance_root.shape[0])
+
+    def prepare(self, engine: Engine, state: FullState, output_layer: int | None) -> FullState | OutputLayer:
+        if output_layer is None or len(state.mean) > 1:
+            return state
+        rows, columns = state.mean[0].shape
+        return make_output_layer(engine, state.covariance_root, (rows, columns))
+
+    def predictive_covariance(self, engine: Engine, prepared: FullState | OutputLayer, factors: Factors) -> Array:
+        if isinstance(prepared, OutputLayer):
+            return prepared.covariance(engine, factors[0].inputs)
+        return self.output_covariance(engine, prepared, factors)
+
+    def predictive_variance(self, engine: Engine, prepared: FullState | OutputLayer, factors: Factors) -> Array:
+        if isinstance(prepared, OutputLayer):
+            return prepared.variance(engine, factors[0].inputs)
+        rooted = _rooted(engine, prepared, factors)
+        return engine.xp.sum(rooted * rooted, axis=2)
+
     def shift(self, engine: Engine, state: FullState, factors: Factors, residual: Float[Array, "N K"]) -> FullState:
-        xp = engine.xp
-        jacobian = self._dense(engine, factors)
-        gradient = xp.reshape(residual, (-1,)) @ xp.reshape(jacobian, (-1, jacobian.shape[2]))
+        pulled = (factor.pull_back(residual) for factor in factors)
+        gradient = flatten_layers(engine, tuple(column.mT @ row for column, row in pulled))
         step = state.covariance_root @ (gradient @ state.covariance_root)
         moves = split_layers(engine, step, state.mean)
         return FullState(tuple(m + d for m, d in zip(state.mean, moves, strict=True)), state.covariance_root)
 
     def add_precision(
-        self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> FullState:
-        """Square-root update of Andrews (1968): S ← S (I - A X Aᵀ) with A = Sᵀ Jᵀ L.
+        rooted = _rooted(engine, state, [factor.left_multiply(fisher_factor) for factor in factors])
+        return FullState(state.mean, root_update(engine, state.covariance_root, rooted))
 
-        With I + AᵀA = F Fᵀ and X = F⁻ᵀ (F + I)⁻¹, the new S Sᵀ is exactly (S⁻ᵀS⁻¹ + JᵀLLᵀJ)⁻¹.
-        """
+    def begin(self, engine: Engine, state: FullState) -> FullState:
+        """The root gives way to the precision, in float64: a sum over many rows outgrows float32."""
+        return FullState(state.mean, engine.in_float64(_precision_of, state.covariance_root))
+
+    def accumulate(
+        self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
+    ) -> FullState:
+        """A symmetric product of the rows: a third of the work of a square-root update."""
         xp = engine.xp
-        rows = self._dense(engine, [factor.left_multiply(fisher_factor) for factor in factors])
-        whitened = xp.reshape(rows, (-1, rows.shape[2])) @ state.covariance_root  # Aᵀ
-        gain = engine.cast(engine.in_float64(_andrews_gain, whitened @ whitened.mT))
-        root = state.covariance_root
-        return FullState(state.mean, engine.subtract_product(root, root @ whitened.mT, gain @ whitened))
+        rows = xp.concat([factor.left_multiply(fisher_factor).dense(engine) for factor in factors], axis=2)
+        rows = engine.widen(xp.reshape(rows, (-1, rows.shape[2])))
+        return FullState(state.mean, engine.add_outer(state.covariance_root, rows, rows))
+
+    def settle(self, engine: Engine, state: FullState) -> FullState:
+        """The root of the precision's inverse, L⁻ᵀ with L its Cholesky factor."""
+        return FullState(state.mean, engine.cast(engine.in_float64(_inverse_transposed_root, state.covariance_root)))
 
     def transition(self, engine: Engine, state: FullState, prior: Any, retention: Array, growth: Layers) -> FullState:
-        root = state.covariance_root
-        covariance = retention * retention * (root @ root.mT) + _diag(engine, flatten_layers(engine, growth))
-        factor, _ = engine.cholesky(covariance)
-        return FullState(self.move_mean(engine, state, prior, retention), factor)
+        root = root_transition(engine, state.covariance_root, retention, flatten_layers(engine, growth))
+        return FullState(self.move_mean(engine, state, prior, retention), root)
 
     def noise_shapes(self, state: FullState) -> tuple[tuple[int, ...], ...]:
         return ((state.covariance_root.shape[1],),)
@@ -87,17 +113,52 @@ class Full(Structure):
         return split_layers(engine, engine.xp.sum(root * root, axis=1), state.mean)
 
     def log_determinant(self, engine: Engine, state: FullState) -> Array:
-        return -2 * engine.in_float64(_log_abs_determinant, state.covariance_root)
+        return root_log_determinant(engine, state.covariance_root)
 
     def kl(self, engine: Engine, new: FullState, old: FullState) -> Array:
         step = flatten_layers(engine, new.mean) - flatten_layers(engine, old.mean)
-        trace, squares = engine.in_float64(_relative_to, old.covariance_root, new.covariance_root, step)
-        log_ratio = self.log_determinant(engine, new) - self.log_determinant(engine, old)
-        return 0.5 * (trace - step.shape[0] + log_ratio + squares)
+        return root_kl(engine, new.covariance_root, old.covariance_root, step)
 
     def natural(self, engine: Engine, state: FullState) -> tuple[Layers, Any]:
         precision = engine.xp.linalg.inv(state.covariance_root @ state.covariance_root.mT)
         return split_layers(engine, precision @ flatten_layers(engine, state.mean), state.mean), precision
+
+
+def _rooted(engine: Engine, state: FullState, factors: Factors) -> Float[Array, "N K P"]:
+    """``J S``."""
+    parts, start = [], 0
+    for factor, mean in zip(factors, state.mean, strict=True):
+        stop = start + mean.shape[0] * mean.shape[1]
+        parts.append(factor.multiply(engine, state.covariance_root[start:stop, :]))
+        start = stop
+    return sum(parts[1:], start=parts[0])
+
+
+def root_update(engine: Engine, root: Float[Array, "P P"], rooted: Float[Array, "N R P"]) -> Float[Array, "P P"]:
+    """Square-root update of Andrews (1968): S ← S (I - A X Aᵀ) with A = Sᵀ Jᵀ L, given Aᵀ.
+
+    With I + AᵀA = F Fᵀ and X = F⁻ᵀ (F + I)⁻¹, the new S Sᵀ is exactly (S⁻ᵀS⁻¹ + JᵀLLᵀJ)⁻¹.
+    """
+    whitened = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
+    gain = engine.cast(engine.in_float64(_andrews_gain, whitened @ whitened.mT))
+    return engine.subtract_product(root, root @ whitened.mT, gain @ whitened)
+
+
+def root_transition(engine: Engine, root: Float[Array, "P P"], retention: Array, growth: Float[Array, " P"]) -> Array:
+    """A root of γ² S Sᵀ + diag(growth)."""
+    return engine.cholesky(retention * retention * (root @ root.mT) + _diag(engine, growth))[0]
+
+
+def root_log_determinant(engine: Engine, root: Float[Array, "P P"]) -> Array:
+    """Log determinant of the precision (S Sᵀ)⁻¹."""
+    return -2 * engine.in_float64(_log_abs_determinant, root)
+
+
+def root_kl(engine: Engine, new: Float[Array, "P P"], old: Float[Array, "P P"], step: Float[Array, " P"]) -> Array:
+    """KL divergence of two normals from their covariances' roots and the step from the old mean to the new."""
+    trace, squares = engine.in_float64(_relative_to, old, new, step)
+    log_ratio = root_log_determinant(engine, new) - root_log_determinant(engine, old)
+    return 0.5 * (trace - step.shape[0] + log_ratio + squares)
 
 
 def _diag(engine: Engine, values: Array) -> Array:
@@ -106,11 +167,21 @@ def _diag(engine: Engine, values: Array) -> Array:
 
 
 def _andrews_gain(engine: Engine, gram: Array) -> Array:
-    """X of :meth:`Full.add_precision`."""
+    """X of :func:`root_update`."""
     identity = engine.eye(gram.shape[0], gram)
     factor, _ = engine.cholesky(identity + gram)
     inverse = engine.solve_triangular(factor + identity, identity)
     return engine.solve_triangular(factor, inverse, transpose=True)
+
+
+def _precision_of(engine: Engine, root: Array) -> Array:
+    inverse = engine.solve(root, engine.eye(root.shape[0], root))
+    return inverse.mT @ inverse
+
+
+def _inverse_transposed_root(engine: Engine, precision: Array) -> Array:
+    factor, _ = engine.cholesky(precision)
+    return engine.solve_triangular(factor, engine.eye(precision.shape[0], precision)).mT
 
 
 def _log_abs_determinant(engine: Engine, matrix: Array) -> Array:

@@ -100,7 +100,7 @@ class LowRank(Structure):
         )
 
     def add_precision(
-        self, engine: Engine, state: LowRankState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: LowRankState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> LowRankState:
         xp = engine.xp
         before, factors, fisher_factor = engine.widen((state, tuple(factors), fisher_factor))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
@@ -40,16 +41,23 @@ class Point(Structure):
         rows = next((factor.rows for factor in factors if factor is not None), None)
         if rows is None:
             return 0.0
-        num_rows, num_outputs, _ = rows.shape
+        num_rows, num_outputs = rows.shape[:2]
         size = num_rows * num_outputs
         shape = (size, size) if joint else (num_rows, num_outputs, num_outputs)
-        return engine.xp.broadcast_to(0 * rows[:1, :1, 0], shape) if joint else 0 * rows @ rows.mT
+        return engine.constant(np.zeros(shape), rows)
+
+    def uses_factors(self, num_layers: int) -> tuple[bool, ...]:
+        return (False,) * num_layers
+
+    def predictive_variance(self, engine: Engine, prepared: PointState, factors: Factors) -> Array:
+        rows = next((factor.rows for factor in factors if factor is not None), None)
+        return 0.0 if rows is None else engine.constant(np.zeros(rows.shape[:2]), rows)
 
     def shift(self, engine: Engine, state: PointState, factors: Factors, residual: Float[Array, "N K"]) -> PointState:
         return state
 
     def add_precision(
-        self, engine: Engine, state: PointState, factors: Factors, fisher_factor: Float[Array, "N K R"]
+        self, engine: Engine, state: PointState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> PointState:
         return state
 

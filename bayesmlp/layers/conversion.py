@@ -1,0 +1,171 @@
+"""From a user's module to a network: which layers are Bayesian, how the module applies them, and back from a store."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from ..inference.engines import Array, get_engine
+from ..inference.errors import InvalidInput
+from ..inference.network import Network, dense
+from ..inference.spec import EXTERNAL, from_spec, to_spec
+from .base import METHODS, DenseLayer, Layer, ModuleNetwork, Skeleton, Use
+
+__all__ = ["bayesianize", "restore_network"]
+
+_HOMES = {"torch": "torch", "jax": "flax"}
+"""Module of this package by engine."""
+
+
+def bayesianize(
+    skeleton_type: type[Skeleton],
+    module: Any,
+    input_shape: Sequence[int],
+    layers: str | Sequence[str] | None,
+    method: str,
+    num_tokens: int | None,
+    train: str,
+) -> ModuleNetwork:
+    """A module as a network with Bayesian layers; see the frameworks' own functions."""
+    if not isinstance(module, skeleton_type.module_type):
+        raise InvalidInput(f"module must be a {skeleton_type.module_type.__name__} of its framework, got {module!r}")
+    if method not in METHODS:
+        raise InvalidInput(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if train not in ("all", "bayesian"):
+        raise InvalidInput(f"train must be 'all' or 'bayesian', got {train!r}")
+    shape = tuple(int(size) for size in input_shape)
+    if any(size < 1 for size in shape) or shape != tuple(input_shape):
+        raise InvalidInput(f"input_shape must hold integers of at least 1, got {input_shape!r}")
+    if num_tokens is not None and not 1 <= num_tokens <= 2**24:
+        raise InvalidInput(f"num_tokens must be from 1 to 2**24, got {num_tokens!r}")
+    found = skeleton_type.dense_layers(module)
+    probe = ModuleNetwork(skeleton_type(module, tuple(found)), tuple(found.values()), (), shape, num_tokens, 0, train)
+    uses, num_outputs = _uses(probe)
+    chosen = _select(probe.skeleton.class_name, found, uses, layers)
+    named = tuple(found[name]._replace(method=found[name].method or method) for name in chosen)
+    skeleton = skeleton_type(module, tuple(chosen))
+    return ModuleNetwork(skeleton, named, tuple(uses[name] for name in chosen), shape, num_tokens, num_outputs, train)
+
+
+def _uses(probe: ModuleNetwork) -> tuple[dict[str, Use], int]:
+    """How a module applies its dense layers, in the order of their first calls, and the number of its outputs.
+
+    The axis of the rows is the one that grows with them.
+    """
+    engine = get_engine(probe.engine_name)
+    seen: list[dict[str, list[tuple[int, ...]]]] = []
+    sizes: list[int] = []
+
+    def run(rows: int) -> Array:
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+
+        def recorder(layer: DenseLayer, matrix: Array) -> Layer:
+            def call(a: Array) -> Array:
+                shapes.setdefault(layer.name, []).append(tuple(a.shape))
+                return dense(a, matrix, layer.bias)
+
+            return call
+
+        weights = tuple(engine.asarray(array) for array in probe._start())
+        recorders = [recorder(layer, matrix) for layer, matrix in zip(probe.layers, weights, strict=False)]
+        outputs = probe._run(engine, weights, engine.asarray(np.zeros((rows, math.prod(probe.shape)))), recorders)
+        seen.append(shapes)
+        sizes.append(outputs.shape[1])
+        return outputs
+
+    with engine.scope():
+        for rows in (2, 3):
+            probe.skeleton.trace(partial(run, rows))
+    return {name: _use(shapes, seen[1].get(name, [])) for name, shapes in seen[0].items()}, sizes[0]
+
+
+def _use(two: list[tuple[int, ...]], three: list[tuple[int, ...]]) -> Use:
+    """How a layer is applied, from the shapes of its inputs for two rows and for three."""
+    axes = set()
+    for a, b in zip(two, three, strict=False):
+        growing = [axis for axis, (p, q) in enumerate(zip(a, b, strict=False)) if (p, q) == (2, 3)]
+        whole = len(a) == len(b) and sum(p != q for p, q in zip(a, b, strict=True)) == 1
+        axes.add(growing[0] if whole and growing else None)
+    axis = axes.pop() if len(two) == len(three) and len(axes) == 1 else None
+    return Use(once=len(two) == 1 and len(two[0]) == 2 and axis == 0, row_axis=axis)
+
+
+def _select(
+    owner: str, found: Mapping[str, DenseLayer], uses: Mapping[str, Use], layers: str | Sequence[str] | None
+) -> list[str]:
+    """Names of the chosen layers, in the order of their calls."""
+    called = list(uses)
+    if not called:
+        raise InvalidInput(f"module {owner} calls no dense layer that could be Bayesian")
+    if layers is None:
+        return [name for name in called if found[name].method is not None] or called[-1:]
+    if layers == "last":
+        return called[-1:]
+    if layers == "all":
+        return called
+    if isinstance(layers, str) or not layers or not set(layers) <= set(called):
+        raise InvalidInput(
+            f"layers must be 'last', 'all' or a list of dense layers that {owner} calls "
+            f"({', '.join(called)}), got {layers!r}"
+        )
+    return [name for name in called if name in set(layers)]
+
+
+def restore_network(spec: Mapping[str, Any], network: Any = None) -> Network:
+    """The network of a stored description.
+
+    Args:
+        spec: the description.
+        network: for a network of the user's own: the module, or what ``bayesianize`` made of it.
+
+    Raises:
+        InvalidInput: it is needed and missing, or not the one that was stored; the message says where they differ.
+    """
+    if network is None:
+        restored: Network = from_spec(spec)
+        return restored
+    if not isinstance(network, Network):
+        network = _bayesianize_as(spec, network)
+    got = to_spec(network)
+    for key in {**spec, **got}:
+        if spec.get(key) != got.get(key):
+            raise InvalidInput(
+                f"network is not the one that was stored: its {key} is {_difference(got.get(key), spec.get(key))}"
+            )
+    return network
+
+
+def _bayesianize_as(spec: Mapping[str, Any], module: Any) -> ModuleNetwork:
+    """A module with the same Bayesian layers as a stored description."""
+    if spec["type"] != EXTERNAL:
+        raise InvalidInput(f"network must be {from_spec(spec)}, as stored, got a {type(module).__name__}")
+    if type(module).__qualname__ != spec["class"]:
+        raise InvalidInput(f"network must be a {spec['class']}, as stored, got a {type(module).__qualname__}")
+    home = importlib.import_module(f".{_HOMES[spec['framework']]}", __package__)
+    network: ModuleNetwork = home.bayesianize(
+        module,
+        spec["input_shape"],
+        layers=[layer["name"] for layer in spec["layers"]],
+        num_tokens=spec["num_tokens"],
+        train=spec["train"],
+    )
+    methods = [layer["method"] for layer in spec["layers"]]
+    marked = tuple(layer._replace(method=method) for layer, method in zip(network.layers, methods, strict=True))
+    return replace(network, layers=marked)
+
+
+def _difference(got: Any, stored: Any) -> str:
+    """Two values, or where two lists begin to differ."""
+    if isinstance(got, list) and isinstance(stored, list):
+        for a, b in zip_longest(got, stored, fillvalue="nothing"):
+            if a != b:
+                got, stored = a, b
+                break
+    return f"{got!r}, expected {stored!r}"
