@@ -165,7 +165,7 @@ def support_vectors(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarra
 
 def tables(data: Path, engine: str, quick: bool, console: Console) -> None:
     methods: dict[str, Probabilities] = {
-        "ours": lambda *arrays: ours(*arrays, engine),
+        "ours": lambda x, y, test: ours(x, y, test, engine),
         "boosting": boosting,
         f"GP, {GP_ROWS} rows": gaussian_process,
         "SVM, RBF": support_vectors,
