@@ -17,9 +17,9 @@ from .engines.base import Array, map_arrays, map_trees
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
 from .objective import Parameters
-from .steps import Optimizer, StepState
+from .steps import Optimizer, Step, StepState
 
-__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "share_of", "start_parameters", "train"]
+__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "minimise", "share_of", "start_parameters", "train"]
 
 _PASSES = 75
 _LOOKS = 100  # at the held-out rows, spread over the epochs
@@ -66,12 +66,13 @@ class TrainingOptions:
 
 class Trained(NamedTuple):
     """Attributes:
-    parameters: the fitted parameters; with members, their arrays have a leading axis.
+    parameters: the fitted parameters, in the form that the first step was given; with members, their arrays have a
+        leading axis.
     history: :class:`Terms` of each epoch, shape (epochs, 3), averaged over members.
     validation: epoch and mean log probability of the held-out rows at each look, averaged over members.
     """
 
-    parameters: Parameters
+    parameters: Any
     history: np.ndarray
     validation: list[tuple[int, float]]
 
@@ -171,15 +172,47 @@ def train(
     Raises:
         NumericalFailure: the objective became infinite or undefined.
     """
+    memory = optimizer.memory(problem, start, prior_precision, variational)
+    return minimise(
+        problem,
+        lambda chosen: optimizer.step(problem, variational, chosen),
+        StepState(start, prior_precision, memory),
+        options,
+        rows,
+        lambda parameters: parameters.mean,
+    )
+
+
+def minimise(
+    problem: FitProblem,
+    step_on: Callable[[np.ndarray], Step],
+    start: StepState,
+    options: TrainingOptions,
+    rows: np.ndarray,
+    mean_of: Callable[[Any], tuple[Array, ...]],
+) -> Trained:
+    """Repeat a step over mini-batches.
+
+    Args:
+        problem: what to fit.
+        step_on: the step, given the indices of the rows that are learned from.
+        start: what the first step is given.
+        options: how long, how fast, with what rows held out.
+        rows: as for :func:`train`.
+        mean_of: the mean weights of parameters, which held-out rows are predicted with.
+
+    Raises:
+        NumericalFailure: the objective became infinite or undefined.
+    """
     engine = problem.engine
     rows, held_out = _hold_out(rows, options.validation, problem.seed)
     batch_size = min(options.batch_size or _batch_size(rows.shape[-1], options.steps), rows.shape[-1])
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
-    watch = _Watch(problem, held_out, num_epochs, options.patience)
+    watch = _Watch(problem, held_out, num_epochs, options.patience, mean_of)
     state, history = engine.train(
-        optimizer.step(problem, variational, rows),
-        StepState(start, prior_precision, optimizer.memory(problem, start, prior_precision, variational)),
+        step_on(rows),
+        start,
         (problem.x, problem.y, engine.asarray(problem.weight)),
         _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed),
         problem.seed,
@@ -230,21 +263,22 @@ class _Watch:
         held_out: np.ndarray,
         num_epochs: int,
         patience: int | None,
+        mean_of: Callable[[Any], tuple[Array, ...]],
     ) -> None:
         self.looks: list[tuple[int, float]] = []
-        self.best: Parameters | None = None
+        self.best: Any = None
         self._best_scores: Any = None
         self._since = 0
         self._problem, self._num_epochs, self._patience = problem, num_epochs, patience
         self._every = max(1, num_epochs // _LOOKS)
         self._rows = tuple(array[held_out] for array in (problem.x, problem.y)) if held_out.shape[-1] else None
-        self._score = self._compile(held_out.ndim == 2)
+        self._score = self._compile(held_out.ndim == 2, mean_of)
 
-    def _compile(self, members: bool) -> Callable[..., Any]:
+    def _compile(self, members: bool, mean_of: Callable[[Any], tuple[Array, ...]]) -> Callable[..., Any]:
         engine, network, likelihood = self._problem.engine, self._problem.network, self._problem.likelihood
 
-        def score(parameters: Parameters, x: Array, y: Array) -> Array:
-            outputs = network.apply(engine, parameters.mean, x)
+        def score(parameters: Any, x: Array, y: Array) -> Array:
+            outputs = network.apply(engine, mean_of(parameters), x)
             return engine.xp.mean(likelihood.fit_log_prob(engine, outputs, y, parameters.likelihood))
 
         return engine.jit(engine.vmap(score) if members else score)
@@ -265,7 +299,7 @@ class _Watch:
             self._best_scores = scores if better.all() else np.where(better, scores, self._best_scores)
         return self._patience is not None and self._since >= self._patience
 
-    def _keep(self, parameters: Parameters, better: np.ndarray) -> Parameters:
+    def _keep(self, parameters: Any, better: np.ndarray) -> Any:
         """A copy of the parameters of the members that are better, beside the best of the others."""
         engine, xp = self._problem.engine, self._problem.engine.xp
         if self.best is None or better.all():

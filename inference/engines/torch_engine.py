@@ -104,7 +104,7 @@ class TorchEngine(Engine):
         return scoped
 
     def in_float64(self, function: Callable[..., Any], *arrays: Any) -> Any:
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and not _on_tape(arrays):
             with np.errstate(all="ignore"):
                 result = function(_HOST, *(map_arrays(_widen_on_host, array) for array in arrays))
             return map_arrays(lambda a: torch.from_numpy(np.array(a, order="C")), result)
@@ -253,6 +253,11 @@ class TorchEngine(Engine):
 
 
 _MASK = 2**63 - 1
+
+
+def _on_tape(tree: Any) -> bool:
+    """Whether a gradient is being taken with respect to any of the arrays."""
+    return torch.is_grad_enabled() and any(getattr(leaf, "requires_grad", False) for leaf in leaves_of(tree))
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

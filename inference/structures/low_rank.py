@@ -53,6 +53,21 @@ class LowRank(Structure):
         columns = tuple(xp.stack([xp.zeros_like(m)] * self.rank) for m in mean)
         return LowRankState(tuple(mean), tuple(precision), columns)
 
+    def scaled(self, engine: Engine, state: LowRankState, factor: float) -> LowRankState:
+        diagonal = tuple(factor * d for d in state.diagonal)
+        return LowRankState(state.mean, diagonal, tuple(factor**0.5 * w for w in state.columns))
+
+    def unconstrained(self, engine: Engine, state: LowRankState) -> LowRankState:
+        """The logarithm of Υ, and Υ^(-½) W."""
+        xp = engine.xp
+        columns = tuple(w / xp.sqrt(d) for w, d in zip(state.columns, state.diagonal, strict=True))
+        return LowRankState(state.mean, tuple(xp.log(d) for d in state.diagonal), columns)
+
+    def constrained(self, engine: Engine, free: LowRankState) -> LowRankState:
+        xp = engine.xp
+        columns = tuple(xp.exp(0.5 * log_d) * w for w, log_d in zip(free.columns, free.diagonal, strict=True))
+        return LowRankState(free.mean, tuple(xp.exp(log_d) for log_d in free.diagonal), columns)
+
     def _core(self, engine: Engine, state: LowRankState) -> Float[Array, "R R"]:
         """WᵀΥ⁻¹W."""
         grams = [

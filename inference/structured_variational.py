@@ -1,0 +1,181 @@
+"""Variational inference in the model's own posterior structure, with correlated weights.
+
+Opper and Archambeau (2009), "The variational Gaussian approximation revisited"; by reparametrised draws of all weights,
+Titsias and Lázaro-Gredilla (2014), "Doubly stochastic variational Bayes for non-conjugate inference"; with a diagonal
+plus low-rank precision, Mishkin et al. (2018), "SLANG".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .engines.base import Array, Engine
+from .errors import InvalidInput
+from .filtering import Posterior
+from .methods import FitProblem, FitResult, Method, state_arrays
+from .objective import Terms
+from .steps import Step, StepState
+from .structures.base import Structure, sum_float64
+from .training import TrainingOptions, minimise, start_parameters
+
+__all__ = ["StructuredParameters", "StructuredVariational", "bound_of", "kl_from_prior"]
+
+
+class StructuredParameters(NamedTuple):
+    """Attributes:
+    weights: the posterior of the weights in its unconstrained form, see :meth:`Structure.unconstrained`.
+    likelihood: see :meth:`Likelihood.fit_parameters`.
+    """
+
+    weights: Any
+    likelihood: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class StructuredVariational(Method):
+    """Fit a Gaussian in the model's structure by maximising E_q[log p(y | θ)] - KL(q ‖ p).
+
+    With ``LowRank()`` weights of all layers are correlated in a few directions; with ``LastLayer(Full(), Diagonal())``
+    all weights of the last layer are. Weights of ``Point()`` are trained as points. For independent weights alone
+    :class:`~.variational.Variational` has gradients of lower variance: its draws differ from row to row.
+
+    Args:
+        training: how the bound is maximised.
+        initial_deviation: starting standard deviation of a weight relative to its prior's.
+        num_draws: draws of all weights in a step, at least 1; they are the same for all rows of a mini-batch.
+    """
+
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    initial_deviation: float = 0.02
+    num_draws: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.initial_deviation > 0:
+            raise InvalidInput(
+                f"StructuredVariational.initial_deviation must be positive, got {self.initial_deviation!r}"
+            )
+        if not isinstance(self.num_draws, int) or self.num_draws < 1:
+            raise InvalidInput(
+                f"StructuredVariational.num_draws must be an integer of at least 1, got {self.num_draws!r}"
+            )
+
+    def fit(self, problem: FitProblem) -> FitResult:
+        """Fit.
+
+        Raises:
+            InvalidInput: the structure has no unconstrained form, such as :class:`Kronecker`.
+        """
+        engine, structure, likelihood = problem.engine, problem.structure, problem.likelihood
+        start = self._start(problem)
+        precision = tuple(engine.asarray(p) for p in problem.prior_precision)
+        trained = minimise(
+            problem,
+            lambda rows: self._step(problem, start, len(rows)),
+            StepState(start, precision, engine.adam_moments(start)),
+            self.training,
+            np.arange(len(problem.weight)),
+            lambda parameters: structure.mean(parameters.weights),
+        )
+        fitted = [engine.to_numpy(value) for value in trained.parameters.likelihood]
+        state = likelihood.state_from_fit(fitted, float(problem.weight.sum()))
+        with engine.scope():
+            weights = structure.constrained(engine, trained.parameters.weights)
+            weights = engine.cast(structure.scaled(engine, weights, float(likelihood.dispersion(state))))
+        details = {"validation": trained.validation} if trained.validation else {}
+        posterior = Posterior(weights, state_arrays(engine, state))
+        return FitResult(posterior, problem.prior, structure, trained.history, details)
+
+    def _start(self, problem: FitProblem) -> StructuredParameters:
+        """Independent weights of the initial deviations."""
+        engine, structure = problem.engine, problem.structure
+        start = start_parameters(problem, [None] * len(problem.shapes), problem.seed)
+        precisions = [engine.asarray(p / self.initial_deviation**2) for p in problem.prior_precision]
+        with engine.scope():
+            weights = structure.initial(engine, start.mean, tuple(precisions))
+            return StructuredParameters(structure.unconstrained(engine, weights), start.likelihood)
+
+    def _step(self, problem: FitProblem, start: StructuredParameters, num_rows: int) -> Step:
+        engine, structure = problem.engine, problem.structure
+        with engine.scope():
+            shapes = structure.noise_shapes(structure.constrained(engine, start.weights))
+        gradient_of = engine.value_and_grad(bound_of(problem, num_rows), has_aux=True)
+
+        def step(state: StepState, batch: Sequence[Array], key: Any, numbers: Array) -> tuple[StepState, Array]:
+            noise = tuple(
+                engine.normal(engine.fold_in(key, index), (self.num_draws, *shape))
+                for index, shape in enumerate(shapes)
+            )
+            (_, terms), gradient = gradient_of(state.parameters, state.prior_precision, batch, noise, numbers[1])
+            parameters, memory = engine.adam(state.parameters, gradient, state.memory, numbers[0])
+            return StepState(parameters, state.prior_precision, memory), engine.xp.stack(list(terms))
+
+        return step
+
+
+def bound_of(problem: FitProblem, num_rows: float) -> Callable[..., tuple[Array, Terms]]:
+    """``bound(parameters, prior_precision, batch, noise, kl_weight) -> (objective, terms)``, the negative ELBO per row.
+
+    Args:
+        problem: what to fit.
+        num_rows: N of the data set, of which a batch is a sample.
+
+    Returns:
+        A pure function of :class:`StructuredParameters`; the precision of each weight's prior, whose mean is 0; a batch
+        (inputs, targets, weight of each row); noise for :meth:`Structure.sample`; and the weight β of the KL term.
+    """
+    engine, xp, structure, likelihood = problem.engine, problem.engine.xp, problem.structure, problem.likelihood
+
+    def bound(
+        parameters: StructuredParameters,
+        prior_precision: Sequence[Array],
+        batch: Sequence[Array],
+        noise: Sequence[Array],
+        kl_weight: Array,
+    ) -> tuple[Array, Terms]:
+        rows, targets, row_weight = batch
+        weights = structure.constrained(engine, parameters.weights)
+        outputs = problem.network.apply(engine, structure.sample(engine, weights, noise), rows)
+        log_probs = likelihood.fit_log_prob(engine, outputs, targets, parameters.likelihood)
+        fit = xp.mean(xp.sum(row_weight * log_probs, axis=-1)) / rows.shape[0]
+        divergence, penalty = kl_from_prior(engine, structure, weights, prior_precision)
+        complexity = kl_weight * divergence + penalty - likelihood.fit_log_prior(engine, parameters.likelihood)
+        complexity = xp.astype(complexity / num_rows, fit.dtype)
+        return complexity - fit, Terms(complexity - fit, fit, complexity)
+
+    return bound
+
+
+def kl_from_prior(
+    engine: Engine, structure: Structure, state: Any, prior_precision: Sequence[Array]
+) -> tuple[Array, Array]:
+    """KL divergence of the uncertain weights from their prior, and minus the log prior of points up to a constant.
+
+    For Gaussian weights of mean m, variances v and precision Λ, and independent priors N(0, 1/p)::
+
+        KL = ½ (log det Λ + Σ p (v + m²) - 1 - log p),    penalty = ½ Σ p m²
+
+    Args:
+        engine: of the arrays.
+        structure: of the posterior, each of whose layers is either all uncertain or all points.
+        state: the posterior.
+        prior_precision: p of every weight.
+    """
+    divergence, penalty = structure.log_determinant(engine, state), 0.0
+    layers = zip(
+        structure.uses_factors(len(prior_precision)),
+        structure.mean(state),
+        structure.marginal_variance(engine, state),
+        prior_precision,
+        strict=True,
+    )
+    for uncertain, mean, variance, precision in layers:
+        if uncertain:
+            relative = precision * (variance + mean * mean) - 1 - engine.xp.log(precision)
+            divergence = divergence + sum_float64(engine, relative)
+        else:
+            penalty = penalty + 0.5 * sum_float64(engine, precision * mean * mean)
+    return 0.5 * divergence, penalty
