@@ -1,8 +1,10 @@
 """Variational inference in the model's own posterior structure, with correlated weights.
 
-Opper and Archambeau (2009), "The variational Gaussian approximation revisited"; by reparametrised draws of all weights,
-Titsias and Lázaro-Gredilla (2014), "Doubly stochastic variational Bayes for non-conjugate inference"; with a diagonal
-plus low-rank precision, Mishkin et al. (2018), "SLANG".
+Opper and Archambeau (2009), "The variational Gaussian approximation revisited"; with a diagonal plus low-rank
+precision, Mishkin et al. (2018), "SLANG: fast structured covariance approximations for Bayesian deep learning with
+natural gradient". Here by reparametrised draws of all weights (Titsias and Lázaro-Gredilla 2014, "Doubly stochastic
+variational Bayes for non-conjugate inference"), whose gradients have no variance left where q is the posterior: Roeder,
+Wu and Duvenaud (2017), "Sticking the landing".
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .engines.base import Array, Engine
+from .assembly import assembler
+from .engines.base import Array, Engine, map_arrays
 from .errors import InvalidInput
 from .filtering import Posterior
 from .methods import FitProblem, FitResult, Method, state_arrays
 from .objective import Terms
-from .steps import Step, StepState
-from .structures.base import Structure, sum_float64
-from .training import TrainingOptions, minimise, start_parameters
+from .steps import Adam, Step, StepState
+from .structures.base import Layers, Structure, sum_float64
+from .training import TrainingOptions, minimise, share_of, start_parameters, train
 
 __all__ = ["StructuredParameters", "StructuredVariational", "bound_of", "kl_from_prior"]
 
@@ -39,13 +42,18 @@ class StructuredParameters(NamedTuple):
 class StructuredVariational(Method):
     """Fit a Gaussian in the model's structure by maximising E_q[log p(y | θ)] - KL(q ‖ p).
 
+    The first half of the steps trains all weights as points θ*. The posterior starts there, with the precision
+    diag(p/d²) + JᵀHJ of the prior's precision p, the initial deviation d and the Gauss-Newton curvature of all rows,
+    projected on the structure; the second half of the steps moves all of it. With d = 1 this is where ``Laplace()``
+    ends.
+
     With ``LowRank()`` weights of all layers are correlated in a few directions; with ``LastLayer(Full(), Diagonal())``
-    all weights of the last layer are. Weights of ``Point()`` are trained as points. For independent weights alone
-    :class:`~.variational.Variational` has gradients of lower variance: its draws differ from row to row.
+    all weights of the last layer are. Weights of ``Point()`` stay points, and go on learning.
 
     Args:
         training: how the bound is maximised.
-        initial_deviation: starting standard deviation of a weight relative to its prior's.
+        initial_deviation: d, starting standard deviation of a weight that the data says nothing about, relative to its
+            prior's.
         num_draws: draws of all weights in a step, at least 1; they are the same for all rows of a mini-batch.
     """
 
@@ -67,17 +75,19 @@ class StructuredVariational(Method):
         """Fit.
 
         Raises:
-            InvalidInput: the structure has no unconstrained form, such as :class:`Kronecker`.
+            InvalidInput: the structure has no unconstrained form, such as :class:`Kronecker`, or no uncertain weights.
         """
         engine, structure, likelihood = problem.engine, problem.structure, problem.likelihood
-        start = self._start(problem)
+        _check(problem)
+        rows, options = np.arange(len(problem.weight)), share_of(self.training, 2)
         precision = tuple(engine.asarray(p) for p in problem.prior_precision)
+        start = self._start(problem, precision, options, rows)
         trained = minimise(
             problem,
-            lambda rows: self._step(problem, start, len(rows)),
+            lambda chosen: self._step(problem, start, len(chosen)),
             StepState(start, precision, engine.adam_moments(start)),
-            self.training,
-            np.arange(len(problem.weight)),
+            options,
+            rows,
             lambda parameters: structure.mean(parameters.weights),
         )
         fitted = [engine.to_numpy(value) for value in trained.parameters.likelihood]
@@ -89,14 +99,20 @@ class StructuredVariational(Method):
         posterior = Posterior(weights, state_arrays(engine, state))
         return FitResult(posterior, problem.prior, structure, trained.history, details)
 
-    def _start(self, problem: FitProblem) -> StructuredParameters:
-        """Independent weights of the initial deviations."""
-        engine, structure = problem.engine, problem.structure
-        start = start_parameters(problem, [None] * len(problem.shapes), problem.seed)
-        precisions = [engine.asarray(p / self.initial_deviation**2) for p in problem.prior_precision]
+    def _start(
+        self, problem: FitProblem, precision: Layers, options: TrainingOptions, rows: np.ndarray
+    ) -> StructuredParameters:
+        """Trained points, with their curvature and that of a narrower prior around them."""
+        engine, structure, likelihood = problem.engine, problem.structure, problem.likelihood
+        points = [False] * len(precision)
+        start = start_parameters(problem, [None] * len(precision), problem.seed)
+        trained = train(problem, start, precision, points, options, Adam(), rows).parameters
+        narrow = [p / self.initial_deviation**2 for p in problem.prior_precision]
+        posterior = assembler(problem, points)(trained, narrow)
+        dispersion = float(likelihood.dispersion(map_arrays(engine.to_numpy, posterior.likelihood)))
         with engine.scope():
-            weights = structure.initial(engine, start.mean, tuple(precisions))
-            return StructuredParameters(structure.unconstrained(engine, weights), start.likelihood)
+            weights = structure.scaled(engine, posterior.weights, 1 / dispersion)
+            return StructuredParameters(structure.unconstrained(engine, weights), trained.likelihood)
 
     def _step(self, problem: FitProblem, start: StructuredParameters, num_rows: int) -> Step:
         engine, structure = problem.engine, problem.structure
@@ -116,8 +132,22 @@ class StructuredVariational(Method):
         return step
 
 
+def _check(problem: FitProblem) -> None:
+    """Refuse a structure whose state gradients can't move."""
+    engine, structure = problem.engine, problem.structure
+    if not any(structure.uses_factors(len(problem.shapes))):
+        raise InvalidInput(f"StructuredVariational needs a structure with uncertain weights, got {structure}")
+    ones = tuple(engine.asarray(np.ones(shape)) for shape in problem.shapes)
+    with engine.scope():
+        structure.unconstrained(engine, structure.initial(engine, ones, ones))
+
+
 def bound_of(problem: FitProblem, num_rows: float) -> Callable[..., tuple[Array, Terms]]:
-    """``bound(parameters, prior_precision, batch, noise, kl_weight) -> (objective, terms)``, the negative ELBO per row.
+    """``bound(parameters, prior_precision, batch, noise, kl_weight) -> (surrogate, terms)``.
+
+    The terms are those of the negative ELBO, at weights θ that are drawn from q; its gradient is that of the surrogate,
+    where weights move with q but q's density at them stays what it is: the gradient of log q at a fixed θ, which is 0
+    on average, is left out.
 
     Args:
         problem: what to fit.
@@ -138,15 +168,36 @@ def bound_of(problem: FitProblem, num_rows: float) -> Callable[..., tuple[Array,
     ) -> tuple[Array, Terms]:
         rows, targets, row_weight = batch
         weights = structure.constrained(engine, parameters.weights)
-        outputs = problem.network.apply(engine, structure.sample(engine, weights, noise), rows)
+        drawn = structure.sample(engine, weights, noise)
+        outputs = problem.network.apply(engine, drawn, rows)
         log_probs = likelihood.fit_log_prob(engine, outputs, targets, parameters.likelihood)
         fit = xp.mean(xp.sum(row_weight * log_probs, axis=-1)) / rows.shape[0]
-        divergence, penalty = kl_from_prior(engine, structure, weights, prior_precision)
-        complexity = kl_weight * divergence + penalty - likelihood.fit_log_prior(engine, parameters.likelihood)
-        complexity = xp.astype(complexity / num_rows, fit.dtype)
-        return complexity - fit, Terms(complexity - fit, fit, complexity)
+        held, theta = map_arrays(engine.stop_gradient, (weights, drawn))
+        pull = _log_ratio_gradient(engine, structure, held, theta, prior_precision, kl_weight)
+        moved = sum(xp.sum(p * w) for p, w in zip(map_arrays(engine.stop_gradient, pull), drawn, strict=True))
+        log_prior = likelihood.fit_log_prior(engine, parameters.likelihood)
+        surrogate = (moved / noise[0].shape[0] - log_prior) / num_rows - fit
+        divergence, penalty = kl_from_prior(engine, structure, held, prior_precision)
+        complexity = xp.astype((kl_weight * divergence + penalty - log_prior) / num_rows, fit.dtype)
+        return surrogate, Terms(complexity - fit, fit, complexity)
 
     return bound
+
+
+def _log_ratio_gradient(
+    engine: Engine, structure: Structure, state: Any, drawn: Layers, prior_precision: Sequence[Array], kl_weight: Array
+) -> Layers:
+    """β ∇ log q(θ)/p(θ) = β (p θ - Λ (θ - m)) at drawn weights θ, with a leading axis of draws; p θ for points."""
+    uncertain = structure.uses_factors(len(drawn))
+    wide = engine.widen(state)
+    steps = tuple(engine.widen(theta) - mean for theta, mean in zip(drawn, structure.mean(wide), strict=True))
+
+    def times_precision(step: Layers) -> Layers:
+        return structure.natural(engine, structure.replace_mean(wide, step))[0]
+
+    own = engine.vmap(times_precision, in_axes=(tuple(0 if flag else None for flag in uncertain),))(steps)
+    layers = zip(prior_precision, drawn, engine.cast(tuple(own)), uncertain, strict=True)
+    return tuple((kl_weight if flag else 1.0) * (p * theta - pulled) for p, theta, pulled, flag in layers)
 
 
 def kl_from_prior(

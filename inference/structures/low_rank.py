@@ -27,6 +27,24 @@ class LowRankState(NamedTuple):
     columns: Layers
 
 
+class FreeLowRankState(NamedTuple):
+    """Υ = exp(ℓ + τ) and W = exp(ℓ/2) V, more numbers than needed.
+
+    A change of a weight's scale is one of ℓ alone, and one of what it shares with others leaves its scale alone.
+
+    Attributes:
+        mean: (I, O) for each layer.
+        log_scale: ℓ, (I, O) for each layer.
+        log_share: τ, (I, O) for each layer.
+        relative_columns: Vᵀ, (R, I, O) for each layer.
+    """
+
+    mean: Layers
+    log_scale: Layers
+    log_share: Layers
+    relative_columns: Layers
+
+
 @dataclass(frozen=True)
 class LowRank(Structure):
     """A diagonal precision plus R correlated directions over all layers.
@@ -57,16 +75,22 @@ class LowRank(Structure):
         diagonal = tuple(factor * d for d in state.diagonal)
         return LowRankState(state.mean, diagonal, tuple(factor**0.5 * w for w in state.columns))
 
-    def unconstrained(self, engine: Engine, state: LowRankState) -> LowRankState:
-        """The logarithm of Υ, and Υ^(-½) W."""
+    def unconstrained(self, engine: Engine, state: LowRankState) -> FreeLowRankState:
+        """The scale is the diagonal of Λ."""
         xp = engine.xp
-        columns = tuple(w / xp.sqrt(d) for w, d in zip(state.columns, state.diagonal, strict=True))
-        return LowRankState(state.mean, tuple(xp.log(d) for d in state.diagonal), columns)
+        scale = tuple(d + xp.sum(w * w, axis=0) for d, w in zip(state.diagonal, state.columns, strict=True))
+        return FreeLowRankState(
+            state.mean,
+            tuple(xp.log(s) for s in scale),
+            tuple(xp.log(d / s) for d, s in zip(state.diagonal, scale, strict=True)),
+            tuple(w / xp.sqrt(s) for w, s in zip(state.columns, scale, strict=True)),
+        )
 
-    def constrained(self, engine: Engine, free: LowRankState) -> LowRankState:
+    def constrained(self, engine: Engine, free: FreeLowRankState) -> LowRankState:
         xp = engine.xp
-        columns = tuple(xp.exp(0.5 * log_d) * w for w, log_d in zip(free.columns, free.diagonal, strict=True))
-        return LowRankState(free.mean, tuple(xp.exp(log_d) for log_d in free.diagonal), columns)
+        layers = list(zip(free.log_scale, free.log_share, free.relative_columns, strict=True))
+        diagonal = tuple(xp.exp(log_scale + log_share) for log_scale, log_share, _ in layers)
+        return LowRankState(free.mean, diagonal, tuple(xp.exp(0.5 * log_scale) * v for log_scale, _, v in layers))
 
     def _core(self, engine: Engine, state: LowRankState) -> Float[Array, "R R"]:
         """WᵀΥ⁻¹W."""
