@@ -204,7 +204,6 @@ class LowRank(Structure):
         return diagonal + engine.in_float64(_log_determinant_core, self._core(engine, state))
 
     def kl(self, engine: Engine, new: LowRankState, old: LowRankState) -> Array:
-        xp = engine.xp
         new, old = engine.widen((new, old))
         total = self.log_determinant(engine, new) - self.log_determinant(engine, old)
         step = tuple(m - o for m, o in zip(new.mean, old.mean, strict=True))
@@ -216,7 +215,7 @@ class LowRank(Structure):
             solved = self._solve(engine, new, direction)
             total = total + sum(sum_float64(engine, d * s) for d, s in zip(direction, solved, strict=True))
             total = total + sum(sum_float64(engine, d * s) for d, s in zip(direction, step, strict=True)) ** 2
-        return 0.5 * xp.asarray(total)
+        return 0.5 * total
 
     def natural(self, engine: Engine, state: LowRankState) -> tuple[Layers, Any]:
         stored, state = state, engine.widen(state)
