@@ -181,11 +181,13 @@ def test_the_divergence_from_the_prior_is_the_gaussian_one(structure: Structure,
     assert penalty == 0
 
 
-def fit(structure: Structure, engine: str, likelihood: bm.Gaussian, steps: int = 800) -> bm.BayesianMLP:
+def fit(
+    structure: Structure, engine: str, likelihood: bm.Gaussian, steps: int = 800, rate: float = 0.05, num_draws: int = 1
+) -> bm.BayesianMLP:
     x, y = data()
-    options = bm.TrainingOptions(steps=steps, batch_size=ROWS, learning_rate=0.05)
+    options = bm.TrainingOptions(steps=steps, batch_size=ROWS, learning_rate=rate)
     model = bm.BayesianMLP(LINEAR, likelihood, structure=structure, engine=engine, dtype="float64", standardize=False)
-    return model.fit(x, y, method=bm.StructuredVariational(options))
+    return model.fit(x, y, method=bm.StructuredVariational(options, num_draws=num_draws))
 
 
 def fitted_precision(model: bm.BayesianMLP, structure: Structure) -> np.ndarray:
@@ -212,15 +214,17 @@ def test_a_linear_model_gets_its_exact_posterior(structure: Structure, engine: s
 def test_independent_weights_get_the_mean_field_optimum(engine: str) -> None:
     """The posterior's mean and the diagonal of its precision; no draw's gradient vanishes there.
 
-    Over eight seeds the means ended within 0.11 standard deviations and the precisions within 12%.
+    Over eight seeds the means ended within 0.20 standard deviations, the precisions within 2% and the bounds within
+    0.05.
     """
-    answer, model = exact(), fit(bm.Diagonal(), engine, bm.Gaussian(noise_variance=NOISE), steps=3000)
+    likelihood = bm.Gaussian(noise_variance=NOISE)
+    answer, model = exact(), fit(bm.Diagonal(), engine, likelihood, steps=3000, rate=0.02, num_draws=4)
     precision = np.diag(answer.precision)
     deviations = np.abs(dense.flatten(model.mean_weights()) - answer.mean) * precision**0.5
-    np.testing.assert_array_less(deviations, 0.2)
-    np.testing.assert_allclose(np.diag(fitted_precision(model, bm.Diagonal())), precision, rtol=0.2)
+    np.testing.assert_array_less(deviations, 0.3)
+    np.testing.assert_allclose(np.diag(fitted_precision(model, bm.Diagonal())), precision, rtol=0.05)
     gap = dense.gaussian_kl(answer.mean, np.diag(precision), answer.mean, answer.precision)
-    bound = -ROWS * np.asarray(model.history)[-500:].mean()
+    bound = -ROWS * np.asarray(model.history)[-300:].mean()
     assert gap > 0.3
     assert abs(bound - (answer.log_evidence - gap)) < 0.1
 
