@@ -48,9 +48,9 @@ def test_a_row_without_positions() -> None:
 
 
 def test_rows_may_lie_in_any_axis() -> None:
-    x, *rest = case(True)
-    first = flipout_dense(np, x, *rest)
-    second = flipout_dense(np, np.moveaxis(x, 0, 1), *rest, row_axis=1)
+    x, mean, deviation, draw, r, s = case(True)
+    first = flipout_dense(np, x, mean, deviation, draw, r, s)
+    second = flipout_dense(np, np.moveaxis(x, 0, 1), mean, deviation, draw, r, s, row_axis=1)
     np.testing.assert_allclose(np.moveaxis(second, 1, 0), first, rtol=1e-12)
 
 
