@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bayesmlp.inference.flipout import flipout_dense
 N, T, I, O = 3, 4, 2, 5  # noqa: E741
 
 
-def case(bias: bool, seed: int = 0) -> tuple[np.ndarray, ...]:
+def case(bias: bool, seed: int = 0) -> Any:
     """Inputs, means, deviations, draws, and signs of inputs and outputs."""
     rng = np.random.default_rng(seed)
     size = (I + bias, O)
@@ -33,7 +34,7 @@ def test_every_row_has_weights_of_its_own(engine64: Engine, bias: bool) -> None:
     arrays = case(bias)
     x, mean, deviation, draw, r, s = arrays
     with engine64.scope():
-        got = engine64.to_numpy(flipout_dense(engine64.xp, *(engine64.asarray(a) for a in arrays), bias))
+        got = engine64.to_numpy(flipout_dense(engine64.xp, *map(engine64.asarray, arrays), bias=bias))
     extended = np.concatenate([x, np.ones((N, T, 1))], axis=2) if bias else x
     for row in range(N):
         weights = mean + np.outer(r[row], s[row]) * deviation * draw
