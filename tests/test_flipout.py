@@ -33,8 +33,9 @@ def test_every_row_has_weights_of_its_own(engine64: Engine, bias: bool) -> None:
     """z of row n is a (M + r sᵀ S E), at all of its positions."""
     arrays = case(bias)
     x, mean, deviation, draw, r, s = arrays
+    arguments: list[Any] = [*map(engine64.asarray, arrays), bias]
     with engine64.scope():
-        got = engine64.to_numpy(flipout_dense(engine64.xp, *map(engine64.asarray, arrays), bias=bias))
+        got = engine64.to_numpy(flipout_dense(engine64.xp, *arguments))
     extended = np.concatenate([x, np.ones((N, T, 1))], axis=2) if bias else x
     for row in range(N):
         weights = mean + np.outer(r[row], s[row]) * deviation * draw
