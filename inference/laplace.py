@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .assembly import Assemble, Finished, LayerMethod
+from .engines.base import map_arrays
 from .errors import InvalidInput
 from .gauss_newton import CURVATURES
 from .marginal_likelihood import evidence, evidence_update
@@ -63,7 +64,8 @@ class Laplace(LayerMethod):
         finished = super().finish(problem, parameters, assemble, rows)
         if self.marginal_likelihood is None:
             return finished
-        posterior, fitted, tried = finished.posterior, finished.posterior.likelihood, []
+        posterior, tried = finished.posterior, []
+        fitted = map_arrays(problem.engine.to_numpy, posterior.likelihood)
         own = problem if rows is None else problem.only(rows)
         for update in range(_UPDATES + 1):  # far from the mode of its own prior an update may overshoot: keep the best
             known = evidence(own, posterior)

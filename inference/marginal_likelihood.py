@@ -42,7 +42,7 @@ def evidence(problem: FitProblem, posterior: Posterior) -> Evidence:
         problem: with the prior that the posterior was assembled under.
         posterior: in the problem's structure.
     """
-    engine, structure, likelihood = problem.engine, problem.structure, problem.likelihood
+    engine, structure = problem.engine, problem.structure
     dispersion = _dispersion(problem, posterior)
     with engine.scope():
         means = [engine.to_numpy(m).astype(np.float64) for m in structure.mean(posterior.weights)]
@@ -70,7 +70,8 @@ def _log_likelihood(problem: FitProblem, posterior: Posterior) -> float:
 
     def total(posterior: Posterior) -> object:
         outputs = problem.network.apply(engine, problem.structure.mean(posterior.weights), problem.x)
-        values = likelihood.log_prob(engine, outputs, problem.y, posterior.likelihood)
+        state = likelihood.estimated_state(posterior.likelihood)
+        values = likelihood.log_prob(engine, outputs, problem.y, state)
         return engine.xp.sum(engine.asarray(problem.weight, "float64") * values)
 
     with engine.scope():
