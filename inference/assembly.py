@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .engines.base import Engine, stack_trees, take
+from .errors import InvalidInput
 from .filtering import Posterior
 from .gauss_newton import curvature_of
 from .methods import FitProblem, FitResult, Method, state_arrays
@@ -21,7 +22,7 @@ from .structures.base import Structure
 from .structures.mixture import MixtureState
 from .training import Trained, TrainingOptions, share_of, start_parameters, train
 
-__all__ = ["Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "mixture_of"]
+__all__ = ["AsMarked", "Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "mixture_of"]
 
 
 Assemble = Callable[..., Posterior]
@@ -123,6 +124,27 @@ class LayerMethod(Method):
         (finished,), trained = fit_members(self, problem, [problem.prior], [problem.seed])
         details = finished.details | ({"validation": trained.validation} if trained.validation else {})
         return FitResult(finished.posterior, finished.prior, problem.structure, trained.history, details)
+
+
+@dataclass(frozen=True)
+class AsMarked(LayerMethod):
+    """Each layer by the method that the network names for it: Laplace for an :class:`~.network.MLP`.
+
+    Args:
+        training: how the network is trained.
+        initial_deviation: see :class:`~.variational.Variational`.
+    """
+
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    initial_deviation: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.initial_deviation > 0:
+            raise InvalidInput(f"AsMarked.initial_deviation must be positive, got {self.initial_deviation!r}")
+
+    def deviations(self, network: Network) -> list[float | None]:
+        methods = network.layer_methods
+        return [self.initial_deviation if method == "variational" else None for method in methods]
 
 
 class Finished(NamedTuple):
