@@ -109,6 +109,10 @@ class LayerMethod(Method):
         a layer with point weights, which takes its curvature after the training, and for arrays without uncertainty.
         """
 
+    def with_training(self, training: TrainingOptions) -> LayerMethod:
+        """The same method, trained otherwise."""
+        return replace(self, training=training)  # type: ignore[type-var]
+
     def finish(self, problem: FitProblem, parameters: Parameters, assemble: Assemble, rows: Any = None) -> Finished:
         """The posterior of one trained network, and the prior that it is to have.
 

@@ -23,8 +23,8 @@ class Ensemble(Method):
     """Fit several networks from different starts and mini-batches, all at once; the posterior is their mixture.
 
     Args:
-        method: that each member is fitted by: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; ``AsMarked()`` unless
-            told. With the structure ``Point()`` and ``Laplace()`` this is a plain deep ensemble.
+        method: that each member is fitted by: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; unless told
+            ``AsMarked()``. With the structure ``Point()`` and ``Laplace()`` this is a plain deep ensemble.
         members: how many, at least 1.
 
     Raises:

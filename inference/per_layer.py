@@ -56,6 +56,9 @@ class PerLayer(LayerMethod):
             object.__setattr__(self, name, first)
         object.__setattr__(self, "training", self.hidden.training)
 
+    def with_training(self, training: TrainingOptions) -> PerLayer:
+        return PerLayer(self.hidden.with_training(training), self.last.with_training(training))
+
     def deviations(self, network: Network) -> list[float | None]:
         """Those of ``hidden``, and of ``last`` for the last Bayesian layer."""
         methods = network.layer_methods
