@@ -69,15 +69,15 @@ def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str =
                 engine.asarray(prior * dispersion) if deviation is None else dispersion / (deviation * deviation)
                 for prior, deviation in zip(prior_precision, deviations, strict=True)
             )
-            weights = structure.initial(engine, parameters.mean, precisions)
+            if not any(points):
+                return Posterior(structure.initial(engine, parameters.mean, precisions), given)
+            weights = structure.begin(engine, parameters.mean, precisions)
         if survey is not None and add_survey is not None:
-            surveyed = add_survey(survey.initial(engine, parameters.mean, precisions), data, weight, given)
+            surveyed = add_survey(survey.begin(engine, parameters.mean, precisions), data, weight, given)
             with engine.scope():
                 variances = survey.marginal_variance(engine, surveyed)
                 weights = structure.chosen(engine, variances, parameters.mean, precisions)
-        if any(points):
-            weights = add_curvature(weights, data, weight, given)
-        return Posterior(weights, given)
+        return Posterior(add_curvature(weights, data, weight, given), given)
 
     return assemble
 
