@@ -1,11 +1,11 @@
 """Priors averaged by how well they predict held-out rows.
 
-Every candidate prior is fitted on each fold's training rows (all candidates and folds at once, under vmap, for a third of
-the training steps) and predicts the rows that the fold holds out. The weights of the mixture are those that would have
-predicted the held-out rows best: Yao, Vehtari, Simpson and Gelman (2018), "Using stacking to average Bayesian predictive
-distributions", equation 5. The members of the mixture are then fitted on all rows, each under the prior that its weight
-stands for; an ensemble that varies its priors is also the better ensemble (Wenzel et al. 2020, "Hyperparameter
-ensembles").
+Every candidate prior is fitted on each fold's training rows (all candidates and folds at once, under vmap, for a third
+of the training steps) and predicts the rows that the fold holds out. The weights of the mixture are those that would
+have predicted the held-out rows best: Yao, Vehtari, Simpson and Gelman (2018), "Using stacking to average Bayesian
+predictive distributions", equation 5. The members of the mixture are then fitted on all rows, each under the prior that
+its weight stands for; an ensemble that varies its priors is also the better ensemble (Wenzel et al. 2020,
+"Hyperparameter ensembles").
 """
 
 from __future__ import annotations
