@@ -180,7 +180,7 @@ def optimizer_named(optimizer: Optimizer | str) -> Optimizer:
 
 
 def _gradient_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Any:
-    """Value, terms and gradient of the objective; of several networks, the sum of values and the mean of terms."""
+    """Value, terms and gradient of the objective; of several networks, the sum of values and the terms of each."""
     engine, xp = problem.engine, problem.engine.xp
     objective = objective_of(engine, problem.network, problem.likelihood, variational, rows.shape[-1])
     if rows.ndim == 2:
@@ -188,7 +188,7 @@ def _gradient_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndar
 
         def objective(*arguments: Any) -> tuple[Array, Terms]:
             values, terms = each(*arguments)
-            return xp.sum(values), map_arrays(lambda term: xp.mean(term), terms)
+            return xp.sum(values), terms
 
     return engine.value_and_grad(objective, has_aux=True)
 
