@@ -99,7 +99,8 @@ class Adam(Optimizer):
 class IVON(Optimizer):
     """IVON for layers with variational weights, Adam for everything else; see :mod:`.ivon`.
 
-    The learning rate is in units of Newton steps: 0.01 to 0.3.
+    The learning rate is in units of Newton steps: 0.01 to 0.3. The curvature moves slowly, so that it must not start
+    far below its true size, or steps are too long: start the deviations narrow (``Variational.initial_curvature``).
 
     Args:
         momentum_decay: β₁, in [0, 1).
