@@ -176,7 +176,7 @@ class TorchEngine(Engine):
                 rows, schedule = torch.tensor(batches, device=self.device), self.asarray(numbers, self.dtype)
                 total: Any = 0.0
                 for index in range(len(batches)):
-                    batch = [array[rows[index]] for array in data]
+                    batch = [_rows_of(array, rows[index]) for array in data]
                     state, report = step(state, batch, key, schedule[index])
                     total = total + report.to(torch.float64)
                 history.append(self.to_numpy(total / len(batches)))
@@ -231,6 +231,9 @@ class TorchEngine(Engine):
     def erf(self, array: torch.Tensor) -> torch.Tensor:
         return torch.erf(array)
 
+    def relu(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.relu(array)
+
     def add_outer(self, matrix: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         if len(column) == 1:  # a broadcast product is faster than a matrix product of rank one
             return matrix.addcmul_(column.T, row) if self.in_place else torch.addcmul(matrix, column.T, row)
@@ -253,6 +256,11 @@ class TorchEngine(Engine):
 
 
 _MASK = 2**63 - 1
+
+
+def _rows_of(array: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """``array[index]``, by whole rows: a fifth of the time of indexing."""
+    return torch.index_select(array, 0, index.reshape(-1)).reshape(*index.shape, *array.shape[1:])
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:
