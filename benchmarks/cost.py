@@ -170,7 +170,7 @@ def laplace_work(engine: Engine, structure: Structure, x: np.ndarray, y: np.ndar
     shapes = NETWORK.shapes(784, 10)
     with engine.scope():
         mean = tuple(engine.asarray(m) for m in NETWORK.initialise(784, 10, 0))
-        state = resolved.initial(engine, mean, tuple(engine.asarray(p) for p in bm.NormalPrior().precision(shapes)))
+        state = resolved.begin(engine, mean, tuple(engine.asarray(p) for p in bm.NormalPrior().precision(shapes)))
     rows, weight = (engine.asarray(x), engine.asarray(CLASSES.prepare(y))), np.ones(len(x))
     add = curvature_of(engine, NETWORK, CLASSES, resolved, [True] * len(shapes))
     return lambda: wait(engine, add(state, rows, weight, ()))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .engines.base import map_arrays
 from .filtering import Posterior
 from .methods import FitProblem
 from .priors import NormalPrior
@@ -41,8 +42,8 @@ def evidence(problem: FitProblem, posterior: Posterior) -> Evidence:
         problem: with the prior that the posterior was assembled under.
         posterior: in the problem's structure.
     """
-    engine, structure, likelihood = problem.engine, problem.structure, problem.likelihood
-    dispersion = float(likelihood.dispersion(posterior.likelihood))
+    engine, structure = problem.engine, problem.structure
+    dispersion = _dispersion(problem, posterior)
     with engine.scope():
         means = [engine.to_numpy(m).astype(np.float64) for m in structure.mean(posterior.weights)]
         variances = [
@@ -50,12 +51,17 @@ def evidence(problem: FitProblem, posterior: Posterior) -> Evidence:
             for v in structure.marginal_variance(engine, posterior.weights)
         ]
         log_determinant = float(structure.log_determinant(engine, posterior.weights))
-    precisions = problem.prior_precision
-    count = sum(precision.size for precision in precisions)
-    log_determinant -= count * np.log(dispersion)
-    log_prior = sum(0.5 * float(np.sum(np.log(p) - p * m * m)) for p, m in zip(precisions, means, strict=True))
+    precisions, kinds = problem.prior_precision, problem.network.layer_methods
+    bayesian = [p for p, kind in zip(precisions, kinds, strict=True) if kind is not None]
+    log_determinant -= sum(p.size for p in bayesian) * np.log(dispersion)
+    log_prior = 0.5 * sum(float(np.sum(np.log(p))) for p in bayesian)
+    log_prior -= 0.5 * sum(float(np.sum(p * m * m)) for p, m in zip(precisions, means, strict=True))
     determined = np.array([float(np.sum(1 - p * v)) for p, v in zip(precisions, variances, strict=True)])
     return Evidence(_log_likelihood(problem, posterior) + log_prior - 0.5 * log_determinant, determined)
+
+
+def _dispersion(problem: FitProblem, posterior: Posterior) -> float:
+    return float(problem.likelihood.dispersion(map_arrays(problem.engine.to_numpy, posterior.likelihood)))
 
 
 def _log_likelihood(problem: FitProblem, posterior: Posterior) -> float:
@@ -64,7 +70,8 @@ def _log_likelihood(problem: FitProblem, posterior: Posterior) -> float:
 
     def total(posterior: Posterior) -> object:
         outputs = problem.network.apply(engine, problem.structure.mean(posterior.weights), problem.x)
-        values = likelihood.log_prob(engine, outputs, problem.y, posterior.likelihood)
+        state = likelihood.estimated_state(posterior.likelihood)
+        values = likelihood.log_prob(engine, outputs, problem.y, state)
         return engine.xp.sum(engine.asarray(problem.weight, "float64") * values)
 
     with engine.scope():
@@ -82,16 +89,20 @@ def evidence_update(problem: FitProblem, posterior: Posterior, layers: Sequence[
         layers: for each layer, whether its scale is to be learned.
     """
     engine, structure = problem.engine, problem.structure
-    dispersion = float(problem.likelihood.dispersion(posterior.likelihood))
+    dispersion = _dispersion(problem, posterior)
     with engine.scope():
         means = [engine.to_numpy(m).astype(np.float64) for m in structure.mean(posterior.weights)]
         variances = [
             engine.to_numpy(v).astype(np.float64) for v in structure.marginal_variance(engine, posterior.weights)
         ]
     scales = []
-    for scale, precision, mean, variance, learned in zip(
-        problem.prior.scales(len(means)), problem.prior_precision, means, variances, layers, strict=True
+    known = iter(problem.prior.scales(sum(kind is not None for kind in problem.network.layer_methods)))
+    for kind, precision, mean, variance, learned in zip(
+        problem.network.layer_methods, problem.prior_precision, means, variances, layers, strict=True
     ):
+        if kind is None:
+            continue
+        scale = next(known)
         p, m, v = (values[:-1] for values in (precision, mean, dispersion * variance))
         determined, energy = float(np.sum(1 - p * v)), float(np.sum(p * m * m))
         change = np.clip(determined / max(energy, 1e-300), 1 / _LARGEST_CHANGE, _LARGEST_CHANGE)

@@ -99,7 +99,8 @@ class Adam(Optimizer):
 class IVON(Optimizer):
     """IVON for layers with variational weights, Adam for everything else; see :mod:`.ivon`.
 
-    The learning rate is in units of Newton steps: 0.01 to 0.3.
+    The learning rate is in units of Newton steps: 0.01 to 0.3. The curvature moves slowly, so that it must not start
+    far below its true size, or steps are too long: start the deviations narrow (``Variational.initial_curvature``).
 
     Args:
         momentum_decay: β₁, in [0, 1).
@@ -159,7 +160,9 @@ class IVON(Optimizer):
             share = numbers[1] / (num_rows * members)
             determinants = _chosen(state.prior.log_determinant, variational)
             layers = zip(own.mean, deviation, log_deviation, prior, determinants, strict=True)
-            divergence = share * sum(normal_kl(xp, m, s * s, log_s, p, total) for m, s, log_s, p, total in layers)
+            divergence = share * sum(
+                normal_kl(xp, m, s * s, log_s, p, xp.sum(total)) for m, s, log_s, p, total in layers
+            )
             terms = Terms(terms.objective + divergence, terms.log_likelihood, terms.complexity + divergence)
             moved = Parameters(means, log_deviation, likelihood)
             return StepState(moved, state.prior, (own, moments)), _stacked(engine, terms)
@@ -182,7 +185,7 @@ def optimizer_named(optimizer: Optimizer | str) -> Optimizer:
 
 
 def _gradient_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Any:
-    """Value, terms and gradient of the objective; of several networks, the sum of values and the mean of terms."""
+    """Value, terms and gradient of the objective; of several networks, the sum of values and the terms of each."""
     engine, xp = problem.engine, problem.engine.xp
     objective = objective_of(engine, problem.network, problem.likelihood, variational, rows.shape[-1])
     if rows.ndim == 2:
@@ -190,7 +193,7 @@ def _gradient_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndar
 
         def objective(*arguments: Any) -> tuple[Array, Terms]:
             values, terms = each(*arguments)
-            return xp.sum(values), map_arrays(lambda term: xp.mean(term), terms)
+            return xp.sum(values), terms
 
     return engine.value_and_grad(objective, has_aux=True)
 

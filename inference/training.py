@@ -16,7 +16,7 @@ import numpy as np
 from .engines.base import Array, map_arrays, map_trees
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
-from .objective import Parameters, WeightPrior
+from .objective import Parameters, Terms, WeightPrior
 from .steps import Optimizer, StepState
 
 __all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "share_of", "start_parameters", "train"]
@@ -169,7 +169,7 @@ def train(
         rows: indices of the rows to learn from, (n,), or (members, n) for several.
 
     Raises:
-        NumericalFailure: the objective became infinite or undefined.
+        NumericalFailure: the objective became infinite or undefined, for several members that of every one.
     """
     engine = problem.engine
     rows, held_out = _hold_out(rows, options.validation, problem.seed)
@@ -177,7 +177,7 @@ def train(
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
     watch = _Watch(problem, held_out, num_epochs, options.patience)
-    state, history = engine.train(
+    state, reports = engine.train(
         optimizer.step(problem, variational, rows),
         StepState(
             start,
@@ -189,11 +189,13 @@ def train(
         problem.seed,
         watch.on_epoch,
     )
-    if not np.isfinite(history[-1]).all():
+    last = reports[-1].reshape(len(Terms._fields), -1)
+    if not np.isfinite(last).all(axis=0).any():  # of several, those that failed do so for whoever asks for them
         raise NumericalFailure(
-            f"the objective became {history[-1, 0]} in epoch {len(history)} of {num_epochs}; lower learning_rate "
+            f"the objective became {last[0, 0]} in epoch {len(reports)} of {num_epochs}; lower learning_rate "
             f"({options.learning_rate}), or standardise the inputs"
         )
+    history = reports.reshape(*reports.shape[:2], -1).mean(axis=-1)
     return Trained(watch.best or state.parameters, history, watch.looks)
 
 
@@ -267,7 +269,7 @@ class _Watch:
     def on_epoch(self, epoch: int, report: np.ndarray, state: StepState) -> bool:
         """Whether to stop."""
         if self._problem.on_epoch is not None:
-            self._problem.on_epoch(epoch, self._num_epochs, float(report[0]))
+            self._problem.on_epoch(epoch, self._num_epochs, float(np.mean(report[0])))
         if self._rows is None or ((epoch + 1) % self._every and epoch + 1 < self._num_epochs):
             return False
         engine = self._problem.engine

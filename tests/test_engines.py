@@ -153,8 +153,9 @@ def test_products_with_the_jacobian_at_values_inside_a_computation(gradient_engi
 def test_numpy_refuses_gradients_and_says_what_to_do() -> None:
     engine = NumpyEngine()
     assert not engine.has_gradients
-    calls: tuple[Any, ...] = (engine.value_and_grad, engine.vjp_at)
-    for call in (*(partial(call, np.sum) for call in calls), engine.train):
+    transforms: tuple[Any, ...] = (engine.value_and_grad, engine.vjp_at)
+    calls: list[Any] = [partial(transform, np.sum) for transform in transforms]
+    for call in [*calls, engine.train]:
         with pytest.raises(InvalidInput, match=r"has no gradients.*engine='torch'"):
             call()
 

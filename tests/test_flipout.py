@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bayesmlp.inference.flipout import flipout_dense
 N, T, I, O = 3, 4, 2, 5  # noqa: E741
 
 
-def case(bias: bool, seed: int = 0) -> tuple[np.ndarray, ...]:
+def case(bias: bool, seed: int = 0) -> Any:
     """Inputs, means, deviations, draws, and signs of inputs and outputs."""
     rng = np.random.default_rng(seed)
     size = (I + bias, O)
@@ -32,8 +33,10 @@ def test_every_row_has_weights_of_its_own(engine64: Engine, bias: bool) -> None:
     """z of row n is a (M + r sᵀ S E), at all of its positions."""
     arrays = case(bias)
     x, mean, deviation, draw, r, s = arrays
+    arguments: list[Any] = [*map(engine64.asarray, arrays), bias]
     with engine64.scope():
-        got = engine64.to_numpy(flipout_dense(engine64.xp, *(engine64.asarray(a) for a in arrays), bias))
+        on_engine = [engine64.asarray(a) for a in arrays]
+        got = engine64.to_numpy(flipout_dense(engine64.xp, *on_engine, bias=bias))  # type: ignore[misc]
     extended = np.concatenate([x, np.ones((N, T, 1))], axis=2) if bias else x
     for row in range(N):
         weights = mean + np.outer(r[row], s[row]) * deviation * draw
@@ -41,8 +44,9 @@ def test_every_row_has_weights_of_its_own(engine64: Engine, bias: bool) -> None:
 
 
 def test_a_row_without_positions() -> None:
-    x, *rest = case(True)
-    np.testing.assert_allclose(flipout_dense(np, x[:, 0], *rest), flipout_dense(np, x, *rest)[:, 0], rtol=1e-12)
+    x, mean, deviation, draw, r, s = case(True)
+    alone, first = (flipout_dense(np, a, mean, deviation, draw, r, s) for a in (x[:, 0], x[:, :1]))
+    np.testing.assert_allclose(alone, first[:, 0], rtol=1e-12)
 
 
 def test_moments_over_all_signs() -> None:

@@ -78,7 +78,7 @@ def test_ivon_finds_the_mean_field_posterior_of_a_linear_model(engine: str) -> N
 
 
 @pytest.mark.parametrize("engine", on("torch", "jax"))
-@pytest.mark.parametrize("optimizer", [bm.Adam(), bm.IVON()], ids=["adam", "ivon"])
+@pytest.mark.parametrize("optimizer", [bm.Adam(), bm.IVON(curvature_decay=1 - 2**-53)], ids=["adam", "ivon"])
 def test_both_optimizers_report_the_same_bound(optimizer: bm.Adam, engine: str) -> None:
     """At a point where nothing moves: expected log likelihood and KL divergence in closed form."""
     options = bm.TrainingOptions(epochs=400, batch_size=ROWS, learning_rate=1e-30)
@@ -91,7 +91,7 @@ def test_both_optimizers_report_the_same_bound(optimizer: bm.Adam, engine: str) 
     error = terms.std(0)[1] / len(terms) ** 0.5
     assert error > 0
     assert abs(terms[:, 1].mean() - fit_term) < 5 * error
-    np.testing.assert_allclose(terms[:, 2], divergence, rtol=5e-3 if isinstance(optimizer, bm.IVON) else 1e-9)
+    np.testing.assert_allclose(terms[:, 2], divergence, rtol=1e-9)
     np.testing.assert_allclose(terms[:, 0], terms[:, 2] - terms[:, 1], rtol=1e-9)
 
 
@@ -108,10 +108,10 @@ def test_deviations_move_at_their_own_rate(engine: str) -> None:
 def test_points_and_members_beside_ivon(engine: str) -> None:
     """Layers with point weights and several networks at once learn too."""
     fast = bm.TrainingOptions(steps=400, batch_size=50, learning_rate=0.05)
-    variational = bm.Variational(fast, initial_deviation=1.0, initial_curvature=1.0, optimizer=bm.IVON())
+    variational = bm.Variational(fast, initial_deviation=1.0, initial_curvature=10.0, optimizer=bm.IVON())
     for method in (bm.PerLayer(variational, bm.Laplace(fast)), bm.Ensemble(variational, members=2)):
         model, rows, y = fit(method, engine, NETWORK)
-        residual = y - model.predict(rows[:, :-1], method="mean").mean[:, 0]
+        residual = y - model.predict(rows[:, :-1], method="mean").mean
         assert residual.var() < 0.6 * y.var()
 
 
@@ -119,7 +119,7 @@ def test_points_and_members_beside_ivon(engine: str) -> None:
     ("build", "message"),
     [
         (lambda: bm.Variational(initial_curvature=-1.0), "initial_curvature must be at least 0"),
-        (lambda: bm.Variational(optimizer="ivon"), r"optimizer must be Adam\(\) or IVON\(\)"),
+        (lambda: bm.Variational(optimizer="adagrad"), "optimizer must be .*'adagrad'"),
         (lambda: bm.Adam(deviation_rate=0.0), "deviation_rate must be positive"),
         (lambda: bm.IVON(curvature_decay=1.0), r"curvature_decay must be in \[0, 1\)"),
         (

@@ -218,6 +218,10 @@ class Engine(ABC):
     def scan(self, body: Callable[[State, Any], tuple[State, Any]], state: State, sequence: Any) -> tuple[State, Any]:
         """Fold ``body`` over the leading axis of ``sequence``; per-step results are stacked."""
 
+    def slice_rows(self, array: Array, first: Any, size: int) -> Array:
+        """``size`` rows from ``first`` on, a number that compiled code may be given."""
+        return array[int(first) : int(first) + size]
+
     @abstractmethod
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         """Map ``function`` over a leading axis of its arguments."""
