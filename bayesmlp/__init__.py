@@ -42,7 +42,7 @@ _HOME = {
     "PerLayer": "inference.per_layer",
     "Ensemble": "inference.ensemble",
     "Stacking": "inference.stacking",
-    "AsMarked": "inference.per_layer",
+    "AsMarked": "inference.assembly",
     "NUTS": "inference.sampling.nuts",
     "SampledPosterior": "sampled",
     "TrainingOptions": "inference.training",

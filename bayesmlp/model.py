@@ -14,7 +14,7 @@ import numpy as np
 
 from .answering import Answering
 from .functions import FUNCTION_METHODS, FunctionSamples
-from .inference.assembly import LayerMethod, mixture_of
+from .inference.assembly import AsMarked, LayerMethod, mixture_of
 from .inference.dynamics import Dynamics, Static
 from .inference.engines import Engine, get_engine, map_arrays
 from .inference.engines.base import stack_trees, take
@@ -24,7 +24,6 @@ from .inference.filtering import FilterModel, Posterior, UpdateInfo
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
-from .inference.per_layer import AsMarked
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program

@@ -40,8 +40,10 @@ def recommended(num_units: int, engine: str, steps: int) -> tuple[bm.BayesianMLP
     model = bm.BayesianMLP(
         bm.MLP(hidden=(num_units,)), bm.HeteroscedasticGaussian(), structure=bm.Full(), engine=engine
     )
-    training = bm.TrainingOptions(steps=steps, learning_rate=1e-2)
-    return model, bm.Stacking(bm.Laplace(training))
+    method = bm.Stacking()  # its own settings
+    if steps != method.method.training.steps:
+        method = bm.Stacking(bm.Laplace(bm.TrainingOptions(steps=steps, learning_rate=1e-2)))
+    return model, method
 
 
 def run_split(path: Path, split: int, engine: str, steps: int) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .engines.base import Engine, stack_trees, take
+from .errors import InvalidInput
 from .filtering import Posterior
 from .gauss_newton import curvature_of
 from .methods import FitProblem, FitResult, Method, state_arrays
@@ -21,7 +22,7 @@ from .structures.base import Structure
 from .structures.mixture import MixtureState
 from .training import Trained, TrainingOptions, share_of, start_parameters, train
 
-__all__ = ["Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "mixture_of"]
+__all__ = ["AsMarked", "Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "mixture_of"]
 
 
 Assemble = Callable[..., Posterior]
@@ -68,15 +69,15 @@ def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str =
                 engine.asarray(prior * dispersion) if deviation is None else dispersion / (deviation * deviation)
                 for prior, deviation in zip(prior_precision, deviations, strict=True)
             )
-            weights = structure.initial(engine, parameters.mean, precisions)
+            if not any(points):
+                return Posterior(structure.initial(engine, parameters.mean, precisions), given)
+            weights = structure.begin(engine, parameters.mean, precisions)
         if survey is not None and add_survey is not None:
-            surveyed = add_survey(survey.initial(engine, parameters.mean, precisions), data, weight, given)
+            surveyed = add_survey(survey.begin(engine, parameters.mean, precisions), data, weight, given)
             with engine.scope():
                 variances = survey.marginal_variance(engine, surveyed)
                 weights = structure.chosen(engine, variances, parameters.mean, precisions)
-        if any(points):
-            weights = add_curvature(weights, data, weight, given)
-        return Posterior(weights, given)
+        return Posterior(add_curvature(weights, data, weight, given), given)
 
     return assemble
 
@@ -108,6 +109,10 @@ class LayerMethod(Method):
         a layer with point weights, which takes its curvature after the training, and for arrays without uncertainty.
         """
 
+    def with_training(self, training: TrainingOptions) -> LayerMethod:
+        """The same method, trained otherwise."""
+        return replace(self, training=training)  # type: ignore[type-var]
+
     def finish(self, problem: FitProblem, parameters: Parameters, assemble: Assemble, rows: Any = None) -> Finished:
         """The posterior of one trained network, and the prior that it is to have.
 
@@ -123,6 +128,27 @@ class LayerMethod(Method):
         (finished,), trained = fit_members(self, problem, [problem.prior], [problem.seed])
         details = finished.details | ({"validation": trained.validation} if trained.validation else {})
         return FitResult(finished.posterior, finished.prior, problem.structure, trained.history, details)
+
+
+@dataclass(frozen=True)
+class AsMarked(LayerMethod):
+    """Each layer by the method that the network names for it: Laplace for an :class:`~.network.MLP`.
+
+    Args:
+        training: how the network is trained.
+        initial_deviation: see :class:`~.variational.Variational`.
+    """
+
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    initial_deviation: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.initial_deviation > 0:
+            raise InvalidInput(f"AsMarked.initial_deviation must be positive, got {self.initial_deviation!r}")
+
+    def deviations(self, network: Network) -> list[float | None]:
+        methods = network.layer_methods
+        return [self.initial_deviation if method == "variational" else None for method in methods]
 
 
 class Finished(NamedTuple):

@@ -6,11 +6,11 @@ ensembles"; with a Gaussian around every member, Eschenhagen et al. (2021), "Mix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from .assembly import LayerMethod, fit_members, mixture_of
+from .assembly import AsMarked, LayerMethod, fit_members, mixture_of
 from .errors import InvalidInput
 from .methods import FitProblem, FitResult, Method
 from .structures.mixture import Mixture
@@ -23,15 +23,15 @@ class Ensemble(Method):
     """Fit several networks from different starts and mini-batches, all at once; the posterior is their mixture.
 
     Args:
-        method: that each member is fitted by: ``Laplace()``, ``Variational()`` or ``PerLayer(...)``. With the structure
-            ``Point()`` and ``Laplace()`` this is a plain deep ensemble.
+        method: that each member is fitted by: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; unless told
+            ``AsMarked()``. With the structure ``Point()`` and ``Laplace()`` this is a plain deep ensemble.
         members: how many, at least 1.
 
     Raises:
         InvalidInput: another method, or no member.
     """
 
-    method: LayerMethod
+    method: LayerMethod = field(default_factory=AsMarked)
     members: int = 5
 
     def __post_init__(self) -> None:

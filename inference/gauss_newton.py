@@ -31,9 +31,10 @@ def curvature_of(
     section 8). ``"empirical_fisher"``: Σ Jᵀ s sᵀ J with s the row's own score, which is cheaper and in general another
     matrix (Kunstner, Balles and Hennig 2019).
 
-    Returns ``add(state, data, weight, likelihood_state)``, which adds it to the precision of a structure's state, at
-    whose mean the network is linearised; ``data`` are inputs (N, I) and targets as the likelihood prepared them,
-    ``weight`` that of each row (N,) on the host. It is compiled once, for as many networks as need it.
+    Returns ``add(state, data, weight, likelihood_state)``, which adds it to the precision of a state of
+    :meth:`Structure.begin`, at whose mean the network is linearised; ``data`` are inputs (N, I) and targets as the
+    likelihood prepared them, ``weight`` that of each row (N,) on the host. It is compiled once, for as many networks as
+    need it.
 
     Args:
         engine: of the arrays.
@@ -45,7 +46,9 @@ def curvature_of(
     """
     needed = structure.uses_factors(network.num_layers)
 
-    def add(state: Any, rows: Array, targets: Array, row_weight: Array, likelihood_state: Any) -> Any:
+    def add(state: Any, data: tuple[Array, Array], first: Array, row_weight: Array, likelihood_state: Any) -> Any:
+        rows, targets = (engine.slice_rows(array, first, row_weight.shape[0]) for array in data)
+
         def directions(outputs: Array) -> Array:
             given = map_arrays(lambda array: engine.xp.astype(array, outputs.dtype), likelihood_state)
             root = engine.xp.sqrt(row_weight)[:, None, None]
@@ -62,28 +65,15 @@ def curvature_of(
         return structure.accumulate(engine, state, kept, None)
 
     step = engine.jit(add)
-    begin = engine.jit(lambda state: structure.begin(engine, state))
     settle = engine.jit(lambda state: structure.settle(engine, state))
 
     def add_all(state: Any, data: tuple[Array, Array], weight: np.ndarray, likelihood_state: Any) -> Any:
         num_rows = len(weight)
         size = min(chunk_rows(likelihood.num_outputs, structure.chunk_columns), num_rows)
-        state = begin(state)
-        for start in range(0, num_rows, size):
-            rows = slice(start, start + size)
-            padded = pad_rows(engine, size, [array[rows] for array in data], weight[rows])
-            state = step(state, *padded, likelihood_state)
+        for start in range(0, num_rows, size):  # the last chunk reaches back, where its rows have weight 0
+            first = min(start, num_rows - size)
+            own = np.where(np.arange(first, first + size) < start, 0.0, weight[first : first + size])
+            state = step(state, data, engine.asarray(first, "int32"), engine.asarray(own), likelihood_state)
         return settle(state)
 
     return add_all
-
-
-def pad_rows(engine: Engine, size: int, data: Sequence[Array], weight: np.ndarray) -> tuple[Array, ...]:
-    """A chunk padded to ``size`` rows by its first row at weight 0, so that compiled steps keep one shape."""
-    missing = size - len(weight)
-    padded = np.concatenate([weight, np.zeros(missing)])
-    with engine.scope():
-        if missing:
-            xp = engine.xp
-            data = [xp.concat([a, xp.broadcast_to(a[:1], (missing, *a.shape[1:]))], axis=0) for a in data]
-        return (*data, engine.asarray(padded))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from .assembly import Assemble, Finished, LayerMethod
 from .engines.base import map_arrays
 from .errors import InvalidInput
@@ -69,6 +71,8 @@ class Laplace(LayerMethod):
         own = problem if rows is None else problem.only(rows)
         for update in range(_UPDATES + 1):  # far from the mode of its own prior an update may overshoot: keep the best
             known = evidence(own, posterior)
+            if not np.isfinite(known.log_marginal_likelihood):
+                break
             tried.append((known.log_marginal_likelihood, posterior, own.prior))
             if update < _UPDATES:
                 own = replace(
@@ -79,5 +83,7 @@ class Laplace(LayerMethod):
                 )
                 state = problem.likelihood.discount(fitted, float(known.effective_parameters.sum()))
                 posterior = assemble(parameters, own.prior_precision, rows, state)
+        if not tried:
+            return finished
         _, posterior, prior = max(tried, key=lambda one: one[0])
         return Finished(posterior, prior, {"log_marginal_likelihood": [value for value, *_ in tried]})

@@ -70,7 +70,8 @@ def _log_likelihood(problem: FitProblem, posterior: Posterior) -> float:
 
     def total(posterior: Posterior) -> object:
         outputs = problem.network.apply(engine, problem.structure.mean(posterior.weights), problem.x)
-        values = likelihood.log_prob(engine, outputs, problem.y, posterior.likelihood)
+        state = likelihood.estimated_state(posterior.likelihood)
+        values = likelihood.log_prob(engine, outputs, problem.y, state)
         return engine.xp.sum(engine.asarray(problem.weight, "float64") * values)
 
     with engine.scope():

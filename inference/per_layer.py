@@ -15,7 +15,7 @@ from .network import Network
 from .steps import Optimizer
 from .training import TrainingOptions
 
-__all__ = ["AsMarked", "PerLayer"]
+__all__ = ["PerLayer"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class PerLayer(LayerMethod):
             object.__setattr__(self, name, first)
         object.__setattr__(self, "training", self.hidden.training)
 
+    def with_training(self, training: TrainingOptions) -> PerLayer:
+        return PerLayer(self.hidden.with_training(training), self.last.with_training(training))
+
     def deviations(self, network: Network) -> list[float | None]:
         """Those of ``hidden``, and of ``last`` for the last Bayesian layer."""
         methods = network.layer_methods
@@ -64,24 +67,3 @@ class PerLayer(LayerMethod):
             self.last if index == last else self.hidden if method else None for index, method in enumerate(methods)
         ]
         return [getattr(part, "initial_deviation", None) for part in parts]
-
-
-@dataclass(frozen=True)
-class AsMarked(LayerMethod):
-    """Each layer by the method that the network names for it: Laplace for an :class:`~.network.MLP`.
-
-    Args:
-        training: how the network is trained.
-        initial_deviation: see :class:`~.variational.Variational`.
-    """
-
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    initial_deviation: float = 0.02
-
-    def __post_init__(self) -> None:
-        if not self.initial_deviation > 0:
-            raise InvalidInput(f"AsMarked.initial_deviation must be positive, got {self.initial_deviation!r}")
-
-    def deviations(self, network: Network) -> list[float | None]:
-        methods = network.layer_methods
-        return [self.initial_deviation if method == "variational" else None for method in methods]

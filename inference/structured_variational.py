@@ -20,10 +20,10 @@ from .engines.base import Array, Engine, map_arrays
 from .errors import InvalidInput
 from .filtering import Posterior
 from .methods import FitProblem, FitResult, Method, state_arrays
-from .objective import Terms
+from .objective import Terms, WeightPrior
 from .steps import Adam, Step, StepState
 from .structures.base import Layers, Structure, sum_float64
-from .training import TrainingOptions, minimise, share_of, start_parameters, train
+from .training import TrainingOptions, minimise, share_of, start_parameters, train, weight_prior
 
 __all__ = ["StructuredParameters", "StructuredVariational", "bound_of", "kl_from_prior"]
 
@@ -58,7 +58,7 @@ class StructuredVariational(Method):
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)
-    initial_deviation: float = 0.02
+    initial_deviation: float = 0.2
     num_draws: int = 1
 
     def __post_init__(self) -> None:
@@ -81,11 +81,12 @@ class StructuredVariational(Method):
         _check(problem)
         rows, options = np.arange(len(problem.weight)), share_of(self.training, 2)
         precision = tuple(engine.asarray(p) for p in problem.prior_precision)
+        uncertain = structure.uses_factors(len(precision))
         start = self._start(problem, precision, options, rows)
         trained = minimise(
             problem,
             lambda chosen: self._step(problem, start, len(chosen)),
-            StepState(start, precision, engine.adam_moments(start)),
+            StepState(start, weight_prior(problem, precision, uncertain, rows), engine.adam_moments(start)),
             options,
             rows,
             lambda parameters: structure.mean(parameters.weights),
@@ -125,9 +126,9 @@ class StructuredVariational(Method):
                 engine.normal(engine.fold_in(key, index), (self.num_draws, *shape))
                 for index, shape in enumerate(shapes)
             )
-            (_, terms), gradient = gradient_of(state.parameters, state.prior_precision, batch, noise, numbers[1])
+            (_, terms), gradient = gradient_of(state.parameters, state.prior, batch, noise, numbers[1])
             parameters, memory = engine.adam(state.parameters, gradient, state.memory, numbers[0])
-            return StepState(parameters, state.prior_precision, memory), engine.xp.stack(list(terms))
+            return StepState(parameters, state.prior, memory), engine.xp.stack(list(terms))
 
         return step
 
@@ -143,7 +144,7 @@ def _check(problem: FitProblem) -> None:
 
 
 def bound_of(problem: FitProblem, num_rows: float) -> Callable[..., tuple[Array, Terms]]:
-    """``bound(parameters, prior_precision, batch, noise, kl_weight) -> (surrogate, terms)``.
+    """``bound(parameters, prior, batch, noise, kl_weight) -> (surrogate, terms)``.
 
     The terms are those of the negative ELBO, at weights θ that are drawn from q; its gradient is that of the surrogate,
     where weights move with q but q's density at them stays what it is: the gradient of log q at a fixed θ, which is 0
@@ -154,14 +155,14 @@ def bound_of(problem: FitProblem, num_rows: float) -> Callable[..., tuple[Array,
         num_rows: N of the data set, of which a batch is a sample.
 
     Returns:
-        A pure function of :class:`StructuredParameters`; the precision of each weight's prior, whose mean is 0; a batch
-        (inputs, targets, weight of each row); noise for :meth:`Structure.sample`; and the weight β of the KL term.
+        A pure function of :class:`StructuredParameters`; the prior; a batch (inputs, targets, weight of each row);
+        noise for :meth:`Structure.sample`; and the weight β of the KL term.
     """
     engine, xp, structure, likelihood = problem.engine, problem.engine.xp, problem.structure, problem.likelihood
 
     def bound(
         parameters: StructuredParameters,
-        prior_precision: Sequence[Array],
+        prior: WeightPrior,
         batch: Sequence[Array],
         noise: Sequence[Array],
         kl_weight: Array,
@@ -173,11 +174,11 @@ def bound_of(problem: FitProblem, num_rows: float) -> Callable[..., tuple[Array,
         log_probs = likelihood.fit_log_prob(engine, outputs, targets, parameters.likelihood)
         fit = xp.mean(xp.sum(row_weight * log_probs, axis=-1)) / rows.shape[0]
         held, theta = map_arrays(engine.stop_gradient, (weights, drawn))
-        pull = _log_ratio_gradient(engine, structure, held, theta, prior_precision, kl_weight)
+        pull = _log_ratio_gradient(engine, structure, held, theta, prior.precision, kl_weight)
         moved = sum(xp.sum(p * w) for p, w in zip(map_arrays(engine.stop_gradient, pull), drawn, strict=True))
         log_prior = likelihood.fit_log_prior(engine, parameters.likelihood)
         surrogate = (moved / noise[0].shape[0] - log_prior) / num_rows - fit
-        divergence, penalty = kl_from_prior(engine, structure, held, prior_precision)
+        divergence, penalty = kl_from_prior(engine, structure, held, prior)
         complexity = xp.astype((kl_weight * divergence + penalty - log_prior) / num_rows, fit.dtype)
         return surrogate, Terms(complexity - fit, fit, complexity)
 
@@ -200,9 +201,7 @@ def _log_ratio_gradient(
     return tuple((kl_weight if flag else 1.0) * (p * theta - pulled) for p, theta, pulled, flag in layers)
 
 
-def kl_from_prior(
-    engine: Engine, structure: Structure, state: Any, prior_precision: Sequence[Array]
-) -> tuple[Array, Array]:
+def kl_from_prior(engine: Engine, structure: Structure, state: Any, prior: WeightPrior) -> tuple[Array, Array]:
     """KL divergence of the uncertain weights from their prior, and minus the log prior of points up to a constant.
 
     For Gaussian weights of mean m, variances v and precision Λ, and independent priors N(0, 1/p)::
@@ -213,20 +212,15 @@ def kl_from_prior(
         engine: of the arrays.
         structure: of the posterior, each of whose layers is either all uncertain or all points.
         state: the posterior.
-        prior_precision: p of every weight.
+        prior: of every weight.
     """
+    means, variances = structure.mean(state), structure.marginal_variance(engine, state)
     divergence, penalty = structure.log_determinant(engine, state), 0.0
-    layers = zip(
-        structure.uses_factors(len(prior_precision)),
-        structure.mean(state),
-        structure.marginal_variance(engine, state),
-        prior_precision,
-        strict=True,
-    )
-    for uncertain, mean, variance, precision in layers:
+    layers = zip(structure.uses_factors(len(means)), means, variances, *prior, strict=True)
+    for uncertain, mean, variance, precision, log_determinant in layers:
         if uncertain:
-            relative = precision * (variance + mean * mean) - 1 - engine.xp.log(precision)
-            divergence = divergence + sum_float64(engine, relative)
+            squares = sum_float64(engine, precision * (variance + mean * mean) - 1)
+            divergence = divergence + squares - log_determinant
         else:
             penalty = penalty + 0.5 * sum_float64(engine, precision * mean * mean)
     return 0.5 * divergence, penalty

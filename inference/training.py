@@ -16,10 +16,19 @@ import numpy as np
 from .engines.base import Array, map_arrays, map_trees
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
-from .objective import Parameters
+from .objective import Parameters, Terms, WeightPrior
 from .steps import Optimizer, Step, StepState
 
-__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "minimise", "share_of", "start_parameters", "train"]
+__all__ = [
+    "Trained",
+    "TrainingOptions",
+    "learning_rate_schedule",
+    "minimise",
+    "share_of",
+    "start_parameters",
+    "train",
+    "weight_prior",
+]
 
 _PASSES = 75
 _LOOKS = 100  # at the held-out rows, spread over the epochs
@@ -170,13 +179,14 @@ def train(
         rows: indices of the rows to learn from, (n,), or (members, n) for several.
 
     Raises:
-        NumericalFailure: the objective became infinite or undefined.
+        NumericalFailure: the objective became infinite or undefined, for several members that of every one.
     """
+    prior = weight_prior(problem, prior_precision, variational, rows)
     memory = optimizer.memory(problem, start, prior_precision, variational)
     return minimise(
         problem,
         lambda chosen: optimizer.step(problem, variational, chosen),
-        StepState(start, prior_precision, memory),
+        StepState(start, prior, memory),
         options,
         rows,
         lambda parameters: parameters.mean,
@@ -202,7 +212,7 @@ def minimise(
         mean_of: the mean weights of parameters, which held-out rows are predicted with.
 
     Raises:
-        NumericalFailure: the objective became infinite or undefined.
+        NumericalFailure: as for :func:`train`.
     """
     engine = problem.engine
     rows, held_out = _hold_out(rows, options.validation, problem.seed)
@@ -210,7 +220,7 @@ def minimise(
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
     watch = _Watch(problem, held_out, num_epochs, options.patience, mean_of)
-    state, history = engine.train(
+    state, reports = engine.train(
         step_on(rows),
         start,
         (problem.x, problem.y, engine.asarray(problem.weight)),
@@ -218,12 +228,25 @@ def minimise(
         problem.seed,
         watch.on_epoch,
     )
-    if not np.isfinite(history[-1]).all():
+    last = reports[-1].reshape(len(Terms._fields), -1)
+    if not np.isfinite(last).all(axis=0).any():  # of several, those that failed do so for whoever asks for them
         raise NumericalFailure(
-            f"the objective became {history[-1, 0]} in epoch {len(history)} of {num_epochs}; lower learning_rate "
+            f"the objective became {last[0, 0]} in epoch {len(reports)} of {num_epochs}; lower learning_rate "
             f"({options.learning_rate}), or standardise the inputs"
         )
+    history = reports.reshape(*reports.shape[:2], -1).mean(axis=-1)
     return Trained(watch.best or state.parameters, history, watch.looks)
+
+
+def weight_prior(
+    problem: FitProblem, precision: tuple[Array, ...], variational: Sequence[bool], rows: np.ndarray
+) -> WeightPrior:
+    """The prior with what its divergences have in common; of several members, whose rows have an axis, for each."""
+    xp, leading = problem.engine.xp, rows.shape[:-1]
+    with problem.engine.scope():
+        layers = [xp.reshape(p, (*leading, -1)) for p in precision]
+        logarithms = [xp.log(p) if flag else xp.zeros_like(p) for p, flag in zip(layers, variational, strict=True)]
+        return WeightPrior(precision, tuple(xp.sum(values, axis=-1) for values in logarithms))
 
 
 def _batch_size(num_rows: int, steps: int) -> int:
@@ -286,7 +309,7 @@ class _Watch:
     def on_epoch(self, epoch: int, report: np.ndarray, state: StepState) -> bool:
         """Whether to stop."""
         if self._problem.on_epoch is not None:
-            self._problem.on_epoch(epoch, self._num_epochs, float(report[0]))
+            self._problem.on_epoch(epoch, self._num_epochs, float(np.mean(report[0])))
         if self._rows is None or ((epoch + 1) % self._every and epoch + 1 < self._num_epochs):
             return False
         engine = self._problem.engine

@@ -153,8 +153,9 @@ def test_products_with_the_jacobian_at_values_inside_a_computation(gradient_engi
 def test_numpy_refuses_gradients_and_says_what_to_do() -> None:
     engine = NumpyEngine()
     assert not engine.has_gradients
-    calls: tuple[Any, ...] = (engine.value_and_grad, engine.vjp_at)
-    for call in (*(partial(call, np.sum) for call in calls), engine.train):
+    transforms: tuple[Any, ...] = (engine.value_and_grad, engine.vjp_at)
+    calls: list[Any] = [partial(transform, np.sum) for transform in transforms]
+    for call in [*calls, engine.train]:
         with pytest.raises(InvalidInput, match=r"has no gradients.*engine='torch'"):
             call()
 
@@ -394,10 +395,10 @@ def test_special_functions(engine: Engine) -> None:
     signed = np.array([-3.0, -0.5, 0.0, 1e-3, 2.0])
 
     def special_functions(positive: Any, signed: Any) -> Any:
-        return engine.lgamma(positive), engine.digamma(positive), engine.erf(signed)
+        return engine.lgamma(positive), engine.digamma(positive), engine.erf(signed), engine.relu(signed)
 
     got = engine.jit(special_functions)(engine.asarray(positive), engine.asarray(signed))
-    expected = special.gammaln(positive), special.digamma(positive), special.erf(signed)
+    expected = special.gammaln(positive), special.digamma(positive), special.erf(signed), np.maximum(signed, 0)
     for value, reference in zip(got, expected, strict=True):
         close(engine, value, reference)
 

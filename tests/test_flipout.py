@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bayesmlp.inference.flipout import flipout_dense
 N, T, I, O = 3, 4, 2, 5  # noqa: E741
 
 
-def case(bias: bool, seed: int = 0) -> tuple[np.ndarray, ...]:
+def case(bias: bool, seed: int = 0) -> Any:
     """Inputs, means, deviations, draws, and signs of inputs and outputs."""
     rng = np.random.default_rng(seed)
     size = (I + bias, O)
@@ -32,6 +33,7 @@ def test_every_row_has_weights_of_its_own(engine64: Engine, bias: bool) -> None:
     """z of row n is a (M + r sᵀ S E), at all of its positions."""
     arrays = case(bias)
     x, mean, deviation, draw, r, s = arrays
+    [*map(engine64.asarray, arrays), bias]
     with engine64.scope():
         on_engine = [engine64.asarray(a) for a in arrays]
         got = engine64.to_numpy(flipout_dense(engine64.xp, *on_engine, bias=bias))  # type: ignore[misc]

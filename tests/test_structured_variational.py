@@ -15,6 +15,7 @@ from bayesmlp.inference.engines import Engine, map_arrays
 from bayesmlp.inference.engines.base import leaves_of
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.methods import FitProblem
+from bayesmlp.inference.objective import WeightPrior
 from bayesmlp.inference.structured_variational import StructuredParameters, bound_of, kl_from_prior
 from bayesmlp.inference.structures import Structure
 
@@ -60,6 +61,11 @@ def problem_of(engine: Engine, structure: Structure) -> FitProblem:
     )  # fmt: skip
 
 
+def prior_of(engine: Engine, precision: Sequence[np.ndarray]) -> WeightPrior:
+    log_determinants = tuple(engine.asarray(np.log(p).sum()) for p in precision)
+    return WeightPrior(tuple(engine.asarray(p) for p in precision), log_determinants)
+
+
 def cubature(shapes: Sequence[tuple[int, ...]], engine: Engine) -> tuple[Any, ...]:
     """Draws whose mean and covariance are 0 and the identity: averages of quadratic functions over them are exact."""
     sizes = [int(np.prod(shape)) for shape in shapes]
@@ -76,7 +82,7 @@ def evaluated(engine: Engine, structure: Structure, arrays: Any, beta: float, no
     noise = cubature(structure.noise_shapes(state), engine) if noise is None else noise
     with engine.scope():
         parameters = StructuredParameters(structure.unconstrained(engine, state), ())
-    prior = tuple(engine.asarray(p) for p in problem.prior_precision)
+    prior = prior_of(engine, problem.prior_precision)
     batch = (problem.x, problem.y, engine.asarray(problem.weight))
     gradient_of = engine.jit(engine.value_and_grad(bound_of(problem, ROWS), has_aux=True))
     (_, terms), gradient = gradient_of(parameters, prior, batch, noise, engine.asarray(np.float64(beta)))
@@ -172,7 +178,7 @@ def test_the_divergence_from_the_prior_is_the_gaussian_one(structure: Structure,
     prior = tuple(np.exp(np.random.default_rng(117).standard_normal(shape)) for shape in SHAPES)
     with engine.scope():
         state = structure.from_arrays(engine, arrays)
-        divergence, penalty = kl_from_prior(engine, structure, state, map_arrays(engine.asarray, prior))
+        divergence, penalty = kl_from_prior(engine, structure, state, prior_of(engine, prior))
     mean = dense.mean(structure, arrays, SHAPES)
     expected = dense.gaussian_kl(
         mean, dense.precision(structure, arrays, SHAPES), 0 * mean, np.diag(dense.flatten(prior))

@@ -253,7 +253,7 @@ class ModuleNetwork(Network):
                 return (), self.apply(engine, mixed, x)
 
             return engine.scan(one, (), tuple(w for flag, w in zip(sampled, weights, strict=True) if flag))[1]
-        layers = [partial(dense, matrix=w, bias=d.bias) for w, d in zip(weights, self.layers, strict=False)]
+        layers = [partial(dense, engine, matrix=w, bias=d.bias) for w, d in zip(weights, self.layers, strict=False)]
         return self._run(engine, weights, x, layers)
 
     def noise_shapes(self, num_rows: int, weights: Weights) -> tuple[tuple[int, ...], ...]:
@@ -267,7 +267,7 @@ class ModuleNetwork(Network):
         self,
         engine: Engine,
         weights: Weights,
-        standard_deviations: Sequence[Array | None],
+        variances: Sequence[Array | None],
         x: Array,
         noise: Sequence[Array | None],
     ) -> Array:
@@ -275,18 +275,17 @@ class ModuleNetwork(Network):
         Flipout where it passes at several positions; one draw for the batch where no axis is the rows'.
         """
         layers: list[Layer] = []
-        for layer, use, mean, deviation, draw in zip(
-            self.layers, self.uses, weights, standard_deviations, noise, strict=False
-        ):
-            normal = {"engine": engine, "mean": mean, "deviation": deviation, "draw": draw, "bias": layer.bias}
-            if deviation is None:
-                layers.append(partial(dense, matrix=mean, bias=layer.bias))
+        for layer, use, mean, variance, draw in zip(self.layers, self.uses, weights, variances, noise, strict=False):
+            normal = {"engine": engine, "mean": mean, "variance": variance, "draw": draw, "bias": layer.bias}
+            if variance is None:
+                layers.append(partial(dense, engine, matrix=mean, bias=layer.bias))
             elif use.once:
                 layers.append(partial(_noisy, **normal))
             elif use.row_axis is not None:
                 layers.append(partial(_flipped, row_axis=use.row_axis, **normal))
             else:
-                layers.append(partial(dense, matrix=mean + deviation * draw, bias=layer.bias))
+                drawn = mean + engine.xp.sqrt(variance) * draw
+                layers.append(partial(dense, engine, matrix=drawn, bias=layer.bias))
         return self._run(engine, weights, x, layers)
 
     # -- factors --------------------------------------------------------------------------------------------------
@@ -370,8 +369,8 @@ def _positions(engine: Engine, array: Array, row_axis: int | None, leading: int)
     return engine.xp.reshape(array, (*array.shape[:leading], -1, array.shape[-1]))
 
 
-def _noisy(x: Array, *, engine: Engine, mean: Array, deviation: Array, draw: Array, bias: bool) -> Array:
-    return noisy_dense(engine, x, mean, deviation, draw, bias)
+def _noisy(x: Array, *, engine: Engine, mean: Array, variance: Array, draw: Array, bias: bool) -> Array:
+    return noisy_dense(engine, x, mean, variance, draw, bias)
 
 
 def _noise_shape(num_rows: int, shape: tuple[int, ...], use: Use) -> tuple[int, ...]:
@@ -382,14 +381,14 @@ def _noise_shape(num_rows: int, shape: tuple[int, ...], use: Use) -> tuple[int, 
 
 
 def _flipped(
-    x: Array, *, engine: Engine, mean: Array, deviation: Array, draw: Array, bias: bool, row_axis: int
+    x: Array, *, engine: Engine, mean: Array, variance: Array, draw: Array, bias: bool, row_axis: int
 ) -> Array:
     """Flipout, whose random signs are those of standard normal draws."""
     xp, (inputs, outputs) = engine.xp, mean.shape
     weights, rest = draw[: inputs * outputs], draw[inputs * outputs :]
     signs = 1 - 2 * xp.astype(xp.reshape(rest, (-1, inputs + outputs)) < 0, mean.dtype)
     drawn = xp.reshape(weights, (inputs, outputs))
-    return flipout_dense(xp, x, mean, deviation, drawn, signs[:, :inputs], signs[:, inputs:], bias, row_axis)
+    return flipout_dense(xp, x, mean, xp.sqrt(variance), drawn, signs[:, :inputs], signs[:, inputs:], bias, row_axis)
 
 
 def _extended(engine: Engine, x: Array, bias: bool) -> Array:

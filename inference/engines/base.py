@@ -218,6 +218,10 @@ class Engine(ABC):
     def scan(self, body: Callable[[State, Any], tuple[State, Any]], state: State, sequence: Any) -> tuple[State, Any]:
         """Fold ``body`` over the leading axis of ``sequence``; per-step results are stacked."""
 
+    def slice_rows(self, array: Array, first: Any, size: int) -> Array:
+        """``size`` rows from ``first`` on, a number that compiled code may be given."""
+        return array[int(first) : int(first) + size]
+
     @abstractmethod
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         """Map ``function`` over a leading axis of its arguments."""
@@ -354,6 +358,10 @@ class Engine(ABC):
     @abstractmethod
     def erf(self, array: Array) -> Array:
         """Error function."""
+
+    @abstractmethod
+    def relu(self, array: Array) -> Array:
+        """``max(array, 0)``, whose derivative at 0 is 0."""
 
     # -- the writes of a filter step; the only places where memory may be taken over ------------------------------
     def add_outer(self, matrix: Array, column: Array, row: Array) -> Array:

@@ -119,6 +119,9 @@ class JaxEngine(Engine):
     def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any) -> tuple[Any, Any]:
         return jax.lax.scan(body, state, sequence)
 
+    def slice_rows(self, array: Any, first: Any, size: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(array, first, size)
+
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         return jax.vmap(function, in_axes=in_axes)
 
@@ -220,3 +223,6 @@ class JaxEngine(Engine):
 
     def erf(self, array: Any) -> Any:
         return jax.scipy.special.erf(array)
+
+    def relu(self, array: Any) -> Any:
+        return jax.nn.relu(array)

@@ -133,6 +133,10 @@ class Likelihood(ABC):
     def draw(self, rng: np.random.Generator, outputs: np.ndarray, state: Any) -> np.ndarray:
         """One y for each row of outputs (..., K)."""
 
+    def estimated_state(self, state: Any) -> Any:
+        """What the state is uncertain of, at its estimate: a state without that uncertainty."""
+        return state
+
     def draw_state(self, rng: np.random.Generator, state: Any) -> Any:
         """What the state is uncertain of, drawn: a state without that uncertainty, of the same leading axes."""
         return state

@@ -96,6 +96,9 @@ class Gaussian(Likelihood):
             state = self.draw_state(rng, NoiseState(*(np.broadcast_to(a, outputs.shape[:-1]) for a in state)))
         return outputs + np.sqrt(per_row(self._variance(state), 1)) * noise
 
+    def estimated_state(self, state: Any) -> Any:
+        return FixedNoise(self.dispersion(state)) if isinstance(state, NoiseState) else state
+
     def draw_state(self, rng: np.random.Generator, state: Any) -> Any:
         return FixedNoise(state.rate / rng.gamma(state.shape)) if isinstance(state, NoiseState) else state
 

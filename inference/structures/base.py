@@ -59,8 +59,8 @@ class Structure(ABC):
         return None
 
     def chosen(self, engine: Engine, variance: Layers, mean: Layers, precision: Layers) -> Any:
-        """As :meth:`initial`, given the marginal variances of the survey."""
-        return self.initial(engine, mean, precision)
+        """As :meth:`begin`, given the marginal variances of the survey."""
+        return self.begin(engine, mean, precision)
 
     @abstractmethod
     def scaled(self, engine: Engine, state: Any, factor: float) -> Any:
@@ -106,9 +106,9 @@ class Structure(ABC):
     ) -> Any:
         """``Λ ← Λ + Jᵀ L Lᵀ J``, projected on what the structure can hold; None where the factors are those of LᵀJ."""
 
-    def begin(self, engine: Engine, state: Any) -> Any:
-        """The state in the form that :meth:`accumulate` adds many chunks to; its mean stays what it is."""
-        return state
+    def begin(self, engine: Engine, mean: Layers, precision: Layers) -> Any:
+        """As :meth:`initial`, in the form that :meth:`accumulate` adds many chunks to."""
+        return self.initial(engine, mean, precision)
 
     def accumulate(
         self, engine: Engine, state: Any, factors: Factors, fisher_factor: Float[Array, "N K R"] | None

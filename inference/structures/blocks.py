@@ -172,8 +172,13 @@ class Blocks(Structure):
             tuple(self._each(lambda s, part, f: s.add_precision(engine, part, f, fisher_factor), state, factors))
         )
 
-    def begin(self, engine: Engine, state: BlocksState) -> BlocksState:
-        return BlocksState(tuple(self._each(lambda s, part: s.begin(engine, part), state)))
+    def begin(self, engine: Engine, mean: Layers, precision: Layers) -> BlocksState:
+        return BlocksState(
+            tuple(
+                structure.begin(engine, *(tuple(values[i] for i in layers) for values in (mean, precision)))
+                for structure, layers in self.parts
+            )
+        )
 
     def accumulate(
         self, engine: Engine, state: BlocksState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None

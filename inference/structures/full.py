@@ -105,9 +105,9 @@ class Full(Structure):
         rooted = _rooted(engine, state, [factor.left_multiply(fisher_factor) for factor in factors])
         return FullState(state.mean, root_update(engine, state.covariance_root, rooted))
 
-    def begin(self, engine: Engine, state: FullState) -> FullState:
-        """The root gives way to the precision, in float64: a sum over many rows outgrows float32."""
-        return FullState(state.mean, engine.in_float64(_precision_of, state.covariance_root))
+    def begin(self, engine: Engine, mean: Layers, precision: Layers) -> FullState:
+        """In place of the root the precision, in float64: a sum over many rows outgrows float32."""
+        return FullState(tuple(mean), _diag(engine, engine.widen(flatten_layers(engine, precision))))
 
     def accumulate(
         self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
@@ -197,11 +197,6 @@ def _andrews_gain(engine: Engine, gram: Array) -> Array:
     factor, _ = engine.cholesky(identity + gram)
     inverse = engine.solve_triangular(factor + identity, identity)
     return engine.solve_triangular(factor, inverse, transpose=True)
-
-
-def _precision_of(engine: Engine, root: Array) -> Array:
-    inverse = engine.solve(root, engine.eye(root.shape[0], root))
-    return inverse.mT @ inverse
 
 
 def _inverse_transposed_root(engine: Engine, precision: Array) -> Array:
