@@ -334,7 +334,7 @@ class BayesianMLP:
             InvalidInput: bad data; the model is as it was.
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
-        x = check_inputs(X, self._num_inputs, network=self.network)
+        x = check_inputs(X, self._num_inputs, network=self.network, whole=True)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
         if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
