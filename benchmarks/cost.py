@@ -31,7 +31,7 @@ from rich.table import Table
 
 import bayesmlp as bm
 from bayesmlp.inference.engines import Engine, get_engine
-from bayesmlp.inference.gauss_newton import add_curvature
+from bayesmlp.inference.gauss_newton import curvature_of
 from bayesmlp.inference.structures import Structure
 
 Work = Callable[[], Any]
@@ -170,13 +170,10 @@ def laplace_work(engine: Engine, structure: Structure, x: np.ndarray, y: np.ndar
     shapes = NETWORK.shapes(784, 10)
     with engine.scope():
         mean = tuple(engine.asarray(m) for m in NETWORK.initialise(784, 10, 0))
-        state = resolved.initial(engine, mean, tuple(engine.asarray(p) for p in bm.NormalPrior().precision(shapes)))
+        state = resolved.begin(engine, mean, tuple(engine.asarray(p) for p in bm.NormalPrior().precision(shapes)))
     rows, weight = (engine.asarray(x), engine.asarray(CLASSES.prepare(y))), np.ones(len(x))
-
-    def work() -> None:
-        wait(engine, add_curvature(engine, NETWORK, CLASSES, resolved, state, rows, weight, [True] * len(shapes)))
-
-    return work
+    add = curvature_of(engine, NETWORK, CLASSES, resolved, [True] * len(shapes))
+    return lambda: wait(engine, add(state, rows, weight, ()))
 
 
 def predictive_work(framework: str, structure: Any, x: np.ndarray, what: str) -> Work:
@@ -184,10 +181,11 @@ def predictive_work(framework: str, structure: Any, x: np.ndarray, what: str) ->
     model = bm.BayesianMLP(NETWORK, CLASSES, structure=structure, engine=framework, standardize=False)
     model.start_from_prior(784)
     asked = x[:ASKED].astype(np.float64)
-    least = model.filter_model.structure.rows_worth_preparing(model.posterior.weights, NETWORK.num_layers - 1) or 0
+    answering, posterior = model._answering, model.posterior
+    least = model.filter_model.structure.rows_worth_preparing(posterior.weights, NETWORK.num_layers - 1) or 0
     for _ in range(1 + least // ASKED):
-        model._linearized_outputs(asked, what)
-    return lambda: model._linearized_outputs(asked, what)
+        answering.linearized(posterior, asked, what)
+    return lambda: answering.linearized(posterior, asked, what)
 
 
 def variational_step(framework: str, x: np.ndarray, y: np.ndarray, epochs: int) -> float:

@@ -25,12 +25,26 @@ Directions: TypeAlias = Callable[[Array], Array]
 """From outputs (N, K) to R directions in output space for each input, (N, K, R)."""
 
 
-def dense(x: Array, matrix: Array, bias: bool = True) -> Array:
+def dense(engine: Engine, x: Array, matrix: Array, bias: bool = True) -> Array:
     """A dense layer, whose bias is the last row of its matrix."""
-    return x @ matrix[..., :-1, :] + matrix[..., -1:, :] if bias else x @ matrix
+    return (with_one(engine, x) if bias else x) @ matrix
 
 
-def noisy_dense(engine: Engine, x: Array, mean: Array, deviation: Array, draw: Array, bias: bool = True) -> Array:
+def with_one(engine: Engine, x: Array) -> Array:
+    """The inputs of a layer that has a bias: a 1 after the others.
+
+    One product with the whole matrix is then all there is; a gradient through slices of it would fill as many matrices
+    of zeros.
+    """
+    return engine.xp.concat([x, _ones(engine, x)], axis=-1)
+
+
+def _ones(engine: Engine, x: Array) -> Array:
+    one, shape = engine.constant(np.ones((1,) * x.ndim), x), (*x.shape[:-1], 1)
+    return one if one.shape == shape else engine.xp.broadcast_to(one, shape)
+
+
+def noisy_dense(engine: Engine, x: Array, mean: Array, variance: Array, draw: Array, bias: bool = True) -> Array:
     """Pre-activations of a dense layer whose weights are independent normals, by local reparametrisation.
 
     Given the inputs a they are Gaussian with mean ``a M`` and variance ``a² S²``. Drawing them instead of the weights
@@ -41,13 +55,14 @@ def noisy_dense(engine: Engine, x: Array, mean: Array, deviation: Array, draw: A
         engine: the arrays' engine.
         x: the layer's inputs a, (N, I).
         mean: M.
-        deviation: the standard deviations S.
+        variance: S², elementwise.
         draw: standard normal draws, (N, O).
         bias: whether the last row of the matrices is a bias.
     """
-    variance = dense(x * x, deviation * deviation, bias)
+    extended = with_one(engine, x) if bias else x
+    spread = (extended * extended) @ variance
     # Where a row's inputs are all 0 and there is no bias, the square root would have an infinite slope.
-    return dense(x, mean, bias) + engine.xp.sqrt(variance if bias else variance + _TINY) * draw
+    return extended @ mean + engine.xp.sqrt(spread if bias else spread + _TINY) * draw
 
 
 _TINY = 1e-30
@@ -140,7 +155,7 @@ class Network(ABC):
         self,
         engine: Engine,
         weights: Weights,
-        standard_deviations: Sequence[Array | None],
+        variances: Sequence[Array | None],
         x: Float[Array, "N I"],
         noise: Sequence[Array | None],
     ) -> Float[Array, "N K"]:
@@ -149,7 +164,7 @@ class Network(ABC):
         Args:
             engine: the arrays' engine.
             weights: means M, one array per layer.
-            standard_deviations: S for each layer; None where the layer's weights are points.
+            variances: S², elementwise, for each layer; None where the layer's weights are points.
             x: inputs.
             noise: standard normal draws in :meth:`noise_shapes`; None where the weights are points.
         """
@@ -174,28 +189,48 @@ class Network(ABC):
         """
 
 
-def _relu(engine: Engine, z: Array) -> tuple[Array, Array]:
-    slope = z > 0  # a product with booleans keeps the floating-point type
-    return z * slope, slope
+def _relu_slope(engine: Engine, z: Array, value: Array) -> Array:
+    return engine.xp.astype(z > 0, z.dtype)  # products with booleans are slow
 
 
-def _tanh(engine: Engine, z: Array) -> tuple[Array, Array]:
-    value = engine.xp.tanh(z)
-    return value, 1 - value * value
+def _tanh(engine: Engine, z: Array) -> Array:
+    return engine.xp.tanh(z)
 
 
-def _gelu(engine: Engine, z: Array) -> tuple[Array, Array]:
-    below = 0.5 * (1 + engine.erf(z * math.sqrt(0.5)))
-    return z * below, below + z * engine.xp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+def _tanh_slope(engine: Engine, z: Array, value: Array) -> Array:
+    return 1 - value * value
 
 
-def _silu(engine: Engine, z: Array) -> tuple[Array, Array]:
-    sigmoid = 0.5 * (1 + engine.xp.tanh(0.5 * z))
-    return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
+def _normal_cdf(engine: Engine, z: Array) -> Array:
+    return 0.5 * (1 + engine.erf(z * math.sqrt(0.5)))
 
 
-ACTIVATIONS = {"relu": _relu, "tanh": _tanh, "gelu": _gelu, "silu": _silu}
-"""Activation and its derivative, by name."""
+def _gelu(engine: Engine, z: Array) -> Array:
+    return z * _normal_cdf(engine, z)
+
+
+def _gelu_slope(engine: Engine, z: Array, value: Array) -> Array:
+    return _normal_cdf(engine, z) + z * engine.xp.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+def _sigmoid(engine: Engine, z: Array) -> Array:
+    return 0.5 * (1 + engine.xp.tanh(0.5 * z))
+
+
+def _silu(engine: Engine, z: Array) -> Array:
+    return z * _sigmoid(engine, z)
+
+
+def _silu_slope(engine: Engine, z: Array, value: Array) -> Array:
+    sigmoid = _sigmoid(engine, z)
+    return sigmoid + value * (1 - sigmoid)
+
+
+ACTIVATIONS = {"relu": lambda engine, z: engine.relu(z), "tanh": _tanh, "gelu": _gelu, "silu": _silu}
+"""Activation by name, of an engine and pre-activations."""
+
+_SLOPES = {"relu": _relu_slope, "tanh": _tanh_slope, "gelu": _gelu_slope, "silu": _silu_slope}
+"""Derivative by name, of an engine, pre-activations and the activation there."""
 
 _GAIN = {"relu": math.sqrt(2.0), "tanh": 1.0, "gelu": math.sqrt(2.0), "silu": math.sqrt(2.0)}
 
@@ -261,24 +296,24 @@ class MLP(Network):
         """Outputs of the network; a leading axis of the weights (samples) becomes one of the outputs."""
         activate = ACTIVATIONS[self.activation]
         for index, matrix in enumerate(weights):
-            x = dense(x, matrix)
+            x = dense(engine, x, matrix)
             if index < len(weights) - 1:
-                x, _ = activate(engine, x)
+                x = activate(engine, x)
         return x
 
     def apply_with_noise(
         self,
         engine: Engine,
         weights: Weights,
-        standard_deviations: Sequence[Array | None],
+        variances: Sequence[Array | None],
         x: Float[Array, "N I"],
         noise: Sequence[Array | None],
     ) -> Float[Array, "N K"]:
         """Outputs for weights drawn anew for every row; see :func:`noisy_dense`."""
         activate = ACTIVATIONS[self.activation]
-        for index, (matrix, deviation, draw) in enumerate(zip(weights, standard_deviations, noise, strict=True)):
-            z = dense(x, matrix) if deviation is None else noisy_dense(engine, x, matrix, deviation, draw)
-            x = z if index == len(weights) - 1 else activate(engine, z)[0]
+        for index, (matrix, variance, draw) in enumerate(zip(weights, variances, noise, strict=True)):
+            z = dense(engine, x, matrix) if variance is None else noisy_dense(engine, x, matrix, variance, draw)
+            x = z if index == len(weights) - 1 else activate(engine, z)
         return x
 
     def factors(
@@ -299,18 +334,16 @@ class MLP(Network):
             needed: for each layer, whether its factors are; rows go back to the first such layer, those before have
                 None.
         """
-        xp = engine.xp
-        activate = ACTIVATIONS[self.activation]
-        ones = engine.constant(np.ones((1, 1)), x)
-        ones = ones if x.shape[0] == 1 else xp.broadcast_to(ones, (x.shape[0], 1))
+        activate, slope = ACTIVATIONS[self.activation], _SLOPES[self.activation]
+        xp, ones = engine.xp, _ones(engine, x)
         inputs, slopes = [], []
         for index, matrix in enumerate(weights):
             extended = xp.concat([x, ones], axis=1)
             inputs.append(extended)
-            x = extended @ matrix
+            x = z = extended @ matrix
             if index < len(weights) - 1:
-                x, slope = activate(engine, x)
-                slopes.append(slope)
+                x = activate(engine, z)
+                slopes.append(slope(engine, z, x))
         rows = output_rows(engine, x, directions)
         factors: list[LayerFactors | None] = [LayerFactors(inputs[-1], rows)]
         for index in range(len(weights) - 2, -1, -1):

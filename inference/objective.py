@@ -7,6 +7,7 @@ layer it is, at β = 1, the negative evidence lower bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
 from .network import Network
 
-__all__ = ["Parameters", "Terms", "deviations_of", "mean_field_kl", "objective_of"]
+__all__ = ["Parameters", "Terms", "WeightPrior", "deviations_of", "mean_field_kl", "normal_kl", "objective_of"]
 
 
 class Parameters(NamedTuple):
@@ -31,6 +32,18 @@ class Parameters(NamedTuple):
     mean: tuple[Array, ...]
     log_deviation: tuple[Array, ...]
     likelihood: tuple[Array, ...]
+
+
+class WeightPrior(NamedTuple):
+    """Independent normal weights around 0.
+
+    Attributes:
+        precision: p of each weight, in the form of the means.
+        log_determinant: Σ log p of each layer; 0 where its weights are points, which don't ask for it.
+    """
+
+    precision: tuple[Array, ...]
+    log_determinant: tuple[Array, ...]
 
 
 class Terms(NamedTuple):
@@ -49,8 +62,14 @@ class Terms(NamedTuple):
 
 def deviations_of(engine: Engine, parameters: Parameters, variational: Sequence[bool]) -> list[Array | None]:
     """Standard deviation of each layer's weights; None where they are points."""
-    remaining = iter(parameters.log_deviation)
-    return [engine.xp.exp(next(remaining)) if flag else None for flag in variational]
+    log_deviations = _spread(parameters.log_deviation, variational)
+    return [None if log_s is None else engine.xp.exp(log_s) for log_s in log_deviations]
+
+
+def _spread(values: Sequence[Array], variational: Sequence[bool]) -> list[Array | None]:
+    """The values of variational layers, and None for the others."""
+    remaining = iter(values)
+    return [next(remaining) if flag else None for flag in variational]
 
 
 def mean_field_kl(
@@ -64,17 +83,31 @@ def mean_field_kl(
         log_deviation: log s of every weight.
         prior_precision: p of every weight; the prior mean is 0.
     """
-    total = 0.0
-    for m, log_s, p in zip(mean, log_deviation, prior_precision, strict=True):
-        log_scaled = 2 * log_s + xp.log(p)
-        total = total + 0.5 * xp.sum(p * m * m + xp.exp(log_scaled) - 1 - log_scaled)
-    return total
+    layers = zip(mean, log_deviation, prior_precision, strict=True)
+    return sum(normal_kl(xp, m, xp.exp(2 * log_s), log_s, p, xp.sum(xp.log(p))) for m, log_s, p in layers)
+
+
+def normal_kl(
+    xp: Any, mean: Array, variance: Array, log_deviation: Array, prior_precision: Array, log_determinant: Array
+) -> Array:
+    """:func:`mean_field_kl` of one layer, given what need not be computed again.
+
+    Args:
+        xp: array namespace.
+        mean: m.
+        variance: s².
+        log_deviation: log s.
+        prior_precision: p.
+        log_determinant: Σ log p.
+    """
+    squares = xp.sum(prior_precision * (xp.square(mean) + variance))
+    return 0.5 * (squares - math.prod(mean.shape) - log_determinant) - xp.sum(log_deviation)
 
 
 def objective_of(
     engine: Engine, network: Network, likelihood: Likelihood, variational: Sequence[bool], num_rows: float
 ) -> Callable[..., tuple[Array, Terms]]:
-    """``objective(parameters, prior_precision, batch, noise, kl_weight) -> (objective, terms)`` of one network.
+    """``objective(parameters, prior, batch, noise, kl_weight) -> (objective, terms)`` of one network.
 
     Args:
         engine: of the arrays.
@@ -84,31 +117,30 @@ def objective_of(
         num_rows: N of the data set, of which a batch is a sample.
 
     Returns:
-        A pure function of the parameters; the precision of each weight's prior, whose mean is 0; a batch (inputs,
-        targets, weight of each row); standard normal noise for each variational layer; and β.
+        A pure function of the parameters; the prior; a batch (inputs, targets, weight of each row); standard normal
+        noise for each variational layer; and β.
     """
     xp = engine.xp
 
     def objective(
-        parameters: Parameters, prior_precision: Sequence[Array], batch: Sequence[Array], noise: Any, kl_weight: Array
+        parameters: Parameters, prior: WeightPrior, batch: Sequence[Array], noise: Any, kl_weight: Array
     ) -> tuple[Array, Terms]:
         rows, targets, row_weight = batch
-        deviations = deviations_of(engine, parameters, variational)
+        log_deviations = _spread(parameters.log_deviation, variational)
+        variances = [None if log_s is None else xp.exp(2 * log_s) for log_s in log_deviations]
         if any(variational):
-            draws = iter(noise)
-            per_layer = [next(draws) if flag else None for flag in variational]
-            outputs = network.apply_with_noise(engine, parameters.mean, deviations, rows, per_layer)
+            draws = _spread(noise, variational)
+            outputs = network.apply_with_noise(engine, parameters.mean, variances, rows, draws)
         else:
             outputs = network.apply(engine, parameters.mean, rows)
         log_probs = likelihood.fit_log_prob(engine, outputs, targets, parameters.likelihood)
         fit = xp.sum(row_weight * log_probs) / rows.shape[0]
         complexity = -likelihood.fit_log_prior(engine, parameters.likelihood)
-        log_deviations = iter(parameters.log_deviation)
-        for mean, precision, flag in zip(parameters.mean, prior_precision, variational, strict=True):
-            if flag:
-                penalty = kl_weight * mean_field_kl(xp, [mean], [next(log_deviations)], [precision])
+        for mean, variance, log_s, *of_prior in zip(parameters.mean, variances, log_deviations, *prior, strict=True):
+            if variance is None:
+                penalty = 0.5 * xp.sum(of_prior[0] * xp.square(mean))
             else:
-                penalty = 0.5 * xp.sum(precision * mean * mean)
+                penalty = kl_weight * normal_kl(xp, mean, variance, log_s, *of_prior)
             complexity = complexity + penalty
         complexity = complexity / num_rows
         return complexity - fit, Terms(complexity - fit, fit, complexity)

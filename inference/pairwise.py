@@ -11,7 +11,7 @@ from jaxtyping import Float
 from .engines.base import Array, Engine
 from .errors import InvalidInput
 from .factors import LayerFactors, SharedFactors
-from .network import ACTIVATIONS, MLP, Weights
+from .network import ACTIVATIONS, MLP, Weights, dense
 
 __all__ = ["PairwiseMLP"]
 
@@ -57,7 +57,7 @@ class PairwiseMLP(MLP):
         self,
         engine: Engine,
         weights: Weights,
-        standard_deviations: Sequence[Array | None],
+        variances: Sequence[Array | None],
         x: Float[Array, "N 2*I"],
         noise: Sequence[Array | None],
     ) -> Float[Array, "N K"]:
@@ -70,14 +70,14 @@ class PairwiseMLP(MLP):
         """
         activate = ACTIVATIONS[self.activation]
         first, second = self._halves(weights, x)
-        for index, (matrix, deviation, draw) in enumerate(zip(weights, standard_deviations, noise, strict=True)):
+        for index, (matrix, variance, draw) in enumerate(zip(weights, variances, noise, strict=True)):
             before = first, second
-            first, second = (half @ matrix[:-1, :] + matrix[-1:, :] for half in before)
-            if deviation is not None:
-                moved = _joint_noise(engine, *before, deviation * deviation, draw)
+            first, second = (dense(engine, half, matrix) for half in before)
+            if variance is not None:
+                moved = _joint_noise(engine, *before, variance, draw)
                 first, second = first + moved[0], second + moved[1]
             if index < len(weights) - 1:
-                first, second = (activate(engine, half)[0] for half in (first, second))
+                first, second = (activate(engine, half) for half in (first, second))
         return first - second
 
     def factors(

@@ -13,7 +13,7 @@ from . import ivon
 from .engines.base import Array, map_arrays
 from .errors import InvalidInput
 from .methods import FitProblem
-from .objective import Parameters, Terms, mean_field_kl, objective_of
+from .objective import Parameters, Terms, WeightPrior, normal_kl, objective_of
 
 __all__ = ["IVON", "Adam", "Optimizer", "StepState", "optimizer_named"]
 
@@ -23,12 +23,12 @@ Step = Callable[["StepState", Sequence[Array], Any, Array], tuple["StepState", A
 class StepState(NamedTuple):
     """Attributes:
     parameters: that are fitted; with several networks at once, with a leading axis.
-    prior_precision: of each weight, in the form of the means.
+    prior: of the weights.
     memory: of the optimizer.
     """
 
     parameters: Parameters
-    prior_precision: tuple[Array, ...]
+    prior: WeightPrior
     memory: Any
 
 
@@ -83,14 +83,14 @@ class Adam(Optimizer):
             leading, count = batch[0].shape[: rows.ndim - 1], batch[0].shape[rows.ndim - 1]
             shapes = [(*leading, *shape) for shape in problem.network.noise_shapes(count, parameters.mean)]
             noise = _draws(engine, key, shapes, variational)
-            (_, terms), gradient = gradient_of(parameters, state.prior_precision, batch, noise, numbers[1])
+            (_, terms), gradient = gradient_of(parameters, state.prior, batch, noise, numbers[1])
             deviations, slow = parameters.log_deviation, numbers[0] * self.deviation_rate
             moved, moments = engine.adam(
                 parameters._replace(log_deviation=()), gradient._replace(log_deviation=()), moments, numbers[0]
             )
             deviations, of_deviations = engine.adam(deviations, gradient.log_deviation, of_deviations, slow)
             parameters = moved._replace(log_deviation=deviations)
-            return StepState(parameters, state.prior_precision, (moments, of_deviations)), _stacked(engine, terms)
+            return StepState(parameters, state.prior, (moments, of_deviations)), _stacked(engine, terms)
 
         return step
 
@@ -140,13 +140,13 @@ class IVON(Optimizer):
 
         def step(state: StepState, batch: Sequence[Array], key: Any, numbers: Array) -> tuple[StepState, Array]:
             parameters, (own, moments) = state.parameters, state.memory
-            prior = _chosen(state.prior_precision, variational)
+            prior = _chosen(state.prior.precision, variational)
             effective = num_rows / xp.astype(numbers[1], parameters.mean[0].dtype)  # rows of the tempered posterior
             noise = _draws(engine, key, [mean.shape for mean in parameters.mean], variational)
             drawn = ivon.sample(xp, own, prior, effective, noise)
             sampled = Parameters(_merged(parameters.mean, drawn, variational), (), parameters.likelihood)
-            flat = tuple(0 * p if flag else p for p, flag in zip(state.prior_precision, variational, strict=True))
-            (_, terms), gradient = gradient_of(sampled, flat, batch, (), numbers[1])
+            flat = _merged(state.prior.precision, map_arrays(xp.zeros_like, prior), variational)
+            (_, terms), gradient = gradient_of(sampled, state.prior._replace(precision=flat), batch, (), numbers[1])
             own = ivon.update(
                 xp, own, _chosen(gradient.mean, variational), noise, prior, effective, numbers[0],
                 self.momentum_decay, self.curvature_decay,
@@ -154,13 +154,18 @@ class IVON(Optimizer):
             (others, likelihood), moments = engine.adam(
                 self._others(parameters, variational), self._others(gradient, variational), moments, numbers[0]
             )
-            log_deviation = map_arrays(xp.log, ivon.deviation(xp, own, prior, effective))
+            deviation = ivon.deviation(xp, own, prior, effective)
+            log_deviation = map_arrays(xp.log, deviation)
             means = _merged(_merged(parameters.mean, own.mean, variational), others, points)
             share = numbers[1] / (num_rows * members)
-            divergence = share * mean_field_kl(xp, own.mean, log_deviation, prior)
+            determinants = _chosen(state.prior.log_determinant, variational)
+            layers = zip(own.mean, deviation, log_deviation, prior, determinants, strict=True)
+            divergence = share * sum(
+                normal_kl(xp, m, s * s, log_s, p, xp.sum(total)) for m, s, log_s, p, total in layers
+            )
             terms = Terms(terms.objective + divergence, terms.log_likelihood, terms.complexity + divergence)
             moved = Parameters(means, log_deviation, likelihood)
-            return StepState(moved, state.prior_precision, (own, moments)), _stacked(engine, terms)
+            return StepState(moved, state.prior, (own, moments)), _stacked(engine, terms)
 
         return step
 

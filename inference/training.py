@@ -16,7 +16,7 @@ import numpy as np
 from .engines.base import Array, map_arrays, map_trees
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
-from .objective import Parameters, Terms
+from .objective import Parameters, Terms, WeightPrior
 from .steps import Optimizer, StepState
 
 __all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "share_of", "start_parameters", "train"]
@@ -179,7 +179,11 @@ def train(
     watch = _Watch(problem, held_out, num_epochs, options.patience)
     state, reports = engine.train(
         optimizer.step(problem, variational, rows),
-        StepState(start, prior_precision, optimizer.memory(problem, start, prior_precision, variational)),
+        StepState(
+            start,
+            _weight_prior(problem, prior_precision, variational, rows),
+            optimizer.memory(problem, start, prior_precision, variational),
+        ),
         (problem.x, problem.y, engine.asarray(problem.weight)),
         _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed),
         problem.seed,
@@ -193,6 +197,17 @@ def train(
         )
     history = reports.reshape(*reports.shape[:2], -1).mean(axis=-1)
     return Trained(watch.best or state.parameters, history, watch.looks)
+
+
+def _weight_prior(
+    problem: FitProblem, precision: tuple[Array, ...], variational: Sequence[bool], rows: np.ndarray
+) -> WeightPrior:
+    """The prior with what its divergences have in common; of several members, for each."""
+    xp, leading = problem.engine.xp, rows.shape[:-1]
+    with problem.engine.scope():
+        layers = [xp.reshape(p, (*leading, -1)) for p in precision]
+        logarithms = [xp.log(p) if flag else xp.zeros_like(p) for p, flag in zip(layers, variational, strict=True)]
+        return WeightPrior(precision, tuple(xp.sum(values, axis=-1) for values in logarithms))
 
 
 def _batch_size(num_rows: int, steps: int) -> int:

@@ -395,10 +395,10 @@ def test_special_functions(engine: Engine) -> None:
     signed = np.array([-3.0, -0.5, 0.0, 1e-3, 2.0])
 
     def special_functions(positive: Any, signed: Any) -> Any:
-        return engine.lgamma(positive), engine.digamma(positive), engine.erf(signed)
+        return engine.lgamma(positive), engine.digamma(positive), engine.erf(signed), engine.relu(signed)
 
     got = engine.jit(special_functions)(engine.asarray(positive), engine.asarray(signed))
-    expected = special.gammaln(positive), special.digamma(positive), special.erf(signed)
+    expected = special.gammaln(positive), special.digamma(positive), special.erf(signed), np.maximum(signed, 0)
     for value, reference in zip(got, expected, strict=True):
         close(engine, value, reference)
 

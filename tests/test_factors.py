@@ -146,7 +146,12 @@ def test_local_reparametrisation_has_the_moments_of_the_weights(engine64: Engine
     expected = hidden @ means[1][:-1] + means[1][-1]
     with engine64.scope():
         convert = engine64.asarray
-        arguments = [convert(m) for m in means], [convert(deviations[0]), None], convert(x), [convert(noise[0]), None]
+        arguments = (
+            [convert(m) for m in means],
+            [convert(deviations[0] ** 2), None],
+            convert(x),
+            [convert(noise[0]), None],
+        )
         close(engine64.to_numpy(network.apply_with_noise(engine64, *arguments)), expected)
 
 

@@ -84,7 +84,7 @@ def test_noise_of_both_halves_is_that_of_common_weights(engine64: Engine) -> Non
     mean, deviation = rng.standard_normal((NUM_INPUTS + 1, 1)), rng.uniform(0.5, 1, (NUM_INPUTS + 1, 1))
     (shape,) = network.noise_shapes(draws, (mean,))
     with engine64.scope():
-        arrays = (engine64.asarray(a) for a in (mean, deviation, x, rng.standard_normal(shape)))
+        arrays = (engine64.asarray(a) for a in (mean, deviation**2, x, rng.standard_normal(shape)))
         matrix, spread, rows, noise = arrays
         got = engine64.to_numpy(network.apply_with_noise(engine64, (matrix,), (spread,), rows, (noise,)))[:, 0]
     gap = x[0, :NUM_INPUTS] - x[0, NUM_INPUTS:]

@@ -252,7 +252,7 @@ class ModuleNetwork(Network):
                 return (), self.apply(engine, mixed, x)
 
             return engine.scan(one, (), tuple(w for flag, w in zip(sampled, weights, strict=True) if flag))[1]
-        layers = [partial(dense, matrix=w, bias=d.bias) for w, d in zip(weights, self.layers, strict=False)]
+        layers = [partial(dense, engine, matrix=w, bias=d.bias) for w, d in zip(weights, self.layers, strict=False)]
         return self._run(engine, weights, x, layers)
 
     def noise_shapes(self, num_rows: int, weights: Weights) -> tuple[tuple[int, ...], ...]:
@@ -267,21 +267,17 @@ class ModuleNetwork(Network):
         self,
         engine: Engine,
         weights: Weights,
-        standard_deviations: Sequence[Array | None],
+        variances: Sequence[Array | None],
         x: Array,
         noise: Sequence[Array | None],
     ) -> Array:
         layers: list[Layer] = []
-        for layer, use, mean, deviation, draw in zip(
-            self.layers, self.uses, weights, standard_deviations, noise, strict=False
-        ):
-            if deviation is not None and use.once:
-                layers.append(
-                    partial(_noisy, engine=engine, mean=mean, deviation=deviation, draw=draw, bias=layer.bias)
-                )
+        for layer, use, mean, variance, draw in zip(self.layers, self.uses, weights, variances, noise, strict=False):
+            if variance is not None and use.once:
+                layers.append(partial(_noisy, engine=engine, mean=mean, variance=variance, draw=draw, bias=layer.bias))
             else:
-                drawn = mean if deviation is None else mean + deviation * draw
-                layers.append(partial(dense, matrix=drawn, bias=layer.bias))
+                drawn = mean if variance is None else mean + engine.xp.sqrt(variance) * draw
+                layers.append(partial(dense, engine, matrix=drawn, bias=layer.bias))
         return self._run(engine, weights, x, layers)
 
     # -- factors --------------------------------------------------------------------------------------------------
@@ -365,8 +361,8 @@ def _positions(engine: Engine, array: Array, row_axis: int | None, leading: int)
     return engine.xp.reshape(array, (*array.shape[:leading], -1, array.shape[-1]))
 
 
-def _noisy(x: Array, *, engine: Engine, mean: Array, deviation: Array, draw: Array, bias: bool) -> Array:
-    return noisy_dense(engine, x, mean, deviation, draw, bias)
+def _noisy(x: Array, *, engine: Engine, mean: Array, variance: Array, draw: Array, bias: bool) -> Array:
+    return noisy_dense(engine, x, mean, variance, draw, bias)
 
 
 def _extended(engine: Engine, x: Array, bias: bool) -> Array:

@@ -69,7 +69,7 @@ def _uses(probe: ModuleNetwork) -> tuple[dict[str, Use], int]:
         def recorder(layer: DenseLayer, matrix: Array) -> Layer:
             def call(a: Array) -> Array:
                 shapes.setdefault(layer.name, []).append(tuple(a.shape))
-                return dense(a, matrix, layer.bias)
+                return dense(engine, a, matrix, layer.bias)
 
             return call
 

@@ -96,11 +96,11 @@ class VariationalLinear(nnx.Linear):
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         if self.deterministic:
             return super().__call__(inputs, out_sharding)
-        mean, deviation = self._mean(), jnp.exp(self.log_deviation[...])
+        mean, variance = self._mean(), jnp.exp(2 * self.log_deviation[...])
         if inputs.ndim == 2:
             draw = jax.random.normal(self.noise(), (len(inputs), self.out_features), mean.dtype)
-            return noisy_dense(get_engine("jax"), inputs, mean, deviation, draw, self.use_bias)
-        drawn = mean + deviation * jax.random.normal(self.noise(), mean.shape, mean.dtype)
+            return noisy_dense(get_engine("jax"), inputs, mean, variance, draw, self.use_bias)
+        drawn = mean + jnp.sqrt(variance) * jax.random.normal(self.noise(), mean.shape, mean.dtype)
         outputs = inputs @ drawn[: self.in_features]
         return outputs + drawn[self.in_features] if self.use_bias else outputs
 

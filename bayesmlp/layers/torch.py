@@ -91,11 +91,11 @@ class VariationalLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(input)
-        mean, deviation = self._mean(), torch.exp(self.log_deviation)
+        mean, variance = self._mean(), torch.exp(2 * self.log_deviation)
         if input.ndim == 2:
             draw = torch.randn(len(input), self.out_features, dtype=mean.dtype, device=mean.device)
-            return noisy_dense(get_engine("torch"), input, mean, deviation, draw, self.bias is not None)
-        drawn = mean + deviation * torch.randn_like(mean)
+            return noisy_dense(get_engine("torch"), input, mean, variance, draw, self.bias is not None)
+        drawn = mean + torch.sqrt(variance) * torch.randn_like(mean)
         inputs = self.in_features
         return nn.functional.linear(input, drawn[:inputs].T, None if self.bias is None else drawn[inputs])
 

@@ -359,6 +359,10 @@ class Engine(ABC):
     def erf(self, array: Array) -> Array:
         """Error function."""
 
+    @abstractmethod
+    def relu(self, array: Array) -> Array:
+        """``max(array, 0)``, whose derivative at 0 is 0."""
+
     # -- the writes of a filter step; the only places where memory may be taken over ------------------------------
     def add_outer(self, matrix: Array, column: Array, row: Array) -> Array:
         """``matrix + columnᵀ @ row`` for stacked columns (n, i) and rows (n, j)."""

@@ -223,3 +223,6 @@ class JaxEngine(Engine):
 
     def erf(self, array: Any) -> Any:
         return jax.scipy.special.erf(array)
+
+    def relu(self, array: Any) -> Any:
+        return jax.nn.relu(array)

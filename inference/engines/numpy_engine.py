@@ -154,6 +154,9 @@ class NumpyEngine(Engine):
 
         return np.asarray(erf(array))
 
+    def relu(self, array: np.ndarray) -> np.ndarray:
+        return np.maximum(array, 0)
+
 
 _REFERENCE = NumpyEngine()
 _NO_GRADIENTS = (
