@@ -66,7 +66,8 @@ class LayerFactors(NamedTuple):
 
     def gram_diagonal(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "N K"]:
         """The diagonal of :meth:`gram`."""
-        return ((self.rows * self.rows) @ ((self.inputs * self.inputs) @ variance)[:, :, None])[:, :, 0]
+        spread = ((self.inputs * self.inputs) @ variance)[:, None, :]
+        return engine.xp.sum(self.rows * self.rows * spread, axis=2)
 
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """``J`` times each of R directions in weight space."""

@@ -346,6 +346,7 @@ class MLP(Network):
                 slopes.append(slope(engine, z, x))
         rows = output_rows(engine, x, directions)
         factors: list[LayerFactors | None] = [LayerFactors(inputs[-1], rows)]
+        rows = rows[:1] if directions is None else rows  # the identity for every input
         for index in range(len(weights) - 2, -1, -1):
             if needed is None or any(needed[: index + 1]):
                 rows = (rows @ weights[index + 1][:-1, :].mT) * slopes[index][:, None, :]

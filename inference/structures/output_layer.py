@@ -32,8 +32,7 @@ class OutputLayer(NamedTuple):
 
     def covariance(self, engine: Engine, inputs: Float[Array, "N I"]) -> Float[Array, "N K K"]:
         """Of the outputs of each input."""
-        parts = [_rooted(engine, stripe, inputs) for stripe in self.joint]
-        products = [part @ part.mT for part in parts]
+        products = [_square(_rooted(engine, stripe, inputs)) for stripe in self.joint]
         return sum(products[1:], start=products[0])
 
     def variance(self, engine: Engine, inputs: Float[Array, "N I"]) -> Float[Array, "N K"]:
@@ -65,6 +64,11 @@ def output_layer(engine: Engine, root: Float[Array, "P P"], shape: tuple[int, in
 def _triangle(engine: Engine, root: Float[Array, "R C"]) -> Float[Array, "R R"]:
     """The lower triangular matrix with the same square, without forming the square."""
     return engine.xp.linalg.qr(root.mT)[1].mT
+
+
+def _square(root: Float[Array, "N K C"]) -> Float[Array, "N K K"]:
+    """Taken stripe by stripe, while the stripe's rows are still in the cache."""
+    return root @ root.mT
 
 
 def _rooted(engine: Engine, stripe: Float[Array, "I K C"], inputs: Float[Array, "N I"]) -> Float[Array, "N K C"]:
