@@ -30,6 +30,7 @@ from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
+from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
 from .layers.conversion import restore_network
@@ -237,8 +238,8 @@ class BayesianMLP:
         Args:
             X: inputs, (rows, inputs).
             y: targets, as the likelihood takes them.
-            method: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None: ``AsMarked()``, which is Laplace unless a
-                module of the user's own marks layers otherwise.
+            method: ``Laplace()``, ``Variational()``, ``StructuredVariational()``, ``PerLayer(...)``; None:
+                ``AsMarked()``, which is Laplace unless a module of the user's own marks layers otherwise.
             weight: of each row, at least 0.
             on_epoch: called with the epoch, the number of epochs and the mean objective per row.
             progress: whether to show a progress bar; None for one on a terminal if the fit takes over a second.
@@ -255,6 +256,8 @@ class BayesianMLP:
         """
         if method is not None and not isinstance(method, Method):
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
+        if isinstance(self.structure, Mixture) and isinstance(method, StructuredVariational):
+            raise InvalidInput(f"StructuredVariational fits one Gaussian, not the members of {self.structure}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,

@@ -203,7 +203,7 @@ class Engine(ABC):
         """``function(engine, *arrays)`` for small systems; floating-point arrays go in and come out as float64.
 
         The engine passed to ``function`` is the one that runs it: for torch on the CPU this is NumPy, whose calls
-        cost a fraction of torch's at these sizes.
+        cost a fraction of torch's at these sizes; inside :meth:`value_and_grad` it is torch, and gradients pass.
         """
 
     @abstractmethod
