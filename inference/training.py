@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from .engines.base import Array, map_arrays, map_trees
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
 from .objective import Parameters, Terms, WeightPrior
+from .resuming import from_leaves, to_leaves
 from .steps import Optimizer, Step, StepState
 
 __all__ = [
@@ -220,14 +222,19 @@ def minimise(
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
     watch = _Watch(problem, held_out, num_epochs, options.patience, mean_of)
-    state, reports = engine.train(
-        step_on(rows),
-        start,
-        (problem.x, problem.y, engine.asarray(problem.weight)),
-        _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed),
-        problem.seed,
-        watch.on_epoch,
-    )
+    state = watch.resume(start)
+    if not watch.ended:
+        plan = _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed)
+        state, _ = engine.train(
+            step_on(rows),
+            state,
+            (problem.x, problem.y, engine.asarray(problem.weight)),
+            islice(plan, len(watch.reports), None),
+            problem.seed,
+            watch.on_epoch,
+            len(watch.reports),
+        )
+    reports = np.stack(watch.reports)
     last = reports[-1].reshape(len(Terms._fields), -1)
     if not np.isfinite(last).all(axis=0).any():  # of several, those that failed do so for whoever asks for them
         raise NumericalFailure(
@@ -288,6 +295,8 @@ class _Watch:
         patience: int | None,
         mean_of: Callable[[Any], tuple[Array, ...]],
     ) -> None:
+        self.reports: list[np.ndarray] = []
+        self.ended = False
         self.looks: list[tuple[int, float]] = []
         self.best: Any = None
         self._best_scores: Any = None
@@ -306,10 +315,46 @@ class _Watch:
 
         return engine.jit(engine.vmap(score) if members else score)
 
+    def resume(self, state: StepState) -> StepState:
+        """The state to go on from: what a checkpoint has kept of this training, or the given one."""
+        problem = self._problem
+        saved = None if problem.checkpoint is None else problem.checkpoint.begin()
+        if saved is None:
+            return state
+        self.reports, self.ended = list(saved["reports"]), bool(saved["ended"])
+        self.looks = [(int(epoch), float(score)) for epoch, score in saved["looks"]]
+        self._since = int(saved["since"])
+        if "best_scores" in saved:
+            self._best_scores = saved["best_scores"]
+            self.best = from_leaves(problem.engine, "best", saved, state.parameters)
+        return from_leaves(problem.engine, "state", saved, state)
+
+    def _to_arrays(self, state: StepState) -> dict[str, np.ndarray]:
+        engine = self._problem.engine
+        arrays = {
+            "reports": np.stack(self.reports),
+            "ended": np.array(self.ended),
+            "looks": np.array(self.looks, np.float64).reshape(-1, 2),
+            "since": np.array(self._since),
+        }
+        if self.best is not None:
+            arrays |= {"best_scores": self._best_scores, **to_leaves(engine, "best", self.best)}
+        return arrays | to_leaves(engine, "state", state)
+
     def on_epoch(self, epoch: int, report: np.ndarray, state: StepState) -> bool:
         """Whether to stop."""
+        self.reports.append(report)
+        stop = self._look(epoch, state)
+        self.ended = stop or epoch + 1 == self._num_epochs
+        checkpoint = self._problem.checkpoint
+        if checkpoint is not None and (self.ended or checkpoint.due()):
+            checkpoint.keep(self._to_arrays(state))
         if self._problem.on_epoch is not None:
             self._problem.on_epoch(epoch, self._num_epochs, float(np.mean(report[0])))
+        return stop
+
+    def _look(self, epoch: int, state: StepState) -> bool:
+        """Whether the held-out rows say that it is time to stop."""
         if self._rows is None or ((epoch + 1) % self._every and epoch + 1 < self._num_epochs):
             return False
         engine = self._problem.engine

@@ -246,7 +246,7 @@ STRUCTURES = {"conv": None, "transformer": bm.LastLayer(hidden=bm.LowRank(3)), "
         pytest.param("torch", "transformer", marks=needs("torch")),
         pytest.param("torch", "graph", marks=needs("torch")),
         pytest.param("jax", "conv", marks=needs("jax")),
-        pytest.param("jax", "attention", marks=needs("jax")),
+        pytest.param("jax", "attention", marks=[needs("jax"), pytest.mark.slow]),  # compiled by two processes
     ],
 )
 def test_a_module_is_fitted_stored_taught_and_reloaded_in_a_fresh_process(

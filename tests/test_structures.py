@@ -382,4 +382,4 @@ def test_a_model_prepares_its_answers_and_forgets_them_with_the_posterior() -> N
         for first, second in zip(before, after, strict=True):  # 400 inputs do not pay for 142 weights, 600 do
             assert not np.array_equal(first, second), "nothing was prepared"
             assert relative_error(second, first) < 1e-5
-        assert relative_error(after[1], np.einsum("nkk->nk", after[0])) < 1e-5
+        assert relative_error(after[1], np.einsum("nkk->nk", after[0][0])) < 1e-5

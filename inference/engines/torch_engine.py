@@ -172,12 +172,14 @@ class TorchEngine(Engine):
         epochs: Iterable[tuple[np.ndarray, np.ndarray]],
         seed: int,
         on_epoch: OnEpoch | None = None,
+        first_epoch: int = 0,
     ) -> tuple[Any, np.ndarray]:
         with self.scope():
             state = map_arrays(lambda a: a.clone(memory_format=torch.contiguous_format), state)
-            key = torch.Generator(self.device).manual_seed(seed)
+            key = torch.Generator(self.device)
             history = []
-            for epoch, (batches, numbers) in enumerate(epochs):
+            for epoch, (batches, numbers) in enumerate(epochs, first_epoch):
+                key.manual_seed(self.fold_in(self.key(seed), epoch))
                 rows, schedule = torch.tensor(batches, device=self.device), self.asarray(numbers, self.dtype)
                 total: Any = 0.0
                 for index in range(len(batches)):
