@@ -255,20 +255,22 @@ QUICK = bm.TrainingOptions(epochs=4, batch_size=16)
 
 @pytest.mark.parametrize("engine", on("torch"))
 def test_correlations_of_the_last_layer_raise_the_bound(engine: str) -> None:
-    """By more than the last epochs' mean is uncertain by, above that of independent weights."""
-    bounds = {}
-    for name, last in (("full", bm.Full()), ("diagonal", bm.Diagonal())):
-        x, y = data()
+    """Inputs far from 0, so that hidden units are alike and the weights of the last layer correlated.
+
+    By one nat; it was 1.5 to 1.8 over three seeds, and the means of the last epochs are uncertain by 0.1.
+    """
+    x, y = data()
+    bounds = []
+    for last in (bm.Full(), bm.Diagonal()):
+        structure = bm.LastLayer(last, bm.Point())
         model = bm.BayesianMLP(
-            bm.MLP((6,), activation="tanh"), bm.Gaussian(noise_variance=NOISE),
-            structure=bm.LastLayer(last, bm.Diagonal()), engine=engine, standardize=False,
+            bm.MLP((4,), "tanh"), bm.Gaussian(noise_variance=NOISE), structure=structure, engine=engine,
+            standardize=False,
         )  # fmt: skip
-        options = bm.TrainingOptions(steps=3000, batch_size=ROWS, learning_rate=0.02)
-        model.fit(x, y, method=bm.StructuredVariational(options, num_draws=4))
-        last_epochs = -ROWS * np.asarray(model.history)[-400:]
-        bounds[name] = (last_epochs.mean(), last_epochs.std() / len(last_epochs) ** 0.5)
-    (full, error), (diagonal, other) = bounds["full"], bounds["diagonal"]
-    assert full - diagonal > 3 * (error + other)
+        options = bm.TrainingOptions(steps=1600, batch_size=ROWS, learning_rate=0.05)
+        model.fit(x + 3, y, method=bm.StructuredVariational(options, num_draws=4))
+        bounds.append(-ROWS * np.asarray(model.history)[-300:].mean())
+    assert bounds[0] - bounds[1] > 1
 
 
 LIVES = [
@@ -285,12 +287,12 @@ def test_every_likelihood_is_fitted_and_learns_on(structure: Structure, likeliho
     model = bm.BayesianMLP(NETWORK, LIKELIHOODS[likelihood], structure=structure, engine=engine, seed=1)
     x = make_inputs(40, seed=118)
     y = make_targets(model.likelihood, x, seed=119)
-    method = bm.StructuredVariational(bm.TrainingOptions(epochs=8, batch_size=8, learning_rate=0.01))
+    method = bm.StructuredVariational(bm.TrainingOptions(epochs=24, batch_size=8, learning_rate=0.02), num_draws=4)
     model.fit(x, y, method=method)
     terms = np.asarray(model.fit_details["terms"])
-    assert terms.shape == (4, 3)
+    assert terms.shape == (12, 3)
     np.testing.assert_allclose(terms[:, 0], terms[:, 2] - terms[:, 1], rtol=1e-5)
-    assert terms[-1, 0] < terms[0, 0]
+    assert terms[-3:, 0].mean() < terms[:3, 0].mean()
     before = model.predict(x[:4])
     assert (before.epistemic_variance > 0).all()
     assert model.update(x[:4], y[:4]).ok
