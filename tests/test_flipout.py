@@ -33,10 +33,6 @@ def test_every_row_has_weights_of_its_own(engine64: Engine, bias: bool) -> None:
     """z of row n is a (M + r sᵀ S E), at all of its positions."""
     arrays = case(bias)
     x, mean, deviation, draw, r, s = arrays
-<<<<<<< HEAD
-    [*map(engine64.asarray, arrays), bias]
-=======
->>>>>>> cost
     with engine64.scope():
         on_engine = [engine64.asarray(a) for a in arrays]
         got = engine64.to_numpy(flipout_dense(engine64.xp, *on_engine, bias=bias))  # type: ignore[misc]
