@@ -456,14 +456,14 @@ def test_every_row_draws_its_own_weights_for_all_of_its_positions(framework: str
     weights = network._start()
     points = [None] * len(network.skeleton.parameters)
     with engine.scope():
-        deviations = [
-            engine.asarray(np.full(layer.matrix.shape, deviation)) if flag else None
+        variances = [
+            engine.asarray(np.full(layer.matrix.shape, deviation**2)) if flag else None
             for layer, flag in zip(network.layers, shared, strict=True)
         ]
         given = [engine.asarray(draw) if flag else None for draw, flag in zip(noise, shared, strict=True)]
         got = engine.to_numpy(
             network.apply_with_noise(
-                engine, tuple(engine.asarray(w) for w in weights), [*deviations, *points], engine.asarray(x),
+                engine, tuple(engine.asarray(w) for w in weights), [*variances, *points], engine.asarray(x),
                 [*given, *points],
             )
         )  # fmt: skip
