@@ -38,6 +38,7 @@ _HOME = {
     "Forgetting": "inference.dynamics",
     "Laplace": "inference.laplace",
     "Variational": "inference.variational",
+    "StructuredVariational": "inference.structured_variational",
     "PerLayer": "inference.per_layer",
     "Ensemble": "inference.ensemble",
     "Stacking": "inference.stacking",

@@ -69,7 +69,7 @@ class Observation(NamedTuple):
         Raises:
             InvalidInput: names the argument, what was expected and what came.
         """
-        inputs = check_inputs(with_row_axis(x, "x", network), num_inputs, "x", network)
+        inputs = check_inputs(with_row_axis(x, "x", network), num_inputs, "x", network, whole=True)
         targets = as_host_array(y, "y")
         if targets.ndim == 0 or (targets.ndim == 1 and len(inputs) == 1 and len(targets) == likelihood.num_targets > 1):
             targets = targets[None]

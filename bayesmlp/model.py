@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from numbers import Real
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .answering import Answering
+from .checkpoint import FileCheckpoint, fit_digest
 from .functions import FUNCTION_METHODS, FunctionSamples
 from .inference.assembly import AsMarked, LayerMethod, mixture_of
 from .inference.dynamics import Dynamics, Static
@@ -28,6 +30,7 @@ from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
+from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
 from .layers.conversion import restore_network
@@ -227,27 +230,34 @@ class BayesianMLP:
         weight: Any = None,
         on_epoch: Callable[[int, int, float], None] | None = None,
         progress: bool | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_seconds: float = 30.0,
     ) -> BayesianMLP:
         """Fit the posterior to a data set, from scratch.
 
         Args:
             X: inputs, (rows, inputs).
             y: targets, as the likelihood takes them.
-            method: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None: ``AsMarked()``, which is Laplace unless a
-                module of the user's own marks layers otherwise.
+            method: ``Laplace()``, ``Variational()``, ``StructuredVariational()``, ``PerLayer(...)``; None:
+                ``AsMarked()``, which is Laplace unless a module of the user's own marks layers otherwise.
             weight: of each row, at least 0.
             on_epoch: called with the epoch, the number of epochs and the mean objective per row.
             progress: whether to show a progress bar; None for one on a terminal if the fit takes over a second.
+            checkpoint: a file that holds the state of the fit until it ends. If the fit is interrupted, the same fit
+                with the same file goes on from there, to the result it would have had.
+            checkpoint_seconds: between two writes of it, at least 0; it is written at the end of an epoch.
 
         Returns:
             The model itself.
 
         Raises:
-            InvalidInput: bad data, or an engine without gradients.
+            InvalidInput: bad data, an engine without gradients, or a checkpoint of another fit.
             NumericalFailure: the fit diverged; the model is as it was.
         """
         if method is not None and not isinstance(method, Method):
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
+        if isinstance(self.structure, Mixture) and isinstance(method, StructuredVariational):
+            raise InvalidInput(f"StructuredVariational fits one Gaussian, not the members of {self.structure}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
@@ -263,8 +273,13 @@ class BayesianMLP:
         method = method or AsMarked()
         if isinstance(self.structure, Mixture) and isinstance(method, LayerMethod):
             method = Ensemble(method, self.structure.members)
+        kept = (
+            None
+            if checkpoint is None
+            else self._checkpoint(checkpoint, checkpoint_seconds, method, x, targets, weights)
+        )
         with fit_progress(progress, on_epoch) as report:
-            result = method.fit(replace(problem, on_epoch=report))
+            result = method.fit(replace(problem, on_epoch=report, checkpoint=kept))
         arrays = result.structure.to_arrays(self.engine, result.posterior.weights)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
@@ -272,7 +287,19 @@ class BayesianMLP:
         self.fit_details = {"terms": result.history, **result.details}
         self._fitted_prior, self._resolved = result.prior, result.structure
         self._set(x.shape[1], scaling, result.posterior)
+        if kept is not None:
+            kept.remove()
         return self
+
+    def _checkpoint(
+        self, path: str | os.PathLike[str], seconds: float, method: Method, *data: np.ndarray
+    ) -> FileCheckpoint:
+        """The file of this very fit."""
+        if not isinstance(seconds, Real) or not float(seconds) >= 0:
+            raise InvalidInput(f"checkpoint_seconds must be a number of at least 0, got {seconds!r}")
+        asked = {"prior": to_spec(self.prior), "structure": to_spec(self.structure), "num_inputs": None}
+        described = {**self.spec(), **asked, "method": repr(method), "engine": self.engine.fingerprint()}
+        return FileCheckpoint(path, fit_digest(described, data), float(seconds))
 
     def _training_data(
         self,
@@ -334,7 +361,7 @@ class BayesianMLP:
             InvalidInput: bad data; the model is as it was.
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
-        x = check_inputs(X, self._num_inputs, network=self.network)
+        x = check_inputs(X, self._num_inputs, network=self.network, whole=True)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
         if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:

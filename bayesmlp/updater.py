@@ -249,7 +249,8 @@ class OnlineUpdater:
         Raises:
             InvalidInput: one of them is bad; none is stored.
         """
-        x, y = check_inputs(x, self.model.num_inputs, "x", self.model.network), as_host_array(y, "y")
+        x = check_inputs(x, self.model.num_inputs, "x", self.model.network, whole=True)
+        y = as_host_array(y, "y")
         ids = [None] * len(x) if event_ids is None else list(event_ids)
         if y.ndim == 0 or not len(x) == len(y) == len(ids):
             raise InvalidInput(f"x, y and event_ids must be equally long, got {len(x)}, {y.shape} and {len(ids)}")

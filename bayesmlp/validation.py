@@ -21,7 +21,7 @@ MAX_MAGNITUDE = 1e6
 
 
 def check_inputs(
-    values: Any, num_inputs: int | None, argument: str = "X", network: Network | None = None
+    values: Any, num_inputs: int | None, argument: str = "X", network: Network | None = None, *, whole: bool = False
 ) -> np.ndarray:
     """Inputs as float64, shape (rows, num_inputs); where a network takes several inputs a row, also one of them.
 
@@ -30,6 +30,7 @@ def check_inputs(
         num_inputs: None for any.
         argument: their name, for the error.
         network: that they are for.
+        whole: whether a row must hold all of its inputs, as what is learned must.
 
     Raises:
         InvalidInput: not numeric, of another shape, empty, not finite, or not tokens that the network knows.
@@ -40,7 +41,7 @@ def check_inputs(
         num_inputs = math.prod(shape)
         if array.shape[1:] == shape:
             array = array.reshape(len(array), num_inputs)
-    per_row = 1 if network is None else network.inputs_per_row
+    per_row = 1 if network is None or whole else network.inputs_per_row
     widths = () if num_inputs is None else tuple(dict.fromkeys((num_inputs, num_inputs // per_row)))
     if array.ndim != 2 or (widths and array.shape[1] not in widths) or array.shape[1] == 0:
         width = " or ".join(map(str, widths)) or "inputs" if shape is None else ", ".join(map(str, shape))

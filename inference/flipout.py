@@ -18,14 +18,15 @@ __all__ = ["flipout_dense"]
 
 def flipout_dense(
     xp: Any,
-    x: Float[Array, "N *T I"],
+    x: Float[Array, "*T I"],
     mean: Float[Array, "J O"],
     deviation: Float[Array, "J O"],
     draw: Float[Array, "J O"],
     input_signs: Float[Array, "N J"],
     output_signs: Float[Array, "N O"],
     bias: bool = True,
-) -> Float[Array, "N *T O"]:
+    row_axis: int = 0,
+) -> Float[Array, "*T O"]:
     """Pre-activations of a dense layer under weights M + (r sᵀ) ∘ S ∘ E, with signs r and s of each row (equation 4)::
 
         z = a M + ((a ∘ r) (S ∘ E)) ∘ s
@@ -35,17 +36,17 @@ def flipout_dense(
 
     Args:
         xp: array namespace.
-        x: inputs a; axes between the rows' and the inputs' are positions.
+        x: inputs a; axes other than that of the N rows and the last are positions.
         mean: M, whose last row is the bias.
         deviation: the standard deviations S.
         draw: standard normal draws E.
         input_signs: r, each -1 or 1 with equal probability, independent of everything else; also one for the bias.
         output_signs: s, likewise.
         bias: whether there is one; J is I + 1 with it and I without.
+        row_axis: of the inputs.
     """
-    positions = (1,) * (x.ndim - 2)
-    r = xp.reshape(input_signs, (x.shape[0], *positions, -1))
-    s = xp.reshape(output_signs, (x.shape[0], *positions, -1))
+    shape = [x.shape[axis] if axis == row_axis else 1 for axis in range(x.ndim - 1)]
+    r, s = (xp.reshape(signs, (*shape, -1)) for signs in (input_signs, output_signs))
     noise = deviation * draw
     if not bias:
         return x @ mean + ((x * r) @ noise) * s

@@ -14,6 +14,7 @@ from .filtering import Posterior
 from .likelihoods.base import Likelihood
 from .network import Network
 from .priors import NormalPrior
+from .resuming import Checkpoint
 from .structures.base import Structure
 from .structures.mixture import Mixture
 
@@ -35,6 +36,7 @@ class FitProblem:
         weight: of each row (N,), on the host.
         seed: of everything random.
         on_epoch: called with epoch, number of epochs, mean objective per row.
+        checkpoint: keeps the state of the trainings.
     """
 
     engine: Engine
@@ -47,6 +49,7 @@ class FitProblem:
     weight: np.ndarray
     seed: int
     on_epoch: Callable[[int, int, float], None] | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

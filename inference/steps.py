@@ -15,19 +15,19 @@ from .errors import InvalidInput
 from .methods import FitProblem
 from .objective import Parameters, Terms, WeightPrior, normal_kl, objective_of
 
-__all__ = ["IVON", "Adam", "Optimizer", "StepState", "optimizer_named"]
+__all__ = ["IVON", "Adam", "Optimizer", "Step", "StepState", "optimizer_named"]
 
 Step = Callable[["StepState", Sequence[Array], Any, Array], tuple["StepState", Array]]
 
 
 class StepState(NamedTuple):
     """Attributes:
-    parameters: that are fitted; with several networks at once, with a leading axis.
+    parameters: that are fitted, such as :class:`Parameters`; with several networks at once, with a leading axis.
     prior: of the weights.
     memory: of the optimizer.
     """
 
-    parameters: Parameters
+    parameters: Any
     prior: WeightPrior
     memory: Any
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +18,19 @@ from .engines.base import Array, map_arrays, map_trees
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
 from .objective import Parameters, Terms, WeightPrior
-from .steps import Optimizer, StepState
+from .resuming import from_leaves, to_leaves
+from .steps import Optimizer, Step, StepState
 
-__all__ = ["Trained", "TrainingOptions", "learning_rate_schedule", "share_of", "start_parameters", "train"]
+__all__ = [
+    "Trained",
+    "TrainingOptions",
+    "learning_rate_schedule",
+    "minimise",
+    "share_of",
+    "start_parameters",
+    "train",
+    "weight_prior",
+]
 
 _PASSES = 75
 _LOOKS = 100  # at the held-out rows, spread over the epochs
@@ -66,12 +77,13 @@ class TrainingOptions:
 
 class Trained(NamedTuple):
     """Attributes:
-    parameters: the fitted parameters; with members, their arrays have a leading axis.
+    parameters: the fitted parameters, in the form that the first step was given; with members, their arrays have a
+        leading axis.
     history: :class:`Terms` of each epoch, shape (epochs, 3), averaged over members.
     validation: epoch and mean log probability of the held-out rows at each look, averaged over members.
     """
 
-    parameters: Parameters
+    parameters: Any
     history: np.ndarray
     validation: list[tuple[int, float]]
 
@@ -171,24 +183,58 @@ def train(
     Raises:
         NumericalFailure: the objective became infinite or undefined, for several members that of every one.
     """
+    prior = weight_prior(problem, prior_precision, variational, rows)
+    memory = optimizer.memory(problem, start, prior_precision, variational)
+    return minimise(
+        problem,
+        lambda chosen: optimizer.step(problem, variational, chosen),
+        StepState(start, prior, memory),
+        options,
+        rows,
+        lambda parameters: parameters.mean,
+    )
+
+
+def minimise(
+    problem: FitProblem,
+    step_on: Callable[[np.ndarray], Step],
+    start: StepState,
+    options: TrainingOptions,
+    rows: np.ndarray,
+    mean_of: Callable[[Any], tuple[Array, ...]],
+) -> Trained:
+    """Repeat a step over mini-batches.
+
+    Args:
+        problem: what to fit.
+        step_on: the step, given the indices of the rows that are learned from.
+        start: what the first step is given.
+        options: how long, how fast, with what rows held out.
+        rows: as for :func:`train`.
+        mean_of: the mean weights of parameters, which held-out rows are predicted with.
+
+    Raises:
+        NumericalFailure: as for :func:`train`.
+    """
     engine = problem.engine
     rows, held_out = _hold_out(rows, options.validation, problem.seed)
     batch_size = min(options.batch_size or _batch_size(rows.shape[-1], options.steps), rows.shape[-1])
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
-    watch = _Watch(problem, held_out, num_epochs, options.patience)
-    state, reports = engine.train(
-        optimizer.step(problem, variational, rows),
-        StepState(
-            start,
-            _weight_prior(problem, prior_precision, variational, rows),
-            optimizer.memory(problem, start, prior_precision, variational),
-        ),
-        (problem.x, problem.y, engine.asarray(problem.weight)),
-        _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed),
-        problem.seed,
-        watch.on_epoch,
-    )
+    watch = _Watch(problem, held_out, num_epochs, options.patience, mean_of)
+    state = watch.resume(start)
+    if not watch.ended:
+        plan = _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed)
+        state, _ = engine.train(
+            step_on(rows),
+            state,
+            (problem.x, problem.y, engine.asarray(problem.weight)),
+            islice(plan, len(watch.reports), None),
+            problem.seed,
+            watch.on_epoch,
+            len(watch.reports),
+        )
+    reports = np.stack(watch.reports)
     last = reports[-1].reshape(len(Terms._fields), -1)
     if not np.isfinite(last).all(axis=0).any():  # of several, those that failed do so for whoever asks for them
         raise NumericalFailure(
@@ -199,10 +245,10 @@ def train(
     return Trained(watch.best or state.parameters, history, watch.looks)
 
 
-def _weight_prior(
+def weight_prior(
     problem: FitProblem, precision: tuple[Array, ...], variational: Sequence[bool], rows: np.ndarray
 ) -> WeightPrior:
-    """The prior with what its divergences have in common; of several members, for each."""
+    """The prior with what its divergences have in common; of several members, whose rows have an axis, for each."""
     xp, leading = problem.engine.xp, rows.shape[:-1]
     with problem.engine.scope():
         layers = [xp.reshape(p, (*leading, -1)) for p in precision]
@@ -247,29 +293,68 @@ class _Watch:
         held_out: np.ndarray,
         num_epochs: int,
         patience: int | None,
+        mean_of: Callable[[Any], tuple[Array, ...]],
     ) -> None:
+        self.reports: list[np.ndarray] = []
+        self.ended = False
         self.looks: list[tuple[int, float]] = []
-        self.best: Parameters | None = None
+        self.best: Any = None
         self._best_scores: Any = None
         self._since = 0
         self._problem, self._num_epochs, self._patience = problem, num_epochs, patience
         self._every = max(1, num_epochs // _LOOKS)
         self._rows = tuple(array[held_out] for array in (problem.x, problem.y)) if held_out.shape[-1] else None
-        self._score = self._compile(held_out.ndim == 2)
+        self._score = self._compile(held_out.ndim == 2, mean_of)
 
-    def _compile(self, members: bool) -> Callable[..., Any]:
+    def _compile(self, members: bool, mean_of: Callable[[Any], tuple[Array, ...]]) -> Callable[..., Any]:
         engine, network, likelihood = self._problem.engine, self._problem.network, self._problem.likelihood
 
-        def score(parameters: Parameters, x: Array, y: Array) -> Array:
-            outputs = network.apply(engine, parameters.mean, x)
+        def score(parameters: Any, x: Array, y: Array) -> Array:
+            outputs = network.apply(engine, mean_of(parameters), x)
             return engine.xp.mean(likelihood.fit_log_prob(engine, outputs, y, parameters.likelihood))
 
         return engine.jit(engine.vmap(score) if members else score)
 
+    def resume(self, state: StepState) -> StepState:
+        """The state to go on from: what a checkpoint has kept of this training, or the given one."""
+        problem = self._problem
+        saved = None if problem.checkpoint is None else problem.checkpoint.begin()
+        if saved is None:
+            return state
+        self.reports, self.ended = list(saved["reports"]), bool(saved["ended"])
+        self.looks = [(int(epoch), float(score)) for epoch, score in saved["looks"]]
+        self._since = int(saved["since"])
+        if "best_scores" in saved:
+            self._best_scores = saved["best_scores"]
+            self.best = from_leaves(problem.engine, "best", saved, state.parameters)
+        return from_leaves(problem.engine, "state", saved, state)
+
+    def _to_arrays(self, state: StepState) -> dict[str, np.ndarray]:
+        engine = self._problem.engine
+        arrays = {
+            "reports": np.stack(self.reports),
+            "ended": np.array(self.ended),
+            "looks": np.array(self.looks, np.float64).reshape(-1, 2),
+            "since": np.array(self._since),
+        }
+        if self.best is not None:
+            arrays |= {"best_scores": self._best_scores, **to_leaves(engine, "best", self.best)}
+        return arrays | to_leaves(engine, "state", state)
+
     def on_epoch(self, epoch: int, report: np.ndarray, state: StepState) -> bool:
         """Whether to stop."""
+        self.reports.append(report)
+        stop = self._look(epoch, state)
+        self.ended = stop or epoch + 1 == self._num_epochs
+        checkpoint = self._problem.checkpoint
+        if checkpoint is not None and (self.ended or checkpoint.due()):
+            checkpoint.keep(self._to_arrays(state))
         if self._problem.on_epoch is not None:
             self._problem.on_epoch(epoch, self._num_epochs, float(np.mean(report[0])))
+        return stop
+
+    def _look(self, epoch: int, state: StepState) -> bool:
+        """Whether the held-out rows say that it is time to stop."""
         if self._rows is None or ((epoch + 1) % self._every and epoch + 1 < self._num_epochs):
             return False
         engine = self._problem.engine
@@ -282,7 +367,7 @@ class _Watch:
             self._best_scores = scores if better.all() else np.where(better, scores, self._best_scores)
         return self._patience is not None and self._since >= self._patience
 
-    def _keep(self, parameters: Parameters, better: np.ndarray) -> Parameters:
+    def _keep(self, parameters: Any, better: np.ndarray) -> Any:
         """A copy of the parameters of the members that are better, beside the best of the others."""
         engine, xp = self._problem.engine, self._problem.engine.xp
         if self.best is None or better.all():

@@ -140,6 +140,9 @@ def arrays_for(likelihood: Likelihood, structure: Structure, shapes: Shapes, see
     if not isinstance(likelihood, bm.HeteroscedasticGaussian):
         return arrays
     powers = {"mean": 0.0, "precision": 1.0, "diagonal": 1.0, "columns": 0.5, "covariance_root": -0.5}
+    if isinstance(structure, bm.Kronecker):  # whose precisions are those within its bases
+        powers = {"mean": 0.0, "precision": 0.0, "input_basis": -0.25, "output_basis": -0.25}
+        powers |= {"input_sum": 0.0, "output_sum": 0.0, "folded": 0.0, "pending": 0.0}
     return {
         name: array * 20.0 ** next(power for field, power in powers.items() if field in name.split("."))
         for name, array in arrays.items()

@@ -9,6 +9,9 @@ import pytest
 from store_cases import published, small_model, stream
 
 import bayesmlp as bm
+from bayesmlp.inference.assembly import assembler
+from bayesmlp.inference.methods import FitProblem
+from bayesmlp.inference.objective import Parameters
 
 torch = pytest.importorskip("torch", reason="pip install 'bayesmlp[torch]' to enable")
 jax = pytest.importorskip("jax", reason="pip install 'bayesmlp[jax]' to enable")
@@ -69,3 +72,52 @@ def test_a_torch_tensor_and_a_jax_array_are_as_good_as_numpy() -> None:
     other.update(jax.numpy.asarray(x, dtype="float32"), jax.numpy.asarray(y))
     assert difference(model, other, x) <= 1e-5
     assert isinstance(model.predict(torch.tensor(x)).mean, np.ndarray)
+
+
+# -- fits -------------------------------------------------------------------------------------------------------------
+def regression(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    x, _ = stream(rows, seed=1)
+    return x, np.sin(2 * x[:, 0]) + 0.3 * np.random.default_rng(2).standard_normal(rows)
+
+
+def laplace_around(model: bm.BayesianMLP, x: np.ndarray, y: np.ndarray, engine: str) -> bm.BayesianMLP:
+    """The Laplace posterior around a model's mean weights and noise, assembled by a framework from the data."""
+    there = model.to_engine(engine)
+    problem = FitProblem(
+        engine=there.engine,
+        network=there.network,
+        likelihood=there.scaled_likelihood,
+        structure=there.network.resolve(there.structure),
+        prior=there.prior,
+        x=there.engine.asarray(there.scaling.inputs(x)),
+        y=there.engine.asarray(there.scaling.targets(there.likelihood.prepare(y))),
+        weight=np.ones(len(x)),
+        seed=there.seed,
+    )
+    mode = Parameters(tuple(there.engine.asarray(layer) for layer in model.mean_weights()), (), ())
+    assemble = assembler(problem, [False] * there.network.num_layers)
+    there.set_posterior(assemble(mode, problem.prior_precision, None, model.posterior.likelihood))
+    return there
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_laplace_from_the_same_mode_is_the_same_posterior(structure: str) -> None:
+    """Fitted by torch in float32, and once more assembled around its mode by JAX from the same data."""
+    x, y = regression(200)
+    model = bm.BayesianMLP(bm.MLP((16,), "tanh"), bm.Gaussian(), structure=STRUCTURES[structure], engine="torch")
+    model.fit(x[:150], y[:150], method=bm.Laplace(bm.TrainingOptions(epochs=20)))
+    here, there = model.predict(x[150:]), laplace_around(model, x[:150], y[:150], "jax").predict(x[150:])
+    np.testing.assert_allclose(there.epistemic_variance, here.epistemic_variance, rtol=1e-4)
+    np.testing.assert_allclose(there.variance, here.variance, rtol=1e-4)
+
+
+def test_the_same_seed_and_data_give_the_same_fit_in_either_framework() -> None:
+    """With all rows in a batch, so that nothing is drawn but the start, which is the same."""
+    x, y = regression(60)
+    arrays = []
+    for engine in ("torch", "jax"):
+        model = bm.BayesianMLP(bm.MLP((8,), "tanh"), bm.Gaussian(), engine=engine, dtype="float64", seed=3)
+        model.fit(x, y, method=bm.Laplace(bm.TrainingOptions(epochs=40, batch_size=60, learning_rate=0.02)))
+        arrays.append(model.to_arrays())
+    for name, array in arrays[0].items():
+        np.testing.assert_allclose(arrays[1][name], array, rtol=1e-6, atol=1e-8, err_msg=name)

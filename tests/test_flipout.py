@@ -48,6 +48,13 @@ def test_a_row_without_positions() -> None:
     np.testing.assert_allclose(alone, first[:, 0], rtol=1e-12)
 
 
+def test_rows_may_lie_in_any_axis() -> None:
+    x, mean, deviation, draw, r, s = case(True)
+    first = flipout_dense(np, x, mean, deviation, draw, r, s)
+    second = flipout_dense(np, np.moveaxis(x, 0, 1), mean, deviation, draw, r, s, row_axis=1)
+    np.testing.assert_allclose(np.moveaxis(second, 1, 0), first, rtol=1e-12)
+
+
 def test_moments_over_all_signs() -> None:
     """Averaged over all signs, E[z] = a M; two rows are uncorrelated, two positions of a row covary as a S²E² bᵀ."""
     rng = np.random.default_rng(1)

@@ -22,8 +22,8 @@ def learned(likelihood: str, structure: Any, engine: str = "numpy") -> bm.Bayesi
     )
     x = make_inputs(12, seed=120)
     model.start_from_prior(x.shape[1])
-    scales = model.likelihood.scales_targets
-    units = model.scaling._replace(target_mean=np.full(1, 5.0), target_scale=np.full(1, 3.0)) if scales else None
+    scales, size = model.likelihood.scales_targets, model.likelihood.num_targets
+    units = model.scaling._replace(target_mean=np.full(size, 5.0), target_scale=np.full(size, 3.0)) if scales else None
     model._scaling = units or model.scaling
     model.update(x, make_targets(model.likelihood, x, seed=121))
     return model
@@ -36,8 +36,9 @@ def test_linearized_functions_have_the_predictive_moments(likelihood: str, struc
     values = model.sample_functions(DRAWS, seed=1)(x)
     predictive = model.predict(x)
     scale, shift = model.scaling.target_scale, model.scaling.target_mean
-    covariance = predictive.output_covariance * scale**2
-    mean = predictive.output_mean * scale + shift
+    assert predictive.output_covariance is not None
+    covariance = predictive.output_covariance[0] * scale[0] ** 2  # targets have one scale
+    mean = predictive.output_mean[0] * scale + shift
     deviation = np.sqrt(np.einsum("nkk->nk", covariance))
     np.testing.assert_array_less(np.abs(values.mean(0) - mean), 5 * deviation / DRAWS**0.5)
     centred = values - mean
@@ -46,7 +47,7 @@ def test_linearized_functions_have_the_predictive_moments(likelihood: str, struc
     error = np.sqrt((covariance**2 + products**2) / DRAWS)  # of a product of normals
     np.testing.assert_array_less(np.abs(got - covariance), 5 * error)
     variance = model.output_variance(x)
-    np.testing.assert_allclose(variance, deviation**2, rtol=1e-10)
+    np.testing.assert_allclose(variance * scale[0] ** 2, deviation**2, rtol=1e-10)
 
 
 def test_values_at_different_inputs_go_together() -> None:
@@ -96,8 +97,9 @@ def test_sampled_functions_are_networks_of_sampled_weights() -> None:
     model, x = learned("gaussian_known", bm.Diagonal()), make_inputs(4, seed=128)
     functions = model.sample_functions(2, method="samples", seed=8)
     values = functions(x)
+    ((means, deviations, _),) = functions._groups
     for s in range(2):
-        layers = [m + d[s] for m, d in zip(model.mean_weights(), functions._deviations, strict=True)]
+        layers = [m + d[s] for m, d in zip(means, deviations, strict=True)]
         expected = dense.outputs("tanh", layers, x) * 3.0 + 5.0
         np.testing.assert_allclose(values[s], expected, rtol=1e-12)
 

@@ -246,7 +246,7 @@ STRUCTURES = {"conv": None, "transformer": bm.LastLayer(hidden=bm.LowRank(3)), "
         pytest.param("torch", "transformer", marks=needs("torch")),
         pytest.param("torch", "graph", marks=needs("torch")),
         pytest.param("jax", "conv", marks=needs("jax")),
-        pytest.param("jax", "attention", marks=needs("jax")),
+        pytest.param("jax", "attention", marks=[needs("jax"), pytest.mark.slow]),  # compiled by two processes
     ],
 )
 def test_a_module_is_fitted_stored_taught_and_reloaded_in_a_fresh_process(
@@ -422,6 +422,60 @@ def test_every_method_leaves_points_without_uncertainty(method: Any) -> None:
     model = bm.BayesianMLP(network, bm.Categorical(3)).fit(x, own.labels(x), method=method)
     flags = [bool(v.any()) for v in model.weight_variances()]
     assert flags == [m is not None for m in network.layer_methods]
+
+
+def draws(network: ModuleNetwork, rows: int, seed: int) -> list[np.ndarray]:
+    """Standard normal draws of every Bayesian layer."""
+    rng = np.random.default_rng(seed)
+    shapes = network.noise_shapes(rows, network._start())
+    return [rng.standard_normal(shape) for shape in shapes[: len(network.layers)]]
+
+
+def drawn_weights(layer: Any, mean: np.ndarray, draw: np.ndarray, row: int, deviation: float) -> np.ndarray:
+    """The weights that Flipout gives one row: M + (r sᵀ) ∘ S ∘ E, with the signs behind the draws of E."""
+    inputs, outputs = layer.matrix.shape
+    signs = np.where(draw[inputs * outputs :] < 0, -1.0, 1.0).reshape(-1, inputs + outputs)[row]
+    noise = deviation * draw[: inputs * outputs].reshape(inputs, outputs)
+    return mean + np.outer(signs[:inputs], signs[inputs:]) * noise
+
+
+SHARED = ["transformer", "transformer, positions first", "residual"]
+FLIPPED = [pytest.param("torch", name, marks=needs("torch"), id=f"torch {name}") for name in SHARED]
+FLIPPED += [pytest.param("jax", "attention", marks=needs("jax"), id="jax attention")]
+
+
+@pytest.mark.parametrize(("framework", "name"), FLIPPED)
+def test_every_row_draws_its_own_weights_for_all_of_its_positions(framework: str, name: str) -> None:
+    """With noise: as that row alone, through the network at the weights that Flipout gives it."""
+    own, deviation = Own(framework, name), 0.3
+    network, engine = own.network(), get_engine(framework, "float32")
+    x, noise = flat(own.inputs(ROWS)), draws(network, ROWS, seed=5)
+    shared = [not use.once for use in network.uses]
+    assert any(shared)
+    assert all(use.row_axis is not None for use in network.uses)
+    weights = network._start()
+    points = [None] * len(network.skeleton.parameters)
+    with engine.scope():
+        deviations = [
+            engine.asarray(np.full(layer.matrix.shape, deviation)) if flag else None
+            for layer, flag in zip(network.layers, shared, strict=True)
+        ]
+        given = [engine.asarray(draw) if flag else None for draw, flag in zip(noise, shared, strict=True)]
+        got = engine.to_numpy(
+            network.apply_with_noise(
+                engine, tuple(engine.asarray(w) for w in weights), [*deviations, *points], engine.asarray(x),
+                [*given, *points],
+            )
+        )  # fmt: skip
+    plain = model_outputs(network, framework, weights, x)
+    for row in range(ROWS):
+        own_weights = [
+            drawn_weights(layer, mean, draw, row, deviation) if flag else mean
+            for layer, mean, draw, flag in zip(network.layers, weights, noise, shared, strict=False)
+        ]
+        expected = model_outputs(network, framework, (*own_weights, *weights[len(own_weights) :]), x[row : row + 1])
+        np.testing.assert_allclose(got[row], expected[0], rtol=1e-4, atol=1e-5)
+        assert np.abs(expected[0] - plain[row]).max() > 1e-2
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

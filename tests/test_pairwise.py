@@ -62,6 +62,16 @@ def test_a_step_on_pairs_is_the_dense_one(name: str, framework: str) -> None:
     prior = dense.precision(structure, before, SHAPES)
     moved, precision = dense.linearised_posterior(bm.Bernoulli(), f, jacobian, prior, y, weight)
     np.testing.assert_allclose(dense.mean(structure, arrays, SHAPES) - start, moved, rtol=EXACT, atol=EXACT)
+    if structure == bm.Kronecker():  # it holds the partial traces of what was added, each half as a row of its own
+        _, fisher = dense.score_and_fisher(bm.Bernoulli(), f + jacobian @ moved, y)
+        halves = np.concatenate([dense.jacobian("tanh", layers, half) for half in np.split(x, 2, axis=1)])
+        added = np.einsum("nkp,nkl,nlq->pq", halves, np.tile(weight[:, None, None] * fisher, (2, 1, 1)), halves)
+        for layer in range(len(SHAPES)):
+            where = np.ix_(*[dense.weight_indices(SHAPES, [layer])] * 2)
+            expected = dense.kronecker_sums(before, layer, added[where])
+            for side, exact in zip(("input", "output"), expected, strict=True):
+                np.testing.assert_allclose(arrays[f"{side}_sum.{layer}"], exact, rtol=EXACT, atol=EXACT)
+        return
     got = np.diag(dense.precision(structure, arrays, SHAPES))
     np.testing.assert_allclose(got, np.diag(precision), rtol=EXACT, atol=EXACT)
 

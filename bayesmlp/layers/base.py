@@ -17,6 +17,7 @@ import numpy as np
 from ..inference.engines import Array, Engine
 from ..inference.errors import InvalidInput
 from ..inference.factors import Factor, LayerFactors, SharedFactors
+from ..inference.flipout import flipout_dense
 from ..inference.network import Directions, Network, Weights, dense, noisy_dense, output_rows
 from ..inference.priors import NormalPrior
 from ..inference.structures import Blocks, Diagonal, Full, LastLayer, Point, Structure
@@ -256,10 +257,9 @@ class ModuleNetwork(Network):
         return self._run(engine, weights, x, layers)
 
     def noise_shapes(self, num_rows: int, weights: Weights) -> tuple[tuple[int, ...], ...]:
-        """A draw for every row's pre-activations; where positions share the weights, one draw of the weights."""
+        """A draw for every row's pre-activations; where positions share the weights, one of the weights and signs."""
         shapes = [
-            (num_rows, layer.matrix.shape[1]) if use.once else layer.matrix.shape
-            for layer, use in zip(self.layers, self.uses, strict=True)
+            _noise_shape(num_rows, layer.matrix.shape, use) for layer, use in zip(self.layers, self.uses, strict=True)
         ]
         return (*shapes, *(() for _ in self.skeleton.parameters))
 
@@ -271,12 +271,20 @@ class ModuleNetwork(Network):
         x: Array,
         noise: Sequence[Array | None],
     ) -> Array:
+        """Outputs for weights drawn anew for every row: by local reparametrisation where a row passes a layer once; by
+        Flipout where it passes at several positions; one draw for the batch where no axis is the rows'.
+        """
         layers: list[Layer] = []
         for layer, use, mean, variance, draw in zip(self.layers, self.uses, weights, variances, noise, strict=False):
-            if variance is not None and use.once:
-                layers.append(partial(_noisy, engine=engine, mean=mean, variance=variance, draw=draw, bias=layer.bias))
+            normal = {"engine": engine, "mean": mean, "variance": variance, "draw": draw, "bias": layer.bias}
+            if variance is None:
+                layers.append(partial(dense, engine, matrix=mean, bias=layer.bias))
+            elif use.once:
+                layers.append(partial(_noisy, **normal))
+            elif use.row_axis is not None:
+                layers.append(partial(_flipped, row_axis=use.row_axis, **normal))
             else:
-                drawn = mean if variance is None else mean + engine.xp.sqrt(variance) * draw
+                drawn = mean + engine.xp.sqrt(variance) * draw
                 layers.append(partial(dense, engine, matrix=drawn, bias=layer.bias))
         return self._run(engine, weights, x, layers)
 
@@ -363,6 +371,24 @@ def _positions(engine: Engine, array: Array, row_axis: int | None, leading: int)
 
 def _noisy(x: Array, *, engine: Engine, mean: Array, variance: Array, draw: Array, bias: bool) -> Array:
     return noisy_dense(engine, x, mean, variance, draw, bias)
+
+
+def _noise_shape(num_rows: int, shape: tuple[int, ...], use: Use) -> tuple[int, ...]:
+    """Of what :func:`_noisy`, :func:`_flipped` or one draw of the weights takes."""
+    if use.once:
+        return (num_rows, shape[1])
+    return shape if use.row_axis is None else (shape[0] * shape[1] + num_rows * (shape[0] + shape[1]),)
+
+
+def _flipped(
+    x: Array, *, engine: Engine, mean: Array, variance: Array, draw: Array, bias: bool, row_axis: int
+) -> Array:
+    """Flipout, whose random signs are those of standard normal draws."""
+    xp, (inputs, outputs) = engine.xp, mean.shape
+    weights, rest = draw[: inputs * outputs], draw[inputs * outputs :]
+    signs = 1 - 2 * xp.astype(xp.reshape(rest, (-1, inputs + outputs)) < 0, mean.dtype)
+    drawn = xp.reshape(weights, (inputs, outputs))
+    return flipout_dense(xp, x, mean, xp.sqrt(variance), drawn, signs[:, :inputs], signs[:, inputs:], bias, row_axis)
 
 
 def _extended(engine: Engine, x: Array, bias: bool) -> Array:

@@ -203,7 +203,7 @@ class Engine(ABC):
         """``function(engine, *arrays)`` for small systems; floating-point arrays go in and come out as float64.
 
         The engine passed to ``function`` is the one that runs it: for torch on the CPU this is NumPy, whose calls
-        cost a fraction of torch's at these sizes.
+        cost a fraction of torch's at these sizes; inside :meth:`value_and_grad` it is torch, and gradients pass.
         """
 
     @abstractmethod
@@ -273,6 +273,7 @@ class Engine(ABC):
         epochs: Iterable[tuple[np.ndarray, np.ndarray]],
         seed: int,
         on_epoch: OnEpoch | None = None,
+        first_epoch: int = 0,
     ) -> tuple[Any, np.ndarray]:
         """Repeat a step over mini-batches; in JAX an epoch is one compiled loop.
 
@@ -282,8 +283,9 @@ class Engine(ABC):
             data: arrays whose first axis is the rows.
             epochs: for each, row indices of shape (steps, ...), where a step is given ``array[rows]`` of each of the
                 data, and numbers for each step, shape (steps, ...), in the engine's dtype.
-            seed: of the keys handed to ``step``.
+            seed: of the keys handed to ``step``, which are drawn from it and the epoch's number.
             on_epoch: see :data:`OnEpoch`.
+            first_epoch: number of the first epoch, where an interrupted training goes on.
 
         Returns:
             The last state, and the mean report of each epoch, shape (epochs that ran, ...).

@@ -161,6 +161,7 @@ class JaxEngine(Engine):
         epochs: Iterable[tuple[np.ndarray, np.ndarray]],
         seed: int,
         on_epoch: OnEpoch | None = None,
+        first_epoch: int = 0,
     ) -> tuple[Any, np.ndarray]:
         def epoch_of(carry: Any, data: Any, rows: Any, schedule: Any) -> Any:
             def body(carry: Any, inputs: Any) -> Any:
@@ -174,14 +175,14 @@ class JaxEngine(Engine):
         compiled = jax.jit(epoch_of)
         history = []
         with self.scope():
-            carry = (state, self.key(seed))
-            for epoch, (batches, numbers) in enumerate(epochs):
+            for epoch, (batches, numbers) in enumerate(epochs, first_epoch):
                 rows, schedule = self.asarray(batches, "int32"), self.asarray(numbers, self.dtype)
-                carry, reports = compiled(carry, tuple(data), rows, schedule)
+                carry = (state, self.fold_in(self.key(seed), epoch))
+                (state, _), reports = compiled(carry, tuple(data), rows, schedule)
                 history.append(self.to_numpy(reports).astype(np.float64).mean(0))
-                if on_epoch is not None and on_epoch(epoch, history[-1], carry[0]):
+                if on_epoch is not None and on_epoch(epoch, history[-1], state):
                     break
-            return carry[0], np.stack(history)
+            return state, np.stack(history)
 
     def key(self, seed: int) -> jax.Array:
         with self.scope():

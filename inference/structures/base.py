@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
+from ..errors import InvalidInput
 from ..factors import Factor
 
 __all__ = ["Structure", "chunk_rows", "flatten_layers", "split_layers", "sum_float64"]
@@ -60,6 +61,28 @@ class Structure(ABC):
     def chosen(self, engine: Engine, variance: Layers, mean: Layers, precision: Layers) -> Any:
         """As :meth:`begin`, given the marginal variances of the survey."""
         return self.begin(engine, mean, precision)
+
+    @abstractmethod
+    def scaled(self, engine: Engine, state: Any, factor: float) -> Any:
+        """``Λ ← factor Λ``; means and points stay."""
+
+    def unconstrained(self, engine: Engine, state: Any) -> Any:
+        """The state in a form in which any real numbers are a posterior: what gradient steps may move.
+
+        Arrays other than the means have the scale of logarithms or correlations, whatever that of the weights, so that
+        one learning rate fits all.
+
+        Raises:
+            InvalidInput: the structure has no such form.
+        """
+        raise InvalidInput(
+            f"structure {self} has no unconstrained form, which gradients need: "
+            "use Diagonal(), LowRank(), Full(), or Blocks and LastLayer of them"
+        )
+
+    def constrained(self, engine: Engine, free: Any) -> Any:
+        """The state of an :meth:`unconstrained` form."""
+        raise InvalidInput(f"structure {self} has no unconstrained form")
 
     def mean(self, state: Any) -> Layers:
         """Posterior means, one matrix (inputs + 1, outputs) per layer."""

@@ -114,6 +114,15 @@ class Blocks(Structure):
             )
         )
 
+    def scaled(self, engine: Engine, state: BlocksState, factor: float) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part: s.scaled(engine, part, factor), state)))
+
+    def unconstrained(self, engine: Engine, state: BlocksState) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part: s.unconstrained(engine, part), state)))
+
+    def constrained(self, engine: Engine, free: BlocksState) -> BlocksState:
+        return BlocksState(tuple(self._each(lambda s, part: s.constrained(engine, part), free)))
+
     def mean(self, state: BlocksState) -> Layers:
         return self._in_order(self._each(lambda s, part: s.mean(part), state))
 

@@ -35,6 +35,16 @@ class Diagonal(Structure):
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> DiagonalState:
         return DiagonalState(tuple(mean), tuple(precision))
 
+    def scaled(self, engine: Engine, state: DiagonalState, factor: float) -> DiagonalState:
+        return DiagonalState(state.mean, tuple(factor * precision for precision in state.precision))
+
+    def unconstrained(self, engine: Engine, state: DiagonalState) -> DiagonalState:
+        """Precisions by their logarithms."""
+        return DiagonalState(state.mean, tuple(engine.xp.log(precision) for precision in state.precision))
+
+    def constrained(self, engine: Engine, free: DiagonalState) -> DiagonalState:
+        return DiagonalState(free.mean, tuple(engine.xp.exp(logarithm) for logarithm in free.precision))
+
     def output_covariance(
         self, engine: Engine, state: DiagonalState, factors: Factors, *, joint: bool = False
     ) -> Array:

@@ -26,6 +26,20 @@ class FullState(NamedTuple):
     covariance_root: Float[Array, "P P"]
 
 
+class FreeFullState(NamedTuple):
+    """The covariance root diag(exp ℓ) R, more numbers than needed.
+
+    Attributes:
+        mean: (I, O) for each layer.
+        log_scale: ℓ, where training starts the logarithm of each weight's standard deviation, (P,).
+        relative_root: R, (P, P).
+    """
+
+    mean: Layers
+    log_scale: Float[Array, " P"]
+    relative_root: Float[Array, "P P"]
+
+
 @dataclass(frozen=True)
 class Full(Structure):
     """All correlations between the weights: the reference, for up to about 5,000 weights.
@@ -39,6 +53,17 @@ class Full(Structure):
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> FullState:
         deviations = 1 / engine.xp.sqrt(flatten_layers(engine, precision))
         return FullState(tuple(mean), _diag(engine, deviations))
+
+    def scaled(self, engine: Engine, state: FullState, factor: float) -> FullState:
+        return FullState(state.mean, state.covariance_root / factor**0.5)
+
+    def unconstrained(self, engine: Engine, state: FullState) -> FreeFullState:
+        """Logarithms of the standard deviations, and the root relative to them."""
+        deviations = engine.xp.linalg.vector_norm(state.covariance_root, axis=1)
+        return FreeFullState(state.mean, engine.xp.log(deviations), state.covariance_root / deviations[:, None])
+
+    def constrained(self, engine: Engine, free: FreeFullState) -> FullState:
+        return FullState(free.mean, engine.xp.exp(free.log_scale)[:, None] * free.relative_root)
 
     def output_covariance(self, engine: Engine, state: FullState, factors: Factors, *, joint: bool = False) -> Array:
         rooted = _rooted(engine, state, factors)

@@ -96,6 +96,14 @@ class Kronecker(Structure):
             0 * zero,
         )
 
+    def scaled(self, engine: Engine, state: KroneckerState, factor: float) -> KroneckerState:
+        """The prior's share by the bases; what the rows have told so far by their sums."""
+        return state._replace(
+            input_basis=tuple(basis / factor**0.5 for basis in state.input_basis),
+            input_sum=tuple(factor * total for total in state.input_sum),
+            output_sum=tuple(factor * total for total in state.output_sum),
+        )
+
     def output_covariance(
         self, engine: Engine, state: KroneckerState, factors: Factors, *, joint: bool = False
     ) -> Array:

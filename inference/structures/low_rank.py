@@ -27,6 +27,24 @@ class LowRankState(NamedTuple):
     columns: Layers
 
 
+class FreeLowRankState(NamedTuple):
+    """Υ = exp(ℓ + τ) and W = exp(ℓ/2) V, more numbers than needed.
+
+    A change of a weight's scale is one of ℓ alone, and one of what it shares with others leaves its scale alone.
+
+    Attributes:
+        mean: (I, O) for each layer.
+        log_scale: ℓ, (I, O) for each layer.
+        log_share: τ, (I, O) for each layer.
+        relative_columns: Vᵀ, (R, I, O) for each layer.
+    """
+
+    mean: Layers
+    log_scale: Layers
+    log_share: Layers
+    relative_columns: Layers
+
+
 @dataclass(frozen=True)
 class LowRank(Structure):
     """A diagonal precision plus R correlated directions over all layers.
@@ -52,6 +70,27 @@ class LowRank(Structure):
         xp = engine.xp
         columns = tuple(xp.stack([xp.zeros_like(m)] * self.rank) for m in mean)
         return LowRankState(tuple(mean), tuple(precision), columns)
+
+    def scaled(self, engine: Engine, state: LowRankState, factor: float) -> LowRankState:
+        diagonal = tuple(factor * d for d in state.diagonal)
+        return LowRankState(state.mean, diagonal, tuple(factor**0.5 * w for w in state.columns))
+
+    def unconstrained(self, engine: Engine, state: LowRankState) -> FreeLowRankState:
+        """The scale is the diagonal of Λ."""
+        xp = engine.xp
+        scale = tuple(d + xp.sum(w * w, axis=0) for d, w in zip(state.diagonal, state.columns, strict=True))
+        return FreeLowRankState(
+            state.mean,
+            tuple(xp.log(s) for s in scale),
+            tuple(xp.log(d / s) for d, s in zip(state.diagonal, scale, strict=True)),
+            tuple(w / xp.sqrt(s) for w, s in zip(state.columns, scale, strict=True)),
+        )
+
+    def constrained(self, engine: Engine, free: FreeLowRankState) -> LowRankState:
+        xp = engine.xp
+        layers = list(zip(free.log_scale, free.log_share, free.relative_columns, strict=True))
+        diagonal = tuple(xp.exp(log_scale + log_share) for log_scale, log_share, _ in layers)
+        return LowRankState(free.mean, diagonal, tuple(xp.exp(0.5 * log_scale) * v for log_scale, _, v in layers))
 
     def _core(self, engine: Engine, state: LowRankState) -> Float[Array, "R R"]:
         """WᵀΥ⁻¹W."""
@@ -165,7 +204,6 @@ class LowRank(Structure):
         return diagonal + engine.in_float64(_log_determinant_core, self._core(engine, state))
 
     def kl(self, engine: Engine, new: LowRankState, old: LowRankState) -> Array:
-        xp = engine.xp
         new, old = engine.widen((new, old))
         total = self.log_determinant(engine, new) - self.log_determinant(engine, old)
         step = tuple(m - o for m, o in zip(new.mean, old.mean, strict=True))
@@ -177,7 +215,7 @@ class LowRank(Structure):
             solved = self._solve(engine, new, direction)
             total = total + sum(sum_float64(engine, d * s) for d, s in zip(direction, solved, strict=True))
             total = total + sum(sum_float64(engine, d * s) for d, s in zip(direction, step, strict=True)) ** 2
-        return 0.5 * xp.asarray(total)
+        return 0.5 * total
 
     def natural(self, engine: Engine, state: LowRankState) -> tuple[Layers, Any]:
         stored, state = state, engine.widen(state)

@@ -36,6 +36,15 @@ class Point(Structure):
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> PointState:
         return PointState(tuple(mean))
 
+    def scaled(self, engine: Engine, state: PointState, factor: float) -> PointState:
+        return state
+
+    def unconstrained(self, engine: Engine, state: PointState) -> PointState:
+        return state
+
+    def constrained(self, engine: Engine, free: PointState) -> PointState:
+        return free
+
     def output_covariance(self, engine: Engine, state: PointState, factors: Factors, *, joint: bool = False) -> Array:
         """Zero, in the shape of what is added to it; the number 0 where no layer has factors."""
         rows = next((factor.rows for factor in factors if factor is not None), None)

@@ -73,6 +73,9 @@ class Subnetwork(Structure):
         deviations = 1 / xp.sqrt(xp.take(flatten_layers(engine, precision), indices, axis=0))
         return SubnetworkState(tuple(mean), indices, deviations[:, None] * engine.eye(deviations.shape[0], deviations))
 
+    def scaled(self, engine: Engine, state: SubnetworkState, factor: float) -> SubnetworkState:
+        return state._replace(covariance_root=state.covariance_root / factor**0.5)
+
     def output_covariance(
         self, engine: Engine, state: SubnetworkState, factors: Factors, *, joint: bool = False
     ) -> Array:
