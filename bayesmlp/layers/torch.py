@@ -122,8 +122,9 @@ def bayesianize(
     evaluation mode: no dropout, and batch normalisation with the statistics that the module has now, as constants.
 
     Args:
-        module: takes a batch (rows, *input_shape) to outputs (rows, outputs). Its rows must not depend on each other.
-        input_shape: of one input; a model takes inputs of shape (rows, *input_shape), or flat rows.
+        module: takes a batch ``(rows, *input_shape)`` to outputs (rows, outputs); its rows must not depend on each
+            other.
+        input_shape: of one input; a model takes inputs of shape ``(rows, *input_shape)``, or flat rows.
         layers: ``"last"`` or ``"all"`` of the dense layers that the module calls, or their names; None: those that are
             :class:`VariationalLinear` or :class:`LaplaceLinear`, else the last.
         method: of chosen layers that are a plain ``nn.Linear``: ``"laplace"`` or ``"variational"``.

@@ -32,7 +32,7 @@ class KroneckerState(NamedTuple):
         input_basis: B, (I, I) for each layer.
         output_basis: C, (O, O) for each layer.
         input_sum: Σ tr(Gₙ) aₙ aₙᵀ over all rows, (I, I) for each layer.
-        output_sum: Σ |aₙ|² Gₙ with Gₙ = Dₙᵀ L Lᵀ Dₙ, (O, O) for each layer.
+        output_sum: Σ ‖aₙ‖² Gₙ with Gₙ = Dₙᵀ L Lᵀ Dₙ, (O, O) for each layer.
         folded: number of rows, padding too, that the bases and the precision know of.
         pending: number of rows that only the sums know of.
     """
@@ -63,7 +63,7 @@ class Kronecker(Structure):
     """A precision ``diag(u) ⊗ diag(v) + A ⊗ G`` for each layer, held in its eigenbasis.
 
     The sum of the rows' curvature, Σ aₙaₙᵀ ⊗ Gₙ, is replaced by ``A ⊗ G`` with A = Σ tr(Gₙ) aₙaₙᵀ and
-    G = Σ |aₙ|² Gₙ / tr(A), which has its partial traces: exact for one row, and rows count by what they tell. Weights
+    G = Σ ‖aₙ‖² Gₙ / tr(A), which has its partial traces: exact for one row, and rows count by what they tell. Weights
     that no row has touched keep their prior.
 
     A batch adds to the sums, and the eigenbasis is computed once. In a stream it is computed anew as soon as an eighth
