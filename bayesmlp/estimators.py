@@ -11,6 +11,7 @@ from .inference.dynamics import Dynamics
 from .inference.errors import InvalidInput, MissingDependency
 from .inference.laplace import Laplace
 from .inference.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from .inference.likelihoods.base import HOST
 from .inference.methods import Method
 from .inference.network import MLP
 from .inference.priors import NormalPrior
@@ -90,6 +91,11 @@ class _BayesianMLPEstimator(BaseEstimator):
         """The targets as the likelihood takes them."""
         raise NotImplementedError
 
+    def _check_likelihood(self, likelihood: Likelihood) -> None:
+        """Raise :class:`InvalidInput` for a likelihood of another task."""
+        if likelihood.has_logits:
+            raise InvalidInput(f"likelihood must be of numeric targets for a regressor, got {likelihood}")
+
     # -- learning -------------------------------------------------------------------------------------------------
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:  # noqa: N803
         """Fit the posterior to a data set, from scratch.
@@ -144,6 +150,7 @@ class _BayesianMLPEstimator(BaseEstimator):
 
     def _new_model(self, num_inputs: int, default: Likelihood) -> BayesianMLP:
         likelihood = self.likelihood or default
+        self._check_likelihood(likelihood)
         hidden = np.atleast_1d(self.hidden_layer_sizes).tolist() if np.size(self.hidden_layer_sizes) else ()
         network = MLP(tuple(hidden), self.activation)
         return BayesianMLP(
@@ -210,7 +217,7 @@ class BayesianMLPRegressor(RegressorMixin, _BayesianMLPEstimator):
             last layer has up to 2,000, then ``Diagonal()``.
         method: batch method of ``fit``; None for ``Laplace``, trained with the three arguments that follow.
         epochs: passes over the data; None for as many as bring about 3,000 steps.
-        batch_size: rows of a step; None for 64.
+        batch_size: rows of a step; None as in :class:`TrainingOptions`.
         learning_rate: peak of the schedule; None for 0.005.
         dynamics: what happens to the posterior before each ``partial_fit``; None for nothing.
         engine: name, with a device: ``"torch"``, ``"jax:gpu"``, ``"numpy"`` (``partial_fit`` only); None for the one
@@ -326,6 +333,12 @@ class BayesianMLPClassifier(ClassifierMixin, _BayesianMLPEstimator):
         if len(self.classes_) < 2:
             raise InvalidInput(f"y must have at least two classes among rows of weight above 0, got 1 class: {y[0]}")
         return Bernoulli() if len(self.classes_) == 2 else Categorical(len(self.classes_))
+
+    def _check_likelihood(self, likelihood: Likelihood) -> None:
+        outputs = np.zeros((1, likelihood.num_outputs))
+        probabilities = likelihood.class_probabilities(HOST, outputs, likelihood.initial_state())
+        if probabilities.shape[-1] != len(self.classes_):
+            raise InvalidInput(f"likelihood must be of {len(self.classes_)} classes, as y has, got {likelihood}")
 
     def _targets(self, y: np.ndarray) -> np.ndarray:
         unknown = ~np.isin(y, self.classes_)

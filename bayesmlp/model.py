@@ -309,6 +309,8 @@ class BayesianMLP:
     ) -> tuple[np.ndarray, np.ndarray, Scaling, np.ndarray]:
         """Checked, scaled inputs and targets, the scaling, and the checked weights."""
         x, targets, weights = self._checked(X, y, weight)
+        if not weights.any():
+            raise InvalidInput("weight must be positive for at least one row, got 0 for all")
         if not self.engine.has_gradients:
             raise InvalidInput(f"engine {self.engine.name!r} has no gradients: fit with 'torch' or 'jax'")
         scaling = self._estimate_scaling(x, targets, weights)

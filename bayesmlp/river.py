@@ -158,6 +158,8 @@ class RiverRegressor(_River):
     def _checked(self, y: Any) -> float:
         if not isinstance(y, Real) or not math.isfinite(y):
             raise InvalidInput(f"y must be a finite number, got {y!r}")
+        if self.estimator.likelihood is not None:
+            self.estimator.likelihood.prepare(np.array([y]))
         return float(y)
 
 
@@ -210,6 +212,10 @@ class RiverClassifier(_River):
     def _checked(self, y: Any) -> Any:
         if self.classes is not None and y not in self.classes:
             raise InvalidInput(f"y must be one of the classes {self.classes}, got {y!r}; announce all of them first")
+        if y is None or y != y:
+            raise InvalidInput(f"y must be a label, got {y!r}")
+        if self._rows and isinstance(y, str) != isinstance(self._rows[0].y, str):
+            raise InvalidInput(f"y must be a label of the same kind as {self._rows[0].y!r}, got {y!r}")
         return y
 
     def _may_start(self) -> bool:

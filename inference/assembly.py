@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .engines.base import Engine, stack_trees, take
+from .engines.base import Array, Engine, stack_trees, take
 from .errors import InvalidInput
 from .filtering import Posterior
 from .gauss_newton import curvature_of
@@ -24,6 +24,8 @@ from .training import Trained, TrainingOptions, share_of, start_parameters, trai
 
 __all__ = ["AsMarked", "Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "mixture_of"]
 
+
+_ROWS_AT_ONCE = 4096
 
 Assemble = Callable[..., Posterior]
 
@@ -61,6 +63,8 @@ def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str =
         if state is None:
             fitted = [engine.to_numpy(value) for value in parameters.likelihood]
             state = likelihood.state_from_fit(fitted, float(weight.sum()))
+            if not any(variational):
+                state = _at_mode(problem, state, parameters, data, weight)
         given = state_arrays(engine, state)
         dispersion = float(likelihood.dispersion(state))
         deviations = deviations_of(engine, parameters, variational)
@@ -80,6 +84,22 @@ def assembler(problem: FitProblem, variational: Sequence[bool], curvature: str =
         return Posterior(add_curvature(weights, data, weight, given), given)
 
     return assemble
+
+
+def _at_mode(
+    problem: FitProblem, state: Any, parameters: Parameters, data: tuple[Array, Array], weight: np.ndarray
+) -> Any:
+    """The likelihood's state at its mode, given the outputs of point weights."""
+    engine, (x, y) = problem.engine, data
+    if problem.likelihood.state_at_mode(state, *(np.zeros((0, 1)),) * 2, np.zeros(0)) is None:
+        return state
+    outputs = []
+    for start in range(0, len(weight), _ROWS_AT_ONCE):
+        with engine.scope():
+            rows = problem.network.apply(engine, parameters.mean, x[start : start + _ROWS_AT_ONCE])
+        outputs.append(engine.to_numpy(rows).astype(np.float64))
+    targets = engine.to_numpy(y).astype(np.float64)
+    return problem.likelihood.state_at_mode(state, np.concatenate(outputs), targets, weight)
 
 
 class LayerMethod(Method):

@@ -39,8 +39,8 @@ class Ensemble(Method):
             raise InvalidInput(
                 f"Ensemble.method must be Laplace(), Variational() or PerLayer(...), got {self.method!r}"
             )
-        if self.members < 1:
-            raise InvalidInput(f"Ensemble.members must be at least 1, got {self.members!r}")
+        if not isinstance(self.members, int) or self.members < 1:
+            raise InvalidInput(f"Ensemble.members must be an integer of at least 1, got {self.members!r}")
 
     def fit(self, problem: FitProblem) -> FitResult:
         seeds = [problem.seed + member for member in range(self.members)]

@@ -28,6 +28,11 @@ def as_host_array(values: Any, argument: str) -> np.ndarray:
         array = np.asarray(values)
     except ValueError as error:
         raise InvalidInput(f"{argument} must be an array of numbers, got a ragged {type(values).__name__}") from error
+    if array.dtype.kind == "O" and hasattr(values, "dtypes"):  # a data frame whose columns are of several types
+        try:
+            array = values.to_numpy(dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"{argument} must hold real numbers, got columns of {set(values.dtypes)}") from error
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"{argument} must hold real numbers, got dtype {array.dtype}")
     return array

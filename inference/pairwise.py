@@ -40,6 +40,11 @@ class PairwiseMLP(MLP):
             raise InvalidInput(f"X must hold pairs, an even number of columns, got {num_inputs}")
         return super().shapes(num_inputs // 2, num_outputs)
 
+    @property
+    def output_layer(self) -> int | None:  # type: ignore[override]
+        """None: a pair's outputs come of the last layer at two inputs."""
+        return None
+
     def _halves(self, weights: Weights, x: Float[Array, "*S N 2*I"]) -> tuple[Array, ...]:
         """Both inputs of each pair; x itself if it holds single inputs."""
         width = weights[0].shape[-2] - 1

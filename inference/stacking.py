@@ -65,8 +65,8 @@ class Stacking(Method):
             object.__setattr__(self, name, values)
             if not values or not all(np.isfinite(value) and value > 0 for value in values):
                 raise InvalidInput(f"Stacking.{name} must be positive numbers, got {values!r}")
-        if self.members < 1:
-            raise InvalidInput(f"Stacking.members must be at least 1, got {self.members!r}")
+        if not isinstance(self.members, int) or self.members < 1:
+            raise InvalidInput(f"Stacking.members must be an integer of at least 1, got {self.members!r}")
         if self.folds is not None and self.folds < 1:
             raise InvalidInput(f"Stacking.folds must be at least 1, got {self.folds!r}")
 
@@ -88,8 +88,8 @@ class Stacking(Method):
 
     def fit(self, problem: FitProblem) -> FitResult:
         candidates = self.candidates(problem)
-        scores = self._held_out_scores(problem, candidates)
-        weights = stacking_weights(scores)
+        scores, rows = self._held_out_scores(problem, candidates)
+        weights = stacking_weights(scores, problem.weight[rows])
         counts = apportion(weights, self.members)
         weights = np.where(counts > 0, weights, 0.0) / weights[counts > 0].sum()
         chosen = np.repeat(np.arange(len(candidates)), counts)
@@ -101,14 +101,16 @@ class Stacking(Method):
         details = {
             "candidates": candidates,
             "weights": weights,
-            "held_out_log_predictive": scores.mean(axis=1),
+            "held_out_log_predictive": np.average(scores, axis=1, weights=problem.weight[rows]),
         }
         best = candidates[int(np.argmax(weights))]
         return FitResult(posterior, best, Mixture(problem.structure, len(chosen)), trained.history, details)
 
-    def _held_out_scores(self, problem: FitProblem, candidates: Sequence[NormalPrior]) -> np.ndarray:
-        """Log predictive density of every held-out row under every candidate, (candidates, rows held out)."""
+    def _held_out_scores(self, problem: FitProblem, candidates: Sequence[NormalPrior]) -> tuple[np.ndarray, np.ndarray]:
+        """Log predictive density of every held-out row under every candidate, (candidates, rows held out); the rows."""
         num_rows = len(problem.weight)
+        if num_rows < max(self.folds or 1, _FOLDS):
+            raise InvalidInput(f"Stacking needs at least {max(self.folds or 1, _FOLDS)} rows, got {num_rows}")
         folds = self.folds or (_FOLDS if num_rows <= _FEW_ROWS else 1)
         order = np.random.default_rng(problem.seed).permutation(num_rows)
         parts = np.array_split(order, folds if folds > 1 else _FOLDS)
@@ -127,25 +129,29 @@ class Stacking(Method):
         table[~np.isfinite(table).all(axis=1)] = -np.inf  # a candidate that failed numerically gets no weight
         if np.isneginf(table).all():
             raise NumericalFailure("no candidate prior led to a finite prediction; standardise the inputs")
-        return table
+        return table, np.concatenate(held_out)
 
 
-def stacking_weights(log_densities: np.ndarray, iterations: int = 1000) -> np.ndarray:
-    """Weights on the simplex that maximise Σ_n log Σ_c w_c p_cn + Σ_c log w_c, by expectation maximisation.
+def stacking_weights(
+    log_densities: np.ndarray, row_weight: np.ndarray | None = None, iterations: int = 1000
+) -> np.ndarray:
+    """Weights w on the simplex that maximise Σ_n v_n log Σ_c w_c p_cn + Σ_c log w_c, by expectation maximisation.
 
     The second sum is a Dirichlet prior worth one row for each candidate: it keeps candidates that hardly differ
     together, which matters where rows are few. Candidates of density 0 get weight 0.
 
     Args:
         log_densities: log p_cn of each row under each candidate, (candidates, rows).
+        row_weight: v_n of each row, (rows,); 1 if None.
         iterations: each of them raises the objective, which is concave.
     """
     densities = np.exp(log_densities - log_densities.max(axis=0))
     usable = densities.any(axis=1)
+    row_weight = np.ones(densities.shape[1]) if row_weight is None else row_weight
     weights = usable / usable.sum()
     for _ in range(iterations):
         shares = weights[:, None] * densities
-        counts = (shares / shares.sum(axis=0)).sum(axis=1) + _PSEUDO_COUNT * usable
+        counts = (shares / shares.sum(axis=0)) @ row_weight + _PSEUDO_COUNT * usable
         weights = counts / counts.sum()
     return weights
 

@@ -65,8 +65,12 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "learning_rate", "patience"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidInput(f"TrainingOptions.{name} must be positive, got {value!r}")
+            if value is None and name not in ("steps", "learning_rate"):
+                continue
+            number = isinstance(value, int | float | np.number) and math.isfinite(value) and value > 0
+            if not number or (name != "learning_rate" and value != int(value)):
+                kind = "a positive number" if name == "learning_rate" else "a positive integer"
+                raise InvalidInput(f"TrainingOptions.{name} must be {kind}, got {value!r}")
         if not 0 <= self.validation < 1:
             raise InvalidInput(f"TrainingOptions.validation must be in [0, 1), got {self.validation!r}")
         if not 0 <= self.kl_warmup <= 1:
@@ -262,7 +266,7 @@ def _batch_size(num_rows: int, steps: int) -> int:
 
 def _hold_out(rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to learn from, and rows to look at; the same shares of each member's rows."""
-    count = round(share * rows.shape[-1])
+    count = min(round(share * rows.shape[-1]), rows.shape[-1] - 1)
     if count == 0:
         return rows, rows[..., :0]
     shuffled = np.random.default_rng(seed).permuted(rows, axis=-1)
@@ -303,15 +307,17 @@ class _Watch:
         self._since = 0
         self._problem, self._num_epochs, self._patience = problem, num_epochs, patience
         self._every = max(1, num_epochs // _LOOKS)
-        self._rows = tuple(array[held_out] for array in (problem.x, problem.y)) if held_out.shape[-1] else None
+        data = (problem.x, problem.y, problem.engine.asarray(problem.weight))
+        self._rows = tuple(array[held_out] for array in data) if held_out.shape[-1] else None
         self._score = self._compile(held_out.ndim == 2, mean_of)
 
     def _compile(self, members: bool, mean_of: Callable[[Any], tuple[Array, ...]]) -> Callable[..., Any]:
         engine, network, likelihood = self._problem.engine, self._problem.network, self._problem.likelihood
 
-        def score(parameters: Any, x: Array, y: Array) -> Array:
+        def score(parameters: Any, x: Array, y: Array, weight: Array) -> Array:
             outputs = network.apply(engine, mean_of(parameters), x)
-            return engine.xp.mean(likelihood.fit_log_prob(engine, outputs, y, parameters.likelihood))
+            values = likelihood.fit_log_prob(engine, outputs, y, parameters.likelihood)
+            return engine.xp.sum(weight * values) / (engine.xp.sum(weight) + 1e-30)
 
         return engine.jit(engine.vmap(score) if members else score)
 

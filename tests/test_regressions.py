@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import on
 from store_cases import published, small_model, stream
 from typer.testing import CliRunner
 
@@ -152,3 +153,61 @@ def test_data_frames_are_rows(tmp_path: Path) -> None:
         updater.rollback(1)
         updater.observe_many(x, y)
         assert updater.digest() == framed
+
+
+# -- fits ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("engine", on("torch"))
+def test_small_noise_is_learned_whatever_the_steps(engine: str) -> None:
+    """φ is at its mode given the residuals, where an optimiser's few steps would have left it far too large."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1000, 3))
+    y = x @ [1.0, -2.0, 0.5] + 0.02 * rng.standard_normal(1000)
+    likelihood = bm.Gaussian(prior_rate=1e-4)
+    model = bm.BayesianMLP(bm.MLP(()), likelihood, structure=bm.Full(), engine=engine).fit(x, y)
+    residuals = (y - model.predict(x, method="mean").mean) / model.scaling.target_scale[0]
+    expected = (likelihood.prior_rate + 0.5 * np.sum(residuals**2)) / (likelihood.prior_shape + 500)
+    np.testing.assert_allclose(likelihood.dispersion(model.posterior.likelihood), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+def test_pairs_are_predicted_with_the_default_structure(engine: str) -> None:
+    rng = np.random.default_rng(1)
+    pairs = rng.standard_normal((64, 6))
+    first_wins = (pairs[:, 0] > pairs[:, 3]).astype(int)
+    training = bm.TrainingOptions(steps=50)
+    model = bm.BayesianMLP(bm.PairwiseMLP((4,)), bm.BradleyTerry(), engine=engine)
+    model.fit(pairs, first_wins, method=bm.Laplace(training))
+    full = bm.BayesianMLP(bm.PairwiseMLP((4,)), bm.BradleyTerry(), structure=bm.Full(), engine=engine)
+    full.fit(pairs, first_wins, method=bm.Laplace(training))
+    np.testing.assert_allclose(
+        model.predict(pairs, method="mean").mean, full.predict(pairs, method="mean").mean, atol=1e-5
+    )
+    assert np.isfinite(model.predict(pairs).log_prob(first_wins)).all()
+
+
+@pytest.mark.parametrize("engine", on("torch"))
+def test_rows_of_weight_zero_choose_neither_prior_nor_epoch(engine: str) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((64, 3))
+    y = x @ [1.0, -2.0, 0.5] + 0.2 * rng.standard_normal(64)
+    spoiled, weight = y.copy(), np.ones(64)
+    spoiled[32:], weight[32:] = 1000.0, 0.0
+    training = bm.TrainingOptions(steps=300, validation=0.3)
+    fits = []
+    for targets in (y, spoiled):
+        model = bm.BayesianMLP(bm.MLP((4,)), bm.Gaussian(), engine=engine)
+        model.fit(x, targets, weight=weight, method=bm.Laplace(training))
+        plain = bm.Stacking(bm.Laplace(bm.TrainingOptions(steps=300)), members=2)
+        stacked = bm.BayesianMLP(bm.MLP((4,)), bm.Gaussian(), engine=engine)
+        stacked.fit(x, targets, weight=weight, method=plain)
+        fits.append((model.predict(x).mean, stacked.fit_details["held_out_log_predictive"]))
+    for got, expected in zip(*fits, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"epochs": 1.5}, {"steps": None}, {"batch_size": 8.5}, {"learning_rate": float("inf")}]
+)
+def test_training_options_are_checked_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(errors.InvalidInput, match=f"TrainingOptions.{next(iter(options))} must be a positive"):
+        bm.TrainingOptions(**options)

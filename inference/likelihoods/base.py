@@ -163,6 +163,10 @@ class Likelihood(ABC):
         """State after a batch fit that ended at ``parameters`` (see :meth:`fit_parameters`)."""
         return ()
 
+    def state_at_mode(self, state: Any, outputs: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Any | None:
+        """The fitted state with what has a closed form at its mode given the outputs (N, K); None where nothing has."""
+        return None
+
     def discount(self, state: Any, effective_parameters: float) -> Any:
         """A fitted state that knows how many degrees of freedom the weights have taken from the data."""
         return state

@@ -125,6 +125,13 @@ class Gaussian(Likelihood):
         shape = self.prior_shape + 0.5 * num_rows * self.num_outputs
         return NoiseState(np.float64(shape), np.float64(shape * math.exp(float(parameters[0]))))
 
+    def state_at_mode(self, state: Any, outputs: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Any | None:
+        """φ = (rate + ½ Σ r²) / (shape + ½ N K), which an optimiser approaches only slowly where φ is small."""
+        if not self.learns_noise:
+            return None
+        squares = float(np.sum(weight[:, None] * (y - outputs) ** 2))
+        return NoiseState(state.shape, np.float64(self.prior_rate + 0.5 * squares))
+
     def discount(self, state: Any, effective_parameters: float) -> Any:
         """Residuals of a fit are smaller than the noise: φ = Σ r² / (N - γ) (MacKay 1992, equation 4.9)."""
         if not self.learns_noise:
