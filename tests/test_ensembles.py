@@ -189,8 +189,8 @@ def test_dispersion_outputs_have_candidates_of_their_own() -> None:
     ("call", "message"),
     [
         (lambda: bm.Ensemble("laplace"), "Ensemble.method must be Laplace"),
-        (lambda: bm.Ensemble(bm.Laplace(), 0), "Ensemble.members must be at least 1, got 0"),
-        (lambda: bm.Stacking(bm.Laplace(), members=0), "Stacking.members must be at least 1, got 0"),
+        (lambda: bm.Ensemble(bm.Laplace(), 0), "Ensemble.members must be an integer of at least 1, got 0"),
+        (lambda: bm.Stacking(bm.Laplace(), members=0), "Stacking.members must be an integer of at least 1, got 0"),
         (lambda: bm.Stacking(bm.Laplace(), scales=()), "Stacking.scales must be positive numbers, got"),
         (lambda: bm.Stacking(bm.Laplace(), output_scales=(0.0,)), "Stacking.output_scales must be positive numbers"),
         (lambda: bm.Stacking(bm.Laplace(), folds=0), "Stacking.folds must be at least 1, got 0"),
