@@ -324,16 +324,7 @@ class MLP(Network):
         directions: Directions | None = None,
         needed: Sequence[bool] | None = None,
     ) -> tuple[Float[Array, "N K"], tuple[Any, ...]]:
-        """Outputs, and the factors of every layer (one forward pass, K rows back).
-
-        Args:
-            engine: the arrays' engine.
-            weights: one matrix per layer.
-            x: inputs.
-            directions: from the outputs to L (N, K, R): then the factors are those of LᵀJ, and R rows go back.
-            needed: for each layer, whether its factors are; rows go back to the first such layer, those before have
-                None.
-        """
+        """See :meth:`Network.factors`: one forward pass, and K or R rows back, no further than they are needed."""
         activate, slope = ACTIVATIONS[self.activation], _SLOPES[self.activation]
         xp, ones = engine.xp, _ones(engine, x)
         inputs, slopes = [], []
