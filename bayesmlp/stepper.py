@@ -64,6 +64,7 @@ class Stepper:
         )
         posterior, info = self._step(model.posterior, model.prior_state, *batch)
         model.set_posterior(posterior)
+        model.prune()
         info = model.engine.fetch(info)
         if not bool(info.ok):
             return Effect("failed", None, None)
