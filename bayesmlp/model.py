@@ -17,9 +17,9 @@ from .answering import Answering
 from .checkpoint import FileCheckpoint, fit_digest
 from .functions import FUNCTION_METHODS, FunctionSamples
 from .inference.assembly import AsMarked, LayerMethod, mixture_of
-from .inference.dynamics import Dynamics, Static
+from .inference.dynamics import Dynamics, Hypotheses, Static
 from .inference.engines import Engine, get_engine, map_arrays
-from .inference.engines.base import stack_trees, take
+from .inference.engines.base import leaves_of, stack_trees, take
 from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
@@ -30,6 +30,7 @@ from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
+from .inference.stacking import Stacking
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
@@ -107,6 +108,8 @@ class BayesianMLP:
                 raise InvalidInput(f"{name} must be a {getattr(kind, '__name__', 'Structure')}, got {value!r}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
+        if isinstance(dynamics, Hypotheses) and isinstance(structure, Mixture):
+            raise InvalidInput(f"structure must be of one Gaussian: {dynamics} makes a mixture of its own of it")
         self.network = network
         self.likelihood = likelihood
         self.prior = prior or NormalPrior()
@@ -164,12 +167,19 @@ class BayesianMLP:
         """The structure over all of the network's arrays."""
         if isinstance(structure, Mixture):
             return Mixture(self.network.resolve(structure.of), structure.members)
-        return self.network.resolve(structure)
+        return self._of_hypotheses(self.network.resolve(structure))
+
+    def _of_hypotheses(self, structure: Structure | Mixture) -> Structure | Mixture:
+        """A mixture of the structure, one member for each hypothesis of the dynamics, where they have some."""
+        if not isinstance(self.dynamics, Hypotheses) or isinstance(structure, Mixture):
+            return structure
+        return Mixture(structure, self.dynamics.num_hypotheses)
 
     @property
     def _form(self) -> Structure | Mixture:
         """The structure that was asked for, or the mixture of it that a method has made."""
-        if isinstance(self.structure, Mixture) or not isinstance(self._resolved, Mixture):
+        own = isinstance(self.structure, Mixture) or isinstance(self.dynamics, Hypotheses)
+        if own or not isinstance(self._resolved, Mixture):
             return self.structure
         return Mixture(self.structure, self._resolved.members)
 
@@ -258,6 +268,8 @@ class BayesianMLP:
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
         if isinstance(self.structure, Mixture) and isinstance(method, StructuredVariational):
             raise InvalidInput(f"StructuredVariational fits one Gaussian, not the members of {self.structure}")
+        if isinstance(self.dynamics, Hypotheses) and isinstance(method, Ensemble | Stacking):
+            raise InvalidInput(f"method must fit one Gaussian for {self.dynamics}, got {method!r}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
@@ -285,8 +297,8 @@ class BayesianMLP:
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
         self.history = [float(value) for value in result.history[:, 0]]
         self.fit_details = {"terms": result.history, **result.details}
-        self._fitted_prior, self._resolved = result.prior, result.structure
-        self._set(x.shape[1], scaling, result.posterior)
+        self._fitted_prior, self._resolved = result.prior, self._of_hypotheses(result.structure)
+        self._set(x.shape[1], scaling, self._under_hypotheses(result.posterior))
         if kept is not None:
             kept.remove()
         return self
@@ -430,7 +442,7 @@ class BayesianMLP:
         state = self.likelihood.initial_state()
         dispersion = float(self.likelihood.dispersion(state))
         members = []
-        for member in range(self._resolved.members if isinstance(self._resolved, Mixture) else 1):
+        for member in range(self.structure.members if isinstance(self.structure, Mixture) else 1):
             start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
             weights = self._independent(start, num_inputs, dispersion)
             members.append(Posterior(weights, state_arrays(self.engine, state)))
@@ -438,8 +450,18 @@ class BayesianMLP:
         if scaling.input_mean.shape != (num_inputs,):
             raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
         even = np.full(len(members), -np.log(len(members)))
-        is_mixture = isinstance(self._resolved, Mixture)
-        self._set(num_inputs, scaling, mixture_of(self.engine, members, even) if is_mixture else members[0])
+        is_mixture = isinstance(self.structure, Mixture)
+        posterior = mixture_of(self.engine, members, even) if is_mixture else members[0]
+        self._set(num_inputs, scaling, self._under_hypotheses(posterior))
+
+    def _under_hypotheses(self, posterior: Posterior) -> Posterior:
+        """A posterior under every hypothesis of the dynamics, all of one weight, where they have some."""
+        dynamics = self.dynamics
+        if not isinstance(dynamics, Hypotheses):
+            return posterior
+        count = dynamics.num_hypotheses
+        spread = mixture_of(self.engine, [posterior] * count, np.full(count, -np.log(count)))
+        return spread._replace(dynamics=state_arrays(self.engine, dynamics.initial_state()))
 
     def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None) -> Any:
         """A member's state with the prior's precision, at unit dispersion, around a mean."""
@@ -709,7 +731,9 @@ class BayesianMLP:
     def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
         """A posterior of this model as named host arrays."""
         arrays = {f"weights.{k}": v for k, v in self._resolved.to_arrays(self.engine, posterior.weights).items()}
-        return arrays | {f"likelihood.{i}": self.engine.to_numpy(v) for i, v in enumerate(posterior.likelihood)}
+        for part in ("likelihood", "dynamics"):
+            arrays |= {f"{part}.{i}": self.engine.to_numpy(v) for i, v in enumerate(getattr(posterior, part))}
+        return arrays
 
     def constant_arrays(self) -> dict[str, np.ndarray]:
         """What updates do not change: the scaling, and the prior where the dynamics need it."""
@@ -760,9 +784,12 @@ class BayesianMLP:
     def posterior_from_arrays(self, arrays: Mapping[str, np.ndarray]) -> Posterior:
         """The inverse of :meth:`posterior_arrays`."""
         weights = self._resolved.from_arrays(self.engine, _under("weights", arrays))
-        parts = _under("likelihood", arrays)
-        state = [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
-        return Posterior(weights, self.likelihood.restore_state(state))
+        likelihood, dynamics = (
+            [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
+            for parts in (_under("likelihood", arrays), _under("dynamics", arrays))
+        )
+        own = self.dynamics.restore_state(dynamics) if isinstance(self.dynamics, Hypotheses) else ()
+        return Posterior(weights, self.likelihood.restore_state(likelihood), own)
 
 
 def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None) -> Engine:
