@@ -19,7 +19,7 @@ from .functions import FUNCTION_METHODS, FunctionSamples
 from .inference.assembly import AsMarked, LayerMethod, mixture_of
 from .inference.dynamics import Dynamics, Hypotheses, Static
 from .inference.engines import Engine, get_engine, map_arrays
-from .inference.engines.base import leaves_of, stack_trees, take
+from .inference.engines.base import stack_trees, take
 from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
@@ -131,6 +131,8 @@ class BayesianMLP:
         self._scaling: Scaling | None = None
         self._posterior: Posterior | None = None
         self._prior_state: Any = None
+        self.newest_time: float | None = None
+        """Of the events so far, in seconds since the epoch; kept where the dynamics have a ``time_unit``."""
         self._compiled: dict[str, Any] = {}
         self._split: tuple[Any, list[Posterior]] = (None, [])
         self._resolved = self._resolve(self.structure)
@@ -167,13 +169,14 @@ class BayesianMLP:
         """The structure over all of the network's arrays."""
         if isinstance(structure, Mixture):
             return Mixture(self.network.resolve(structure.of), structure.members)
-        return self._of_hypotheses(self.network.resolve(structure))
+        resolved: Structure = self.network.resolve(structure)
+        return self._of_hypotheses(resolved)
 
     def _of_hypotheses(self, structure: Structure | Mixture) -> Structure | Mixture:
         """A mixture of the structure, one member for each hypothesis of the dynamics, where they have some."""
-        if not isinstance(self.dynamics, Hypotheses) or isinstance(structure, Mixture):
-            return structure
-        return Mixture(structure, self.dynamics.num_hypotheses)
+        if isinstance(self.dynamics, Hypotheses) and isinstance(structure, Structure):
+            return Mixture(structure, self.dynamics.num_hypotheses)
+        return structure
 
     @property
     def _form(self) -> Structure | Mixture:
@@ -197,6 +200,25 @@ class BayesianMLP:
         """Take over a posterior of this very model."""
         self.num_inputs  # noqa: B018 (raises)
         self._posterior = posterior
+
+    def elapsed_until(self, time: float | None) -> float:
+        """Units of the dynamics that pass until an event: 1 where they count events, else by the time stamps.
+
+        Args:
+            time: of the event, in seconds since the epoch. Late events, those without a time and the first one with a
+                time let nothing pass.
+        """
+        unit = self.dynamics.time_unit
+        if unit is None:
+            return 1.0
+        if time is None or self.newest_time is None:
+            return 0.0
+        return max(0.0, time - self.newest_time) / unit
+
+    def note_time(self, time: float | None) -> None:
+        """An event of that time was learned."""
+        if time is not None and self.dynamics.time_unit is not None:
+            self.newest_time = time if self.newest_time is None else max(time, self.newest_time)
 
     @property
     def filter_model(self) -> FilterModel:
@@ -378,8 +400,7 @@ class BayesianMLP:
         x = check_inputs(X, self._num_inputs, network=self.network, whole=True)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
-        if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
-            raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
+        _check_elapsed(elapsed)
         before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
         if self._posterior is None:
             self.start_from_prior(x.shape[1])
@@ -455,12 +476,12 @@ class BayesianMLP:
         self._set(num_inputs, scaling, self._under_hypotheses(posterior))
 
     def _under_hypotheses(self, posterior: Posterior) -> Posterior:
-        """A posterior under every hypothesis of the dynamics, all of one weight, where they have some."""
+        """A posterior under every hypothesis of the dynamics, where they have some."""
         dynamics = self.dynamics
         if not isinstance(dynamics, Hypotheses):
             return posterior
-        count = dynamics.num_hypotheses
-        spread = mixture_of(self.engine, [posterior] * count, np.full(count, -np.log(count)))
+        members = [posterior] * dynamics.num_hypotheses
+        spread = mixture_of(self.engine, members, np.log(dynamics.initial_weights()))
         return spread._replace(dynamics=state_arrays(self.engine, dynamics.initial_state()))
 
     def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None) -> Any:
@@ -476,7 +497,7 @@ class BayesianMLP:
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
         self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
-        self._prior_state = None
+        self._prior_state = self.newest_time = None
         self._compiled = {}  # a step closes over the likelihood in the units of the scaling
         if not self.dynamics.is_static:  # forgetting relaxes to where learning began, with the prior's variance
             self._prior_state = self._relaxed_state()
@@ -565,6 +586,7 @@ class BayesianMLP:
         num_samples: int = 100,
         seed: int | None = None,
         approximation: str = "nodes",
+        elapsed: float = 0.0,
     ) -> Predictive:
         """The predictive distribution of y.
 
@@ -578,6 +600,7 @@ class BayesianMLP:
                 nodes; ``"monte_carlo"``: random draws; or a closed form, ``"probit"`` or ``"bridge"`` (see
                 :mod:`.inference.logit_normal`), for Categorical and Bernoulli. A closed form gives the probabilities
                 and what follows from them; the epistemic parts of variance and entropy are still by fixed nodes.
+            elapsed: units of the dynamics that have passed since the last update; the model stays as it is.
 
         Raises:
             InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
@@ -589,6 +612,7 @@ class BayesianMLP:
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
         self._check_approximation(approximation, method)
+        _check_elapsed(elapsed)
         x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
         own_seed = self.seed if seed is None else seed
         answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
@@ -597,7 +621,7 @@ class BayesianMLP:
             options["standard_normal"] = np.random.default_rng(own_seed).standard_normal(
                 (num_samples, likelihood.num_outputs)
             )
-        members, log_weights = self._members()
+        members, log_weights = self._members(self.posterior_after(elapsed))
         parts = []
         for member, posterior in enumerate(members):
             if method == "samples":
@@ -620,13 +644,21 @@ class BayesianMLP:
             "answering", lambda: Answering(self.engine, self.network, self._base, self.scaled_likelihood)
         )
 
-    def _members(self) -> tuple[list[Posterior], np.ndarray]:
-        """The posterior's members, one where it is no mixture, and the logarithms of their weights."""
-        posterior = self.posterior
+    def posterior_after(self, elapsed: float) -> Posterior:
+        """The posterior when so many units of the dynamics have passed without an event; the model stays as it is."""
+        if elapsed == 0 or self.dynamics.is_static:
+            return self.posterior
+        pass_time = self._cached("pass time", lambda: self.filter_model.compile_passing(self.engine))
+        span = self.engine.as_batch(np.asarray(elapsed, dtype=np.float64))
+        return pass_time(self.posterior, self._prior_state, span)
+
+    def _members(self, posterior: Posterior | None = None) -> tuple[list[Posterior], np.ndarray]:
+        """A posterior's members, one where it is no mixture, and the logarithms of their weights."""
+        posterior = posterior or self.posterior
         if not isinstance(self._resolved, Mixture):
             return [posterior], np.zeros(1)
         if self._split[0] is not posterior:
-            stacked = posterior._replace(weights=posterior.weights.members)
+            stacked = Posterior(posterior.weights.members, posterior.likelihood)
             with self.engine.scope():
                 self._split = posterior, [take(stacked, member) for member in range(self._resolved.members)]
         return self._split[1], self.engine.to_numpy(posterior.weights.log_weights)
@@ -726,7 +758,10 @@ class BayesianMLP:
         """The posterior and the scaling as named host arrays; empty before any data."""
         if self._posterior is None:
             return {}
-        return {**self.posterior_arrays(self._posterior), **self.constant_arrays()}
+        arrays = {**self.posterior_arrays(self._posterior), **self.constant_arrays()}
+        if self.newest_time is not None:
+            arrays["clock.newest"] = np.asarray(self.newest_time, dtype=np.float64)
+        return arrays
 
     def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
         """A posterior of this model as named host arrays."""
@@ -742,6 +777,12 @@ class BayesianMLP:
             prior = self._base.to_arrays(self.engine, self._prior_state)
             arrays |= {f"prior.{name}": value for name, value in prior.items()}
         return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what :meth:`to_arrays` of this very model gave: its posterior, and the time it had seen."""
+        self.set_posterior(self.posterior_from_arrays(arrays))
+        newest = arrays.get("clock.newest")
+        self.newest_time = None if newest is None else float(newest)
 
     @classmethod
     def from_parts(
@@ -776,7 +817,7 @@ class BayesianMLP:
         if arrays:
             model._num_inputs = int(spec["num_inputs"])
             model._scaling = Scaling.from_arrays(_under("scaling", arrays))
-            model._posterior = model.posterior_from_arrays(arrays)
+            model.restore(arrays)
             if prior := _under("prior", arrays):
                 model._prior_state = model._base.from_arrays(model.engine, prior)
         return model
@@ -798,6 +839,11 @@ def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None
     if network.engine_name not in (None, chosen.name.partition(":")[0]):
         raise InvalidInput(f"engine must be {network.engine_name!r} for {network!r}, got {chosen.name!r}")
     return chosen
+
+
+def _check_elapsed(elapsed: Any) -> None:
+    if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
+        raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ variance of all rows so far, this one's inputs included, and clipped to five sta
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -37,8 +37,8 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
-        Ordinal, BradleyTerry, Static, Forgetting, RandomWalk, AdaptiveForgetting, ChangePoint, Diagonal, Full, Kronecker,
-        LowRank, Point, Subnetwork, Blocks, Mixture,
+        Ordinal, BradleyTerry, Static, Forgetting, RandomWalk, AdaptiveForgetting, ChangePoint, Diagonal, Full,
+        Kronecker, LowRank, Point, Subnetwork, Blocks, Mixture,
     )
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Bool, Float
 
 from ..engines.base import Array, Engine
@@ -53,7 +54,7 @@ class Passed(NamedTuple):
 def check_time_unit(dynamics: Any) -> None:
     """Raises :class:`InvalidInput` unless ``time_unit`` is None or a positive number of seconds."""
     unit = dynamics.time_unit
-    if unit is not None and not (isinstance(unit, Real) and math.isfinite(unit) and unit > 0):
+    if unit is not None and not (isinstance(unit, Real) and 0 < float(unit) < math.inf):
         raise InvalidInput(
             f"{type(dynamics).__name__}.time_unit must be a positive number of seconds or None, got {unit!r}"
         )
@@ -61,13 +62,15 @@ def check_time_unit(dynamics: Any) -> None:
 
 @dataclass(frozen=True)
 class Dynamics(ABC):
-    """What happens to the weights between events.
+    """What happens to the weights between events."""
 
-    ``time_unit`` is the number of seconds in one unit of the rates, so that an updater lets pass what the events' time
-    stamps say; None: every event is one unit, whenever it came.
-    """
+    @property
+    def time_unit(self) -> float | None:
+        """Seconds in one unit of time, so that an updater lets pass what the events' time stamps say.
 
-    time_unit = None
+        None: every event is one unit, whenever it came.
+        """
+        return None
 
     @property
     def is_static(self) -> bool:
@@ -90,6 +93,10 @@ class Hypotheses(Dynamics):
     @abstractmethod
     def num_hypotheses(self) -> int:
         """M, at least 2."""
+
+    def initial_weights(self) -> np.ndarray:
+        """Weights of the hypotheses before any event, (M,)."""
+        return np.full(self.num_hypotheses, 1 / self.num_hypotheses)
 
     def initial_state(self) -> Any:
         """State before any event: a named tuple of float64 arrays, or ``()``."""

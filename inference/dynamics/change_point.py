@@ -61,6 +61,12 @@ class ChangePoint(Hypotheses):
         """As many as were asked for."""
         return self.hypotheses
 
+    def initial_weights(self) -> np.ndarray:
+        """There is one run so far; the other places are free."""
+        weights = np.full(self.hypotheses, SMALLEST_WEIGHT)
+        weights[0] = 1.0
+        return weights
+
     def initial_state(self) -> ChangePointState:
         """Every run begins now."""
         return ChangePointState(np.zeros(self.hypotheses))
@@ -70,7 +76,7 @@ class ChangePoint(Hypotheses):
 
     def rates(self, engine: Engine, elapsed: Any) -> None:
         """None: within a run weights stay."""
-        return None
+        return
 
     def before(
         self, engine: Engine, log_weights: Float[Array, " M"], state: ChangePointState, elapsed: Array
@@ -86,7 +92,9 @@ class ChangePoint(Hypotheses):
         fresh = begins & (runs == 0)
         others = xp.where(begins & ~fresh, 0.0, weights)
         total = kept * others / xp.sum(others) + xp.where(begins, 1 - kept, 0.0)
-        return Passed(xp.log(xp.clip(total, SMALLEST_WEIGHT, None)), ChangePointState(xp.where(begins, 0.0, runs)), begins)
+        return Passed(
+            xp.log(xp.clip(total, SMALLEST_WEIGHT, None)), ChangePointState(xp.where(begins, 0.0, runs)), begins
+        )
 
     def after(self, engine: Engine, state: ChangePointState) -> ChangePointState:
         """Every run is an event longer."""

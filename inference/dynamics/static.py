@@ -21,4 +21,4 @@ class Static(Dynamics):
 
     def rates(self, engine: Engine, elapsed: Any) -> None:
         """None: weights stay."""
-        return None
+        return
