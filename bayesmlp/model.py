@@ -169,20 +169,20 @@ class BayesianMLP:
         """The structure over all of the network's arrays."""
         if isinstance(structure, Mixture):
             return Mixture(self.network.resolve(structure.of), structure.members)
-        resolved: Structure = self.network.resolve(structure)
-        return self._of_hypotheses(resolved)
+        return self._of_hypotheses(self.network.resolve(structure))
 
     def _of_hypotheses(self, structure: Structure | Mixture) -> Structure | Mixture:
         """A mixture of the structure, one member for each hypothesis of the dynamics, where they have some."""
-        if isinstance(self.dynamics, Hypotheses) and isinstance(structure, Structure):
-            return Mixture(structure, self.dynamics.num_hypotheses)
-        return structure
+        if isinstance(structure, Mixture) or not isinstance(self.dynamics, Hypotheses):
+            return structure
+        return Mixture(structure, self.dynamics.num_hypotheses)
 
     @property
     def _form(self) -> Structure | Mixture:
         """The structure that was asked for, or the mixture of it that a method has made."""
-        own = isinstance(self.structure, Mixture) or isinstance(self.dynamics, Hypotheses)
-        if own or not isinstance(self._resolved, Mixture):
+        if isinstance(self.structure, Mixture) or not isinstance(self._resolved, Mixture):
+            return self.structure
+        if isinstance(self.dynamics, Hypotheses):
             return self.structure
         return Mixture(self.structure, self._resolved.members)
 

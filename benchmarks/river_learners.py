@@ -16,13 +16,17 @@ _LEAST = 1e-6  # probability; a learner that rules out what happens is charged 1
 
 def river_learners(stream: Stream) -> dict[str, tuple[Callable[[], Any], np.ndarray]]:
     """Each of River's learners for the stream's task, and the inputs it takes."""
-    from river import forest, linear_model, multiclass, optim, tree
+    from river import forest, linear_model, optim, preprocessing, tree
 
     if stream.num_classes == 0:
+
+        def linear() -> Any:
+            return preprocessing.TargetStandardScaler(linear_model.LinearRegression(optim.Adam(0.01)))
+
         return {
             "ARFRegressor": (lambda: forest.ARFRegressor(seed=0), stream.columns),
             "HoeffdingAdaptiveTree": (lambda: tree.HoeffdingAdaptiveTreeRegressor(seed=0), stream.columns),
-            "LinearRegression": (lambda: linear_model.LinearRegression(optim.Adam(0.01)), stream.vectors),
+            "LinearRegression": (linear, stream.vectors),
         }
 
     def logistic() -> Any:
@@ -30,7 +34,6 @@ def river_learners(stream: Stream) -> dict[str, tuple[Callable[[], Any], np.ndar
             return linear_model.LogisticRegression(optim.Adam(0.01))
         return linear_model.SoftmaxRegression(optim.Adam(0.01))
 
-    _ = multiclass
     return {
         "ARFClassifier": (lambda: forest.ARFClassifier(seed=0), stream.columns),
         "HoeffdingAdaptiveTree": (lambda: tree.HoeffdingAdaptiveTreeClassifier(seed=0), stream.columns),
@@ -38,11 +41,12 @@ def river_learners(stream: Stream) -> dict[str, tuple[Callable[[], Any], np.ndar
     }
 
 
-def river_scores(learner: Any, inputs: np.ndarray, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
+def river_scores(make: Callable[[], Any], inputs: np.ndarray, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
     """Prequential errors (0 or 1, or squared) and minus log densities, one for each row.
 
     A regressor predicts a number; its density is normal with the mean of its squared errors so far.
     """
+    learner = make()
     errors, losses = np.zeros(len(stream.y)), np.zeros(len(stream.y))
     squares, count = 0.0, 0
     for row, (values, target) in enumerate(zip(inputs.tolist(), stream.y.tolist(), strict=True)):

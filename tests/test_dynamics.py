@@ -146,7 +146,9 @@ def test_few_hypotheses_find_the_change() -> None:
     dynamics = bm.ChangePoint(0.01, hypotheses=3)
     x, y = rows(80, seed=5, jump=60)
     model, static = linear_model(dynamics), linear_model(bm.Static())
-    scores = np.array([[one.update(a[None], [b]).log_predictive for one in (model, static)] for a, b in zip(x, y)])
+    scores = np.array(
+        [[one.update(x[i : i + 1], y[i : i + 1]).log_predictive for one in (model, static)] for i in range(len(x))]
+    )
     arrays = model.to_arrays()
     assert arrays["dynamics.0"][arrays["weights.log_weights"].argmax()] in (19, 20, 21)
     assert scores[65:, 0].sum() > scores[65:, 1].sum() + 20
