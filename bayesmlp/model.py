@@ -26,6 +26,7 @@ from .inference.filtering import FilterModel, Posterior, UpdateInfo
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
+from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
@@ -34,6 +35,7 @@ from .inference.stacking import Stacking
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
+from .inference.variational_step import VariationalStep
 from .layers.conversion import restore_network
 from .predictive import APPROXIMATIONS, Predictive
 from .progress import fit_progress
@@ -66,6 +68,8 @@ class BayesianMLP:
         prior: of the weights.
         structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
+        step: how an update takes an observation in: ``VariationalStep()`` (default), ``LaplaceStep()`` (at the mode) or
+            ``KalmanStep()`` (a single step); for normal noise they are one.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
             None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
@@ -88,6 +92,7 @@ class BayesianMLP:
         prior: NormalPrior | None = None,
         structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
+        step: OutputStep | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool | None = None,
@@ -102,6 +107,7 @@ class BayesianMLP:
             ("prior", prior or NormalPrior(), NormalPrior),
             ("structure", structure or LastLayer(), Structure | Mixture),
             ("dynamics", dynamics or Static(), Dynamics),
+            ("step", step or VariationalStep(), OutputStep),
         )
         for name, value, kind in parts:
             if not isinstance(value, kind):
@@ -115,6 +121,7 @@ class BayesianMLP:
         self.prior = prior or NormalPrior()
         self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
+        self.step = step or VariationalStep()
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
         self.engine = _engine_for(network, engine, dtype)
@@ -223,7 +230,7 @@ class BayesianMLP:
     @property
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
-        return FilterModel(self.network, self.scaled_likelihood, self._resolved, self.dynamics)
+        return FilterModel(self.network, self.scaled_likelihood, self._resolved, self.dynamics, self.step)
 
     @property
     def scaled_likelihood(self) -> Likelihood:
@@ -748,6 +755,7 @@ class BayesianMLP:
             "prior": to_spec(self._fitted_prior),
             "structure": to_spec(self._form),
             "dynamics": to_spec(self.dynamics),
+            "step": to_spec(self.step),
             "dtype": self.engine.dtype,
             "standardize": self.standardize,
             "seed": self.seed,
@@ -809,6 +817,7 @@ class BayesianMLP:
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
             dynamics=from_spec(spec["dynamics"]),
+            step=from_spec(spec["step"]),
             engine=engine,
             dtype=spec["dtype"],
             standardize=spec["standardize"],

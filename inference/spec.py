@@ -13,6 +13,8 @@ from typing import Any
 
 from .dynamics import AdaptiveForgetting, ChangePoint, Forgetting, RandomWalk, Static
 from .errors import InvalidInput
+from .kalman_step import KalmanStep
+from .laplace_step import LaplaceStep
 from .likelihoods import (
     Bernoulli,
     BradleyTerry,
@@ -27,6 +29,7 @@ from .network import MLP, Network
 from .pairwise import PairwiseMLP
 from .priors import NormalPrior
 from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Mixture, Point, Subnetwork
+from .variational_step import VariationalStep
 
 __all__ = ["EXTERNAL", "from_spec", "to_spec"]
 
@@ -38,7 +41,7 @@ _TYPES: dict[str, type[Any]] = {
     for kind in (
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
         Ordinal, BradleyTerry, Static, Forgetting, RandomWalk, AdaptiveForgetting, ChangePoint, Diagonal, Full,
-        Kronecker, LowRank, Point, Subnetwork, Blocks, Mixture,
+        Kronecker, LowRank, Point, Subnetwork, Blocks, Mixture, KalmanStep, LaplaceStep, VariationalStep,
     )
 }  # fmt: skip
 
