@@ -5,7 +5,7 @@
     python benchmarks/drift.py DATA --streams outdoor --learners river
 
 DATA holds the folder ``streams``. One configuration of ours for all streams: :func:`adaptive`, which is a network of
-100 units whose rate of drift is learned. Beside it: the same model without dynamics; plain SGD on the same network, its
+50 units whose rate of drift is learned. Beside it: the same model without dynamics; plain SGD on the same network, its
 learning rate the best of five on the first 200 rows; and River's learners with their own settings (``pip install
 'bayesmlp[bench]'``). What each is offered is said in ``streams.py``. The first 200 rows are not scored for anyone.
 Every result is written to the results file as it is done, and a later run goes on from there.
@@ -51,10 +51,10 @@ def likelihood_of(stream: Stream) -> Likelihood:
 def our_model(stream: Stream, dynamics: Any) -> bm.BayesianMLP:
     """The one configuration for all streams, at its prior; numeric targets are scaled by the first 200 rows."""
     model = bm.BayesianMLP(
-        bm.MLP(hidden=(100,)),
+        bm.MLP(hidden=(50,)),
         likelihood_of(stream),
         prior=bm.NormalPrior(scale=3.0),
-        structure=bm.LowRank(20),
+        structure=bm.LowRank(10),
         dynamics=dynamics,
         engine="jax",
         standardize=False,
