@@ -68,7 +68,7 @@ def our_model(stream: Stream, dynamics: Any) -> bm.BayesianMLP:
 
 
 def adaptive() -> bm.AdaptiveForgetting:
-    """The default: nothing drifts, or weights walk a prior variance in 10,000, 1,000 or 100 rows."""
+    """The default: nothing drifts, or weights gain a prior's variance in 100,000, 10,000, 1,000 or 100 rows."""
     return bm.AdaptiveForgetting()
 
 

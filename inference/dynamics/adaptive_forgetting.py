@@ -42,7 +42,13 @@ class AdaptiveForgetting(Hypotheses):
         InvalidInput: an argument out of its range.
     """
 
-    candidates: tuple[Dynamics, ...] = (Static(), RandomWalk(1e-4), RandomWalk(1e-3), RandomWalk(1e-2))
+    candidates: tuple[Dynamics, ...] = (
+        Static(),
+        RandomWalk(1e-5),
+        RandomWalk(1e-4),
+        RandomWalk(1e-3),
+        RandomWalk(1e-2),
+    )
     share: float = 1e-3
     time_unit: float | None = None
 
