@@ -220,6 +220,19 @@ def test_no_time_is_no_change(dynamics: str) -> None:
     np.testing.assert_allclose(after.variance, before.variance, rtol=1e-12)
 
 
+@pytest.mark.parametrize("engine", on("numpy", "torch"))
+@pytest.mark.parametrize("dynamics", ["adaptive", "change_point"])
+def test_after_a_very_long_time_nothing_is_known_of_the_hypotheses(dynamics: str, engine: str) -> None:
+    model = linear_model(DYNAMICS[dynamics], engine=engine)
+    model.update(*rows(5, seed=15))
+    model.set_posterior(model.posterior_after(1e6))
+    weights = np.exp(model.to_arrays()["weights.log_weights"])
+    expected = [1 / 3] * 3 if dynamics == "adaptive" else [0, 0, 1]
+    np.testing.assert_allclose(np.sort(weights), expected, atol=1e-12)
+    info = model.update(*rows(5, seed=16))
+    assert np.isfinite([info.log_predictive, info.information]).all()
+
+
 # -- the updater ------------------------------------------------------------------------------------------------------
 TIMED: dict[str, Dynamics] = {
     "forgetting": bm.Forgetting(0.9, time_unit=60.0),

@@ -83,8 +83,10 @@ class AdaptiveForgetting(Hypotheses):
         if self.share == 0:
             return Passed(log_weights, state, None)
         kept = (1 - self.share) ** xp.astype(elapsed, xp.float64)
-        handed_out = xp.log(xp.clip((1 - kept) / self.num_hypotheses, SMALLEST_WEIGHT, None))
-        return Passed(xp.logaddexp(xp.log(kept) + log_weights, handed_out), state, None)
+        log_kept, handed_out = (
+            xp.log(xp.clip(weight, SMALLEST_WEIGHT, None)) for weight in (kept, (1 - kept) / self.num_hypotheses)
+        )
+        return Passed(xp.logaddexp(log_kept + log_weights, handed_out), state, None)
 
     def average(self, weights: np.ndarray) -> Rates:
         """The rates of one unit of time, averaged over the weights of the candidates, (M,)."""

@@ -20,7 +20,8 @@ class RandomWalk(Dynamics):
     Means stay, so that nothing learned is given up before an event contradicts it; variances grow without a cap: the
     walk has no stationary distribution, and a cap would be a relaxation, which is what :class:`Forgetting` is. What
     events speak of settles where they tell as much as is lost. A weight of which no event speaks gains a prior variance
-    every 1/q units: take a q below one over the length of such silences, or forget.
+    every 1/q units: take a q below one over the length of such silences, or forget. (``Kronecker`` alone is back at the
+    prior's variance where it has lost all that rows told, since it is derived from their sums.)
 
     Args:
         growth: q, at least 0: variance gained in a unit of time, as a share of the prior's.
