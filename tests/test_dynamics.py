@@ -298,6 +298,14 @@ def test_dynamics_that_count_events_know_no_time(tmp_path: Path) -> None:
             updater.predict([0.0, 1.0], time=2000.0)
 
 
+def test_a_static_model_stores_what_it_always_did() -> None:
+    model = linear_model(bm.Static())
+    model.update(*rows(3, seed=17))
+    kinds = {name.partition(".")[0] for name in model.to_arrays()}
+    assert kinds == {"weights", "scaling"}
+    assert model.spec()["dynamics"] == {"type": "Static"}
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("build", "message"),
