@@ -16,7 +16,7 @@ from .inference.network import Network
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights, with_row_axis
 
-__all__ = ["Observation", "check_event_id"]
+__all__ = ["Observation", "check_event_id", "check_time"]
 
 _MAX_ID_LENGTH = 200
 
@@ -34,6 +34,12 @@ def check_event_id(event_id: Any, argument: str = "event_id") -> str:
             f"{argument} must be a string of 1 to {_MAX_ID_LENGTH} printable characters, got {event_id!r}"
         )
     return event_id
+
+
+def check_time(time: Any) -> None:
+    """Raises :class:`InvalidInput` unless the argument ``time`` is a finite number."""
+    if not (isinstance(time, Real) and math.isfinite(time)):
+        raise InvalidInput(f"time must be seconds since the epoch, got {time!r}")
 
 
 class Observation(NamedTuple):
@@ -77,8 +83,8 @@ class Observation(NamedTuple):
         if len(targets) != len(inputs):
             raise InvalidInput(f"y must have as many rows as x ({len(inputs)}), got {len(targets)}")
         weights = check_weights(weight, len(inputs))
-        if time is not None and not (isinstance(time, Real) and math.isfinite(time)):
-            raise InvalidInput(f"time must be seconds since the epoch, got {time!r}")
+        if time is not None:
+            check_time(time)
         scaling.inputs(inputs, "x")
         scaling.targets(targets, "y")
         return cls(inputs, targets, weights, None if time is None else float(time))

@@ -17,7 +17,7 @@ from .answering import Answering
 from .checkpoint import FileCheckpoint, fit_digest
 from .functions import FUNCTION_METHODS, FunctionSamples
 from .inference.assembly import AsMarked, LayerMethod, mixture_of
-from .inference.dynamics import Dynamics, Static
+from .inference.dynamics import Dynamics, Hypotheses, Static
 from .inference.engines import Engine, get_engine, map_arrays
 from .inference.engines.base import stack_trees, take
 from .inference.ensemble import Ensemble
@@ -31,6 +31,7 @@ from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
 from .inference.spec import from_spec, to_spec
+from .inference.stacking import Stacking
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
@@ -119,6 +120,8 @@ class BayesianMLP:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         if not isinstance(relinearizations, int) or relinearizations < 0:
             raise InvalidInput(f"relinearizations must be an integer of at least 0, got {relinearizations!r}")
+        if isinstance(dynamics, Hypotheses) and isinstance(structure, Mixture):
+            raise InvalidInput(f"structure must be of one Gaussian: {dynamics} makes a mixture of its own of it")
         self.network = network
         self.likelihood = likelihood
         self.prior = prior or NormalPrior()
@@ -142,6 +145,8 @@ class BayesianMLP:
         self._scaling: Scaling | None = None
         self._posterior: Posterior | None = None
         self._prior_state: Any = None
+        self.newest_time: float | None = None
+        """Of the events so far, in seconds since the epoch; kept where the dynamics have a ``time_unit``."""
         self._compiled: dict[str, Any] = {}
         self._split: tuple[Any, list[Posterior]] = (None, [])
         self._resolved = self._resolve(self.structure)
@@ -178,12 +183,20 @@ class BayesianMLP:
         """The structure over all of the network's arrays."""
         if isinstance(structure, Mixture):
             return replace(structure, of=self.network.resolve(structure.of))
-        return self.network.resolve(structure)
+        return self._of_hypotheses(self.network.resolve(structure))
+
+    def _of_hypotheses(self, structure: Structure | Mixture) -> Structure | Mixture:
+        """A mixture of the structure, one member for each hypothesis of the dynamics, where they have some."""
+        if isinstance(structure, Mixture) or not isinstance(self.dynamics, Hypotheses):
+            return structure
+        return Mixture(structure, self.dynamics.num_hypotheses)
 
     @property
     def _form(self) -> Structure | Mixture:
         """The structure that was asked for, or the mixture of it that a method has made."""
         if isinstance(self.structure, Mixture) or not isinstance(self._resolved, Mixture):
+            return self.structure
+        if isinstance(self.dynamics, Hypotheses):
             return self.structure
         return replace(self._resolved, of=self.structure)
 
@@ -201,6 +214,25 @@ class BayesianMLP:
         """Take over a posterior of this very model."""
         self.num_inputs  # noqa: B018 (raises)
         self._posterior = posterior
+
+    def elapsed_until(self, time: float | None) -> float:
+        """Units of the dynamics that pass until an event: 1 where they count events, else by the time stamps.
+
+        Args:
+            time: of the event, in seconds since the epoch. Late events, those without a time and the first one with a
+                time let nothing pass.
+        """
+        unit = self.dynamics.time_unit
+        if unit is None:
+            return 1.0
+        if time is None or self.newest_time is None:
+            return 0.0
+        return max(0.0, time - self.newest_time) / unit
+
+    def note_time(self, time: float | None) -> None:
+        """An event of that time was learned."""
+        if time is not None and self.dynamics.time_unit is not None:
+            self.newest_time = time if self.newest_time is None else max(time, self.newest_time)
 
     @property
     def filter_model(self) -> FilterModel:
@@ -274,6 +306,8 @@ class BayesianMLP:
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
         if isinstance(self.structure, Mixture) and isinstance(method, StructuredVariational):
             raise InvalidInput(f"StructuredVariational fits one Gaussian, not the members of {self.structure}")
+        if isinstance(self.dynamics, Hypotheses) and isinstance(method, Ensemble | Stacking):
+            raise InvalidInput(f"method must fit one Gaussian for {self.dynamics}, got {method!r}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
@@ -301,8 +335,8 @@ class BayesianMLP:
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
         self.history = [float(value) for value in result.history[:, 0]]
         self.fit_details = {"terms": result.history, **result.details}
-        self._fitted_prior, self._resolved = result.prior, result.structure
-        self._set(x.shape[1], scaling, result.posterior)
+        self._fitted_prior, self._resolved = result.prior, self._of_hypotheses(result.structure)
+        self._set(x.shape[1], scaling, self._under_hypotheses(result.posterior))
         if kept is not None:
             kept.remove()
         return self
@@ -382,8 +416,7 @@ class BayesianMLP:
         x = check_inputs(X, self._num_inputs, network=self.network, whole=True)
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
-        if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
-            raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
+        _check_elapsed(elapsed)
         before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
         if self._posterior is None:
             self.start_from_prior(x.shape[1])
@@ -462,7 +495,7 @@ class BayesianMLP:
         if num_inputs is None or known not in (None, num_inputs):
             raise InvalidInput(f"num_inputs must be {known or 'given'}, got {num_inputs}")
         members = []
-        mixture = self._resolved if isinstance(self._resolved, Mixture) else None
+        mixture = self.structure if isinstance(self.structure, Mixture) else None
         for member in range(mixture.members if mixture else 1):
             start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
             scale, factor = mixture.start(member) if mixture else (1.0, 1.0)
@@ -474,7 +507,17 @@ class BayesianMLP:
         if scaling.input_mean.shape != (num_inputs,):
             raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
         even = np.full(len(members), -np.log(len(members)))
-        self._set(num_inputs, scaling, mixture_of(self.engine, members, even) if mixture else members[0])
+        posterior = mixture_of(self.engine, members, even) if mixture else members[0]
+        self._set(num_inputs, scaling, self._under_hypotheses(posterior))
+
+    def _under_hypotheses(self, posterior: Posterior) -> Posterior:
+        """A posterior under every hypothesis of the dynamics, where they have some."""
+        dynamics = self.dynamics
+        if not isinstance(dynamics, Hypotheses):
+            return posterior
+        members = [posterior] * dynamics.num_hypotheses
+        spread = mixture_of(self.engine, members, np.log(dynamics.initial_weights()))
+        return spread._replace(dynamics=state_arrays(self.engine, dynamics.initial_state()))
 
     def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None, scale: float = 1.0) -> Any:
         """A member's state with the prior's precision, at unit dispersion, around a mean."""
@@ -490,7 +533,7 @@ class BayesianMLP:
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
         self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
-        self._prior_state = None
+        self._prior_state = self.newest_time = None
         self._compiled = {}  # a step closes over the likelihood in the units of the scaling
         if not self.dynamics.is_static:  # forgetting relaxes to where learning began, with the prior's variance
             self._prior_state = self._relaxed_state()
@@ -581,6 +624,7 @@ class BayesianMLP:
         num_samples: int = 100,
         seed: int | None = None,
         approximation: str = "nodes",
+        elapsed: float = 0.0,
     ) -> Predictive:
         """The predictive distribution of y.
 
@@ -594,6 +638,7 @@ class BayesianMLP:
                 nodes; ``"monte_carlo"``: random draws; or a closed form, ``"probit"`` or ``"bridge"`` (see
                 :mod:`.inference.logit_normal`), for Categorical and Bernoulli. A closed form gives the probabilities
                 and what follows from them; the epistemic parts of variance and entropy are still by fixed nodes.
+            elapsed: units of the dynamics that have passed since the last update; the model stays as it is.
 
         Raises:
             InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
@@ -605,6 +650,7 @@ class BayesianMLP:
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
         self._check_approximation(approximation, method)
+        _check_elapsed(elapsed)
         x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
         own_seed = self.seed if seed is None else seed
         answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
@@ -613,7 +659,7 @@ class BayesianMLP:
             options["standard_normal"] = np.random.default_rng(own_seed).standard_normal(
                 (num_samples, likelihood.num_outputs)
             )
-        members, log_weights = self._members()
+        members, log_weights = self._members(self.posterior_after(elapsed))
         parts = []
         for member, posterior in enumerate(members):
             if method == "samples":
@@ -636,13 +682,21 @@ class BayesianMLP:
             "answering", lambda: Answering(self.engine, self.network, self._base, self.scaled_likelihood)
         )
 
-    def _members(self) -> tuple[list[Posterior], np.ndarray]:
-        """The posterior's members, one where it is no mixture, and the logarithms of their weights."""
-        posterior = self.posterior
+    def posterior_after(self, elapsed: float) -> Posterior:
+        """The posterior when so many units of the dynamics have passed without an event; the model stays as it is."""
+        if elapsed == 0 or self.dynamics.is_static:
+            return self.posterior
+        pass_time = self._cached("pass time", lambda: self.filter_model.compile_passing(self.engine))
+        span = self.engine.as_batch(np.asarray(elapsed, dtype=np.float64))
+        return pass_time(self.posterior, self._prior_state, span)
+
+    def _members(self, posterior: Posterior | None = None) -> tuple[list[Posterior], np.ndarray]:
+        """A posterior's members, one where it is no mixture, and the logarithms of their weights."""
+        posterior = posterior or self.posterior
         if not isinstance(self._resolved, Mixture):
             return [posterior], np.zeros(1)
         if self._split[0] is not posterior:
-            stacked = posterior._replace(weights=posterior.weights.members)
+            stacked = Posterior(posterior.weights.members, posterior.likelihood)
             with self.engine.scope():
                 count = posterior.weights.log_weights.shape[0]
                 self._split = posterior, [take(stacked, member) for member in range(count)]
@@ -745,12 +799,17 @@ class BayesianMLP:
         """The posterior and the scaling as named host arrays; empty before any data."""
         if self._posterior is None:
             return {}
-        return {**self.posterior_arrays(self._posterior), **self.constant_arrays()}
+        arrays = {**self.posterior_arrays(self._posterior), **self.constant_arrays()}
+        if self.newest_time is not None:
+            arrays["clock.newest"] = np.asarray(self.newest_time, dtype=np.float64)
+        return arrays
 
     def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
         """A posterior of this model as named host arrays."""
         arrays = {f"weights.{k}": v for k, v in self._resolved.to_arrays(self.engine, posterior.weights).items()}
-        return arrays | {f"likelihood.{i}": self.engine.to_numpy(v) for i, v in enumerate(posterior.likelihood)}
+        for part in ("likelihood", "dynamics"):
+            arrays |= {f"{part}.{i}": self.engine.to_numpy(v) for i, v in enumerate(getattr(posterior, part))}
+        return arrays
 
     def constant_arrays(self) -> dict[str, np.ndarray]:
         """What updates do not change: the scaling, and the prior where the dynamics need it."""
@@ -759,6 +818,12 @@ class BayesianMLP:
             prior = self._base.to_arrays(self.engine, self._prior_state)
             arrays |= {f"prior.{name}": value for name, value in prior.items()}
         return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what :meth:`to_arrays` of this very model gave: its posterior, and the time it had seen."""
+        self.set_posterior(self.posterior_from_arrays(arrays))
+        newest = arrays.get("clock.newest")
+        self.newest_time = None if newest is None else float(newest)
 
     @classmethod
     def from_parts(
@@ -795,7 +860,7 @@ class BayesianMLP:
         if arrays:
             model._num_inputs = int(spec["num_inputs"])
             model._scaling = Scaling.from_arrays(_under("scaling", arrays))
-            model._posterior = model.posterior_from_arrays(arrays)
+            model.restore(arrays)
             if prior := _under("prior", arrays):
                 model._prior_state = model._base.from_arrays(model.engine, prior)
         return model
@@ -803,9 +868,12 @@ class BayesianMLP:
     def posterior_from_arrays(self, arrays: Mapping[str, np.ndarray]) -> Posterior:
         """The inverse of :meth:`posterior_arrays`."""
         weights = self._resolved.from_arrays(self.engine, _under("weights", arrays))
-        parts = _under("likelihood", arrays)
-        state = [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
-        return Posterior(weights, self.likelihood.restore_state(state))
+        likelihood, dynamics = (
+            [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
+            for parts in (_under("likelihood", arrays), _under("dynamics", arrays))
+        )
+        own = self.dynamics.restore_state(dynamics) if isinstance(self.dynamics, Hypotheses) else ()
+        return Posterior(weights, self.likelihood.restore_state(likelihood), own)
 
 
 def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None) -> Engine:
@@ -814,6 +882,11 @@ def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None
     if network.engine_name not in (None, chosen.name.partition(":")[0]):
         raise InvalidInput(f"engine must be {network.engine_name!r} for {network!r}, got {chosen.name!r}")
     return chosen
+
+
+def _check_elapsed(elapsed: Any) -> None:
+    if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
+        raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -54,13 +54,14 @@ class Stepper:
 
     def reset(self, arrays: dict[str, np.ndarray]) -> None:
         """Go on from another posterior of the same model."""
-        self.model.set_posterior(self.model.posterior_from_arrays(arrays))
+        self.model.restore(arrays)
 
     def apply(self, observation: Observation) -> Effect:
         """Fold one observation."""
         model = self.model
+        elapsed = model.elapsed_until(observation.time)
         batch = model.batch(
-            model.scaling.inputs(observation.x), model.scaling.targets(observation.y), observation.weight, 1.0
+            model.scaling.inputs(observation.x), model.scaling.targets(observation.y), observation.weight, elapsed
         )
         posterior, info = self._step(model.posterior, model.prior_state, *batch)
         model.set_posterior(posterior)
@@ -68,6 +69,7 @@ class Stepper:
         info = model.engine.fetch(info)
         if not bool(info.ok):
             return Effect("failed", None, None)
+        model.note_time(observation.time)
         return Effect("applied", -float(info.log_predictive), float(info.information))
 
     def to_arrays(self) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .feedback import Observation, check_event_id
+from .feedback import Observation, check_event_id, check_time
 from .inference.engines import Engine
 from .inference.errors import InvalidInput, StoreError, UnknownEvent
 from .inference.host import as_host_array
@@ -178,15 +178,21 @@ class OnlineUpdater:
             raise StoreError(f"this updater of model {self.name!r} is closed")
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def predict(self, x: Any, *, method: str = "linearized") -> Predictive:
+    def predict(self, x: Any, *, method: str = "linearized", time: float | None = None) -> Predictive:
         """Answer, and keep the inputs so that feedback may name the answer.
 
         Args:
             x: inputs of one row (inputs,) or of several (rows, inputs).
             method: see :meth:`BayesianMLP.predict`.
+            time: for which to answer, in seconds since the epoch: with what is then still known if no event comes
+                before. Nothing is changed by it. None: the time of the newest event. It needs dynamics with a
+                ``time_unit``.
 
         Returns:
             The predictive distribution, with its ``prediction_id`` and the ``version`` that answered.
+
+        Raises:
+            InvalidInput: bad inputs, or a time that is no time or that the dynamics do not know.
         """
         with self._lock:
             self._require_open()
@@ -194,9 +200,16 @@ class OnlineUpdater:
                 with_row_axis(x, "x", self.model.network), self.model.num_inputs, "x", self.model.network
             )
             self._apply_waiting()
-            answer = self.model.predict(inputs, method=method)
+            elapsed = 0.0 if time is None else self.model.elapsed_until(self._known_time(time))
+            answer = self.model.predict(inputs, method=method, elapsed=elapsed)
             kept = self.store.answers.keep(self.name, self._head, inputs, self.answer_time_to_live)
             return dataclasses.replace(answer, prediction_id=kept, version=self._head)
+
+    def _known_time(self, time: Any) -> float:
+        check_time(time)
+        if self.model.dynamics.time_unit is None:
+            raise InvalidInput(f"time needs dynamics with a time_unit, and these count events: {self.model.dynamics}")
+        return float(time)
 
     # -- learning -------------------------------------------------------------------------------------------------
     def observe(
@@ -218,7 +231,9 @@ class OnlineUpdater:
             event_id: chosen by the sender; sent again, it is not learned again. None: this event can't be repeated.
             weight: 2 counts as two observations, 0.5 as half of one.
             source: who sent it, for :meth:`retract`.
-            time: of the event, in seconds since the epoch; kept with it. The dynamics count events: each is one unit.
+            time: of the event, in seconds since the epoch; kept with it. Where the dynamics have a ``time_unit`` they
+                let the time pass since the newest event so far, none for one that comes late or says no time;
+                without one, every event is a unit.
             wait: ``"applied"``: return when it is learned; ``"durable"``: when it is stored.
 
         Raises:

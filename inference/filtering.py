@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
 
-from .dynamics import Dynamics, Static
-from .engines.base import Array, Engine, map_arrays, take
+from .dynamics import Dynamics, Hypotheses, Rates, Static
+from .engines.base import Array, Engine, map_arrays, map_trees, take
 from .likelihoods.base import Likelihood
 from .network import Network
 from .output_space import OutputSolution, OutputStep
@@ -25,7 +25,7 @@ from .structures.base import Structure
 from .structures.mixture import Mixture, MixtureState
 from .variational_step import VariationalStep
 
-__all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step"]
+__all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step", "pass_time"]
 
 _LARGEST_STEP = {"float32": 1e20, "float64": 1e200}
 
@@ -36,10 +36,12 @@ class Posterior(NamedTuple):
     Attributes:
         weights: state of the structure, at unit dispersion.
         likelihood: state of the likelihood.
+        dynamics: state of the dynamics; ``()`` where they have none.
     """
 
     weights: Any
     likelihood: Any
+    dynamics: Any = ()
 
 
 class UpdateInfo(NamedTuple):
@@ -86,16 +88,15 @@ class FilterModel:
 
     def compile(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """``step(posterior, prior, x, y, weight, elapsed)``: pure, compiled where the engine can."""
-        return engine.jit(lambda *args: self._step(engine, *args))
+        return engine.jit(lambda *args: filter_step(engine, self, *args))
 
     def compile_in_place(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """As :meth:`compile`, but the step takes over the memory of the posterior it is given."""
-        return engine.jit(lambda *args: self._step(engine.owning(), *args), donate=(0,))
+        return engine.jit(lambda *args: filter_step(engine.owning(), self, *args), donate=(0,))
 
-    def _step(self, engine: Engine, *args: Any) -> tuple[Posterior, UpdateInfo]:
-        if isinstance(self.structure, Mixture):
-            return mixture_step(engine, self, *args)
-        return filter_step(engine, self, *args)
+    def compile_passing(self, engine: Engine) -> Callable[..., Posterior]:
+        """``pass_time(posterior, prior, elapsed)``: what :func:`pass_time` does, compiled where the engine can."""
+        return engine.jit(lambda *args: pass_time(engine, self, *args))
 
 
 def filter_step(
@@ -108,13 +109,13 @@ def filter_step(
     weight: Float[Array, " N"],
     elapsed: Float[Array, ""],
 ) -> tuple[Posterior, UpdateInfo]:
-    """One Bayes step on a batch.
+    """One Bayes step on a batch: time passes, then the batch is learned.
 
     Args:
         engine: of the arrays; an owning engine writes into the posterior's memory.
-        model: network, likelihood, structure (of one member, if it is a mixture) and dynamics.
+        model: network, likelihood, structure and dynamics.
         posterior: before the batch.
-        prior: state of the structure that the dynamics relax to.
+        prior: state of the structure that the dynamics relax to; stacked for a mixture.
         x: inputs.
         y: targets, as the likelihood prepared them.
         weight: of each row, at least 0; rows of weight 0 are padding.
@@ -124,10 +125,40 @@ def filter_step(
         The posterior after the batch, and what the step did. Where it would not have been finite, the posterior is the
         one before, dynamics included, and ``info.ok`` is False.
     """
+    learn = _learn_in_mixture if isinstance(model.structure, Mixture) else _learn_in_one
+    return learn(engine, model, posterior, prior, (x, y, weight), elapsed)
+
+
+def pass_time(engine: Engine, model: FilterModel, posterior: Posterior, prior: Any, elapsed: Array) -> Posterior:
+    """The posterior after time without an event; nothing is learned. Arguments as for :func:`filter_step`."""
+    if model.dynamics.is_static:
+        return posterior
+    if not isinstance(model.structure, Mixture):
+        rates = model.dynamics.rates(engine, elapsed)
+        return posterior._replace(weights=_transition(engine, model, posterior.weights, prior, rates))
+    began, shared, each = _begin(engine, model, posterior, prior, elapsed)
+
+    def relax(member: Any, own_prior: Any, own: Rates | None) -> Any:
+        return _transition(engine, model, member, own_prior, own or shared)
+
+    members = engine.batched(relax)(began.weights.members, prior, each)
+    return began._replace(weights=began.weights._replace(members=members))
+
+
+def _learn_in_one(
+    engine: Engine, model: FilterModel, posterior: Posterior, prior: Any, batch: tuple[Array, ...], elapsed: Array
+) -> tuple[Posterior, UpdateInfo]:
+    """The step of a single Gaussian."""
+    rates = None if model.dynamics.is_static else model.dynamics.rates(engine, elapsed)
+    return _learn(engine, model, posterior, _transition(engine, model, posterior.weights, prior, rates), batch)
+
+
+def _learn(
+    engine: Engine, model: FilterModel, before: Posterior, weights: Any, batch: tuple[Array, ...]
+) -> tuple[Posterior, UpdateInfo]:
+    """Learn a batch from weights that time has passed for; if it can't be learned, the posterior is the one before."""
+    x, y, weight = batch
     structure = model.of_member
-    weights = posterior.weights
-    if not model.dynamics.is_static:
-        weights = _relax(engine, model, weights, prior, elapsed)
     mean = structure.mean(weights)
 
     def small(small_engine: Engine, *arrays: Any) -> Any:
@@ -137,7 +168,7 @@ def filter_step(
         """The batch, with the network linearised around ``at``."""
         outputs, factors = _linearised(engine, model, x, mean, at)
         covariance = structure.output_covariance(engine, weights, factors, joint=True)
-        return factors, engine.in_float64(small, outputs, covariance, y, weight, posterior.likelihood)
+        return factors, engine.in_float64(small, outputs, covariance, y, weight, before.likelihood)
 
     factors, solution = taken_in(None)
     log_predictive = solution.log_predictive
@@ -151,48 +182,40 @@ def filter_step(
     def learned() -> Posterior:
         moved = structure.shift(engine, weights, factors, engine.cast(solution.residual))
         sharpened = structure.add_precision(engine, moved, factors, engine.cast(solution.fisher_factor))
-        return Posterior(sharpened, solution.state)
+        return before._replace(weights=sharpened, likelihood=solution.state)
 
-    return engine.guarded(solution.ok, learned, posterior), info
+    return engine.guarded(solution.ok, learned, before), info
 
 
-def mixture_step(
-    engine: Engine,
-    model: FilterModel,
-    posterior: Posterior,
-    prior: Any,
-    x: Float[Array, "N I"],
-    y: Array,
-    weight: Float[Array, " N"],
-    elapsed: Float[Array, ""],
+def _learn_in_mixture(
+    engine: Engine, model: FilterModel, posterior: Posterior, prior: Any, batch: tuple[Array, ...], elapsed: Array
 ) -> tuple[Posterior, UpdateInfo]:
-    """One Bayes step of every member of a mixture; a member's weight is multiplied by its predictive density.
+    """The step of every member of a mixture; a member's weight is multiplied by its predictive density.
 
-    Arguments as in :func:`filter_step`; ``prior`` is stacked. The reported information
-    is the members' average plus the KL divergence of the new weights from the old.
+    The reported information is the members' average plus the KL divergence of the new weights from the old.
     """
     xp = engine.xp
-    log_weights = posterior.weights.log_weights
-    if log_weights.shape[0] == 1:  # in place, as for a single posterior
-        alone = posterior._replace(weights=posterior.weights.members)
-        rest = None if prior is None else take(prior, 0)
-        one, info = filter_step(engine, model, take(alone, 0), rest, x, y, weight, elapsed)
-        stacked = map_arrays(lambda array: array[None], one)
-        return stacked._replace(weights=MixtureState(stacked.weights, log_weights)), info
-    own = replace(engine, in_place=False)  # a member may fail after others were written
+    if posterior.weights.log_weights.shape[0] == 1 and not isinstance(model.dynamics, Hypotheses):
+        return _learn_in_last_member(engine, model, posterior, prior, batch, elapsed)
+    began, shared, each = _begin(engine, model, posterior, prior, elapsed)
+    log_weights = began.weights.log_weights
+    pure = replace(engine, in_place=False)  # a member may fail after others were written
 
-    def step(member: Posterior, relaxed: Any) -> tuple[Posterior, UpdateInfo]:
-        return filter_step(own, model, member, relaxed, x, y, weight, elapsed)
+    def step(member: Posterior, own_prior: Any, own: Rates | None) -> tuple[Posterior, UpdateInfo]:
+        relaxed = _transition(pure, model, member.weights, own_prior, own or shared)
+        return _learn(pure, model, member, relaxed, batch)
 
-    members = posterior._replace(weights=posterior.weights.members)
-    learned, infos = engine.batched(step)(members, prior)
+    members = Posterior(began.weights.members, began.likelihood)
+    learned, infos = engine.batched(step)(members, prior, each)
     scored = log_weights + infos.log_predictive
     log_predictive = engine.logsumexp(scored, axis=0)
     after = scored - log_predictive
     shares = xp.exp(after)
     information = xp.sum(shares * (infos.information + after - log_weights))
     info = UpdateInfo(log_predictive, information, xp.max(infos.iterations), xp.all(infos.ok))
-    new = learned._replace(weights=MixtureState(learned.weights, after))
+    dynamics = model.dynamics
+    state = dynamics.after(engine, began.dynamics) if isinstance(dynamics, Hypotheses) else began.dynamics
+    new = Posterior(MixtureState(learned.weights, after), learned.likelihood, state)
     return engine.guarded(info.ok, lambda: new, posterior), info
 
 
@@ -207,9 +230,49 @@ def _linearised(engine: Engine, model: FilterModel, x: Array, mean: Any, at: Any
     return sum(moves, start=outputs), factors
 
 
-def _relax(engine: Engine, model: FilterModel, weights: Any, prior: Any, elapsed: Array) -> Any:
-    """The dynamics' transition."""
-    retention = model.dynamics.retention(elapsed)
+def _learn_in_last_member(
+    engine: Engine, model: FilterModel, posterior: Posterior, prior: Any, batch: tuple[Array, ...], elapsed: Array
+) -> tuple[Posterior, UpdateInfo]:
+    """The step of a mixture of which one member is left: in its own memory, as for a single Gaussian."""
+    only = take(Posterior(posterior.weights.members, posterior.likelihood), 0)
+    learned, info = _learn_in_one(engine, model, only, None if prior is None else take(prior, 0), batch, elapsed)
+    stacked = map_arrays(lambda array: array[None], learned)
+    weights = MixtureState(stacked.weights, posterior.weights.log_weights)
+    return posterior._replace(weights=weights, likelihood=stacked.likelihood), info
+
+
+def _begin(
+    engine: Engine, model: FilterModel, posterior: Posterior, prior: Any, elapsed: Array
+) -> tuple[Posterior, Rates | None, Rates | None]:
+    """What time does to the weights of hypotheses, who begins again at the prior; shared rates, or every member's."""
+    dynamics = model.dynamics
+    if not isinstance(dynamics, Hypotheses):
+        return posterior, None if dynamics.is_static else dynamics.rates(engine, elapsed), None
+    members, log_weights = posterior.weights
+    passed = dynamics.before(engine, log_weights, posterior.dynamics, elapsed)
+    likelihood = posterior.likelihood
+    if passed.restarted is not None:
+        likeliest = engine.xp.argmax(log_weights)
+        members = _where(engine, passed.restarted, prior, members)
+        kept = map_arrays(lambda values: values[likeliest], likelihood)
+        likelihood = _where(engine, passed.restarted, kept, likelihood)
+    began = Posterior(MixtureState(members, passed.log_weights), likelihood, passed.state)
+    return began, None, dynamics.rates(engine, elapsed)
+
+
+def _where(engine: Engine, chosen: Array, replacement: Any, members: Any) -> Any:
+    """Stacked trees, with some members replaced."""
+
+    def each(old: Array, new: Array) -> Array:
+        return engine.xp.where(engine.xp.reshape(chosen, (-1,) + (1,) * (old.ndim - 1)), new, old)
+
+    return map_trees(each, members, replacement)
+
+
+def _transition(engine: Engine, model: FilterModel, weights: Any, prior: Any, rates: Rates | None) -> Any:
+    """The dynamics' transition of one Gaussian; where there are no rates its weights stay."""
+    if rates is None:
+        return weights
     variances = model.of_member.marginal_variance(engine, prior)
-    growth = tuple((1 - retention * retention) * variance for variance in variances)
-    return model.of_member.transition(engine, weights, prior, retention, growth)
+    growth = tuple(rates.growth * variance for variance in variances)
+    return model.of_member.transition(engine, weights, prior, rates.retention, growth)

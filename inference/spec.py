@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .dynamics import Forgetting, Static
+from .dynamics import AdaptiveForgetting, ChangePoint, Forgetting, RandomWalk, Static
 from .errors import InvalidInput
 from .kalman_step import KalmanStep
 from .laplace_step import LaplaceStep
@@ -40,8 +40,8 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
-        Ordinal, BradleyTerry, Static, Forgetting, Diagonal, Full, Kronecker, LowRank, Point,
-        Subnetwork, Blocks, Mixture, KalmanStep, LaplaceStep, VariationalStep,
+        Ordinal, BradleyTerry, Static, Forgetting, RandomWalk, AdaptiveForgetting, ChangePoint, Diagonal, Full,
+        Kronecker, LowRank, Point, Subnetwork, Blocks, Mixture, KalmanStep, LaplaceStep, VariationalStep,
     )
 }  # fmt: skip
 
