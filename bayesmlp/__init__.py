@@ -36,6 +36,7 @@ _HOME = {
     "LastLayer": "inference.structures",
     "Static": "inference.dynamics",
     "Forgetting": "inference.dynamics",
+    "InverseMultiquadric": "inference.influence",
     "Laplace": "inference.laplace",
     "Variational": "inference.variational",
     "StructuredVariational": "inference.structured_variational",

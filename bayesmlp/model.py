@@ -23,6 +23,7 @@ from .inference.engines.base import stack_trees, take
 from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
+from .inference.influence import InverseMultiquadric
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
@@ -65,6 +66,8 @@ class BayesianMLP:
         prior: of the weights.
         structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
+        influence: how much any one event may do to the posterior: ``InverseMultiquadric()`` bounds it, against outliers
+            and poison; None: as much as the likelihood says. It is for updates; a fit takes its data as they are.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
             None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
@@ -87,6 +90,7 @@ class BayesianMLP:
         prior: NormalPrior | None = None,
         structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
+        influence: InverseMultiquadric | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool | None = None,
@@ -105,6 +109,8 @@ class BayesianMLP:
         for name, value, kind in parts:
             if not isinstance(value, kind):
                 raise InvalidInput(f"{name} must be a {getattr(kind, '__name__', 'Structure')}, got {value!r}")
+        if not isinstance(influence, InverseMultiquadric | None):
+            raise InvalidInput(f"influence must be an InverseMultiquadric or None, got {influence!r}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         self.network = network
@@ -112,6 +118,7 @@ class BayesianMLP:
         self.prior = prior or NormalPrior()
         self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
+        self.influence = influence
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
         self.engine = _engine_for(network, engine, dtype)
@@ -191,7 +198,7 @@ class BayesianMLP:
     @property
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
-        return FilterModel(self.network, self.scaled_likelihood, self._resolved, self.dynamics)
+        return FilterModel(self.network, self.scaled_likelihood, self._resolved, self.dynamics, self.influence)
 
     @property
     def scaled_likelihood(self) -> Likelihood:
@@ -688,7 +695,8 @@ class BayesianMLP:
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""
-        return {
+        bounded = {} if self.influence is None else {"influence": to_spec(self.influence)}
+        return bounded | {
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
             "prior": to_spec(self._fitted_prior),
@@ -744,6 +752,7 @@ class BayesianMLP:
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
             dynamics=from_spec(spec["dynamics"]),
+            influence=from_spec(spec.get("influence")),
             engine=engine,
             dtype=spec["dtype"],
             standardize=spec["standardize"],

@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float
 
 from .dynamics import Dynamics, Static
 from .engines.base import Array, Engine
+from .influence import InverseMultiquadric
 from .likelihoods.base import Likelihood
 from .network import Network
-from .output_space import solve_in_output_space
+from .output_space import own_covariance, solve_in_output_space
 from .structures.base import Structure
 from .structures.mixture import Mixture, MixtureState
 
@@ -65,12 +66,14 @@ class FilterModel:
         likelihood: the observation model.
         structure: form of the posterior, resolved for the network.
         dynamics: what happens to the weights before each step.
+        influence: how much any one row may do; None: as much as the likelihood says.
     """
 
     network: Network
     likelihood: Likelihood
     structure: Structure | Mixture
     dynamics: Dynamics = Static()
+    influence: InverseMultiquadric | None = None
 
     @property
     def of_member(self) -> Structure:
@@ -125,8 +128,13 @@ def filter_step(
     outputs, factors = model.network.factors(engine, structure.mean(weights), x, needed=needed)
     covariance = structure.output_covariance(engine, weights, factors, joint=True)
 
-    def small(small_engine: Engine, *arrays: Any) -> Any:
-        return solve_in_output_space(small_engine, model.likelihood, _LARGEST_STEP[engine.dtype], *arrays)
+    def small(wide: Engine, f: Array, c: Array, y: Array, weight: Array, state: Any) -> Any:
+        factors = None
+        if model.influence is not None:
+            own = own_covariance(wide, c, f) * model.likelihood.dispersion(state)
+            factors = model.influence.row_factors(wide, model.likelihood, f, own, y, state)
+        largest = _LARGEST_STEP[engine.dtype]
+        return solve_in_output_space(wide, model.likelihood, largest, f, c, y, weight, state, factors)
 
     solution = engine.in_float64(small, outputs, covariance, y, weight, posterior.likelihood)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)

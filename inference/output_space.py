@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from .engines.base import Array, Engine
+from .influence import RowFactors
 from .likelihoods.base import Likelihood
 
-__all__ = ["OutputSolution", "solve_in_output_space"]
+__all__ = ["OutputSolution", "own_covariance", "solve_in_output_space"]
 
 _SHORTEST = 2.0**-12  # a step is halved no further
 _MAX_ITERATIONS = 50
@@ -80,6 +81,7 @@ def solve_in_output_space(
     y: Array,
     weight: Float[Array, " N"],
     state: Any,
+    influence: RowFactors | None = None,
 ) -> OutputSolution:
     """Mode, Fisher information and diagnostics of the linearised posterior, by damped Newton steps.
 
@@ -97,8 +99,12 @@ def solve_in_output_space(
         y: targets, as the likelihood prepared them.
         weight: of each row, at least 0; a row of weight 0 (padding) changes nothing.
         state: of the likelihood.
+        influence: what is made of the rows, where their influence is bounded.
     """
     xp = engine.xp
+    after = likelihood.update_state(engine, state, outputs, covariance, y, weight, influence)
+    if influence is not None:
+        weight = weight * influence.weight
     num_rows, num_outputs = outputs.shape
     size = num_rows * num_outputs
     identity = engine.eye(size, outputs)
@@ -157,7 +163,6 @@ def solve_in_output_space(
     one, zero = engine.constant(1.0, outputs), engine.constant(0.0, outputs)
     found = engine.while_loop(unfinished, iterate, at(engine.constant(np.zeros(size), outputs), one, zero))
 
-    after = likelihood.update_state(engine, state, outputs, covariance, y, weight)
     squares = found.r @ found.shift
     information, growth, ok = _information(engine, likelihood, covariance, found.factor, squares, after, state)
     log_predictive = _log_predictive(engine, likelihood, outputs, covariance, y, weight, state)
@@ -200,9 +205,13 @@ def _log_predictive(
     engine: Engine, likelihood: Likelihood, outputs: Array, covariance: Array, y: Array, weight: Array, state: Any
 ) -> Array:
     xp = engine.xp
-    num_rows, num_outputs = outputs.shape
-    own = xp.reshape(covariance, (num_rows, num_outputs, num_rows, num_outputs))
-    own = own[:, :, 0, :] if num_rows == 1 else xp.einsum("nknl->nkl", own)
-    own = own * likelihood.dispersion(state)
+    own = own_covariance(engine, covariance, outputs) * likelihood.dispersion(state)
     values = likelihood.predictive_log_prob(engine, outputs, own, y, state)
     return xp.sum(xp.where(weight > 0, values, 0.0))
+
+
+def own_covariance(engine: Engine, covariance: Float[Array, "M M"], outputs: Float[Array, "N K"]) -> Array:
+    """The covariance of each row's outputs alone, (N, K, K)."""
+    num_rows, num_outputs = outputs.shape
+    own = engine.xp.reshape(covariance, (num_rows, num_outputs, num_rows, num_outputs))
+    return own[:, :, 0, :] if num_rows == 1 else engine.xp.einsum("nknl->nkl", own)
