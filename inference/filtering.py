@@ -82,13 +82,14 @@ class FilterModel:
 
     def compile(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """``step(posterior, prior, x, y, weight, elapsed)``: pure, compiled where the engine can."""
-        return engine.jit(lambda *args: self._step(engine, *args))
+        return engine.jit(lambda *args: self.step(engine, *args))
 
     def compile_in_place(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """As :meth:`compile`, but the step takes over the memory of the posterior it is given."""
-        return engine.jit(lambda *args: self._step(engine.owning(), *args), donate=(0,))
+        return engine.jit(lambda *args: self.step(engine.owning(), *args), donate=(0,))
 
-    def _step(self, engine: Engine, *args: Any) -> tuple[Posterior, UpdateInfo]:
+    def step(self, engine: Engine, *args: Any) -> tuple[Posterior, UpdateInfo]:
+        """As :meth:`compile`, within a compiled function or a :meth:`~.engines.base.Engine.scan`."""
         if isinstance(self.structure, Mixture):
             return mixture_step(engine, self, *args)
         return filter_step(engine, self, *args)
