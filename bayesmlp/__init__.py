@@ -52,6 +52,8 @@ _HOME = {
     "PosteriorStore": "store",
     "open_store": "store",
     "OnlineUpdater": "updater",
+    "Admission": "admission",
+    "Quarantined": "admission",
     "Receipt": "updater",
     "load": "replay",
     "BayesianMLPRegressor": "estimators",

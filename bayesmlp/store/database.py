@@ -39,6 +39,7 @@ __all__ = [
     "leases",
     "metadata",
     "models",
+    "records",
 ]
 
 FORMAT_VERSION = 1

@@ -25,7 +25,7 @@ from .database import FORMAT_VERSION, connect, effects, metadata, models, record
 from .digest import body_hash, canonical_json, posterior_digest
 from .fold import Fold, Record, effective
 
-__all__ = ["Entry", "NewRecord", "PosteriorStore", "Snapshot", "StoredEvent", "Writer", "open_store"]
+__all__ = ["Entry", "NewRecord", "PosteriorStore", "Snapshot", "StoredEvent", "StoredRecord", "Writer", "open_store"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ class Entry(NamedTuple):
 
     Attributes:
         version: offset of the record; the model's version after it.
-        kind: ``publish``, ``event``, ``batch``, ``retract``, ``rollback`` or ``handover``.
-        event_id: of an event or a batch.
-        status: of an event or a batch: ``applied``, ``failed``, ``pending``, ``retracted``, ``rolled back``,
-            ``superseded``; else empty.
+        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback`` or ``handover``.
+        event_id: of an event or a batch, quarantined or not.
+        status: of these: ``applied``, ``failed``, ``pending``, ``quarantined``, ``released``, ``retracted``,
+            ``rolled back``, ``superseded``; else empty.
         surprise: minus the log predictive density before it was learned, in nats.
         information: gained, in nats.
         received: when it was stored, seconds since the epoch.
-        note: what a retraction or a rollback names.
+        note: what a retraction, a release or a rollback names.
     """
 
     version: int
@@ -65,12 +65,46 @@ class Snapshot(NamedTuple):
 
 
 class NewRecord(NamedTuple):
-    """A record to append; ``body`` is plain JSON."""
+    """A record to append; its body is plain JSON.
+
+    A repeat is recognised by kind and body; what an updater decided of it is stored too, and may differ.
+
+    Attributes:
+        kind: see :mod:`.fold`.
+        event_id: of an event or a batch.
+        body: what it says.
+        source: who sent it.
+        granted: share of its weight that it is granted.
+        excess_surprise: for which it goes into quarantine, in nats; None if it does not.
+    """
 
     kind: str
     event_id: str | None
     body: Mapping[str, Any]
     source: str | None = None
+    granted: float = 1.0
+    excess_surprise: float | None = None
+
+    @property
+    def stored_kind(self) -> str:
+        """The kind it is stored as."""
+        return self.kind if self.excess_surprise is None else "quarantine"
+
+    @property
+    def decided(self) -> dict[str, float]:
+        """What the stored body says beside the body."""
+        share = {} if self.granted == 1 else {"granted": self.granted}
+        return share if self.excess_surprise is None else share | {"excess_surprise": self.excess_surprise}
+
+
+class StoredRecord(NamedTuple):
+    """A row of the log."""
+
+    offset: int
+    event_id: str | None
+    source: str | None
+    received: float
+    body: dict[str, Any]
 
 
 class StoredEvent(NamedTuple):
@@ -191,10 +225,12 @@ class PosteriorStore:
             entries = []
             for row in connection.execute(query):
                 status = fold.status.get(row.offset, "")
-                live = status == "live"
+                live = status in ("live", "quarantined", "released")
                 note = ""
                 if row.kind == "retract":
                     note = f"{len(json.loads(row.body)['event_ids'])} events"
+                elif row.kind == "release":
+                    note = f"of version {json.loads(row.body)['offset']}"
                 elif row.kind == "rollback":
                     note = f"to version {json.loads(row.body)['version']}"
                 entries.append(
@@ -202,7 +238,7 @@ class PosteriorStore:
                         row.offset,
                         row.kind,
                         row.event_id,
-                        (row.outcome or "pending") if live else status,
+                        (row.outcome or "pending") if status == "live" else status,
                         row.surprise if live else None,
                         row.information if live else None,
                         row.received,
@@ -251,7 +287,7 @@ class PosteriorStore:
         query = query.where(records.c.model_id == model_id).order_by(records.c.offset)
         if version is not None:
             query = query.where(records.c.offset <= version)
-        needs_body = ("retract", "rollback", "publish", "handover")
+        needs_body = ("retract", "rollback", "release", "publish", "handover")
         return effective(
             Record(row.offset, row.kind, row.event_id, json.loads(row.body) if row.kind in needs_body else {})
             for row in connection.execute(query)
@@ -363,7 +399,9 @@ class Writer:
                         )
                     stored.append(StoredEvent(earlier[0], repeated=True))
                     continue
-                self._insert(connection, offset, record, body, digest)
+                decided = record.decided
+                whole = canonical_json({**record.body, **decided}) if decided else body
+                self._insert(connection, offset, record, whole, digest)
                 stored.append(StoredEvent(offset, repeated=False))
                 offset += 1
             return stored
@@ -427,7 +465,7 @@ class Writer:
             insert(records).values(
                 model_id=self.model_id,
                 offset=offset,
-                kind=record.kind,
+                kind=record.stored_kind,
                 event_id=record.event_id,
                 source=record.source,
                 body=body,
@@ -482,6 +520,17 @@ class Writer:
             query = query.where(records.c.received >= where["since"])
         with self.store.read() as connection:
             return list(connection.execute(query.order_by(records.c.offset)).scalars())
+
+    def stored(self, *where: Any) -> list[StoredRecord]:
+        """Rows of the log, in order.
+
+        Args:
+            where: conditions on :data:`.database.records`.
+        """
+        query = select(records).where(records.c.model_id == self.model_id, *where).order_by(records.c.offset)
+        with self.store.read() as connection:
+            return [StoredRecord(r.offset, r.event_id, r.source, r.received, json.loads(r.body))
+                    for r in connection.execute(query)]  # fmt: skip
 
     def effect(self, offset: int) -> Effect | None:
         """The stored effect of a record."""
