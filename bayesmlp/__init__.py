@@ -55,6 +55,7 @@ _HOME = {
     "Admission": "admission",
     "Quarantined": "admission",
     "Receipt": "updater",
+    "Prequential": "prequential",
     "load": "replay",
     "BayesianMLPRegressor": "estimators",
     "BayesianMLPClassifier": "estimators",

@@ -15,12 +15,14 @@ from .inference.errors import InvalidInput, StoreError, UnknownEvent
 from .inference.host import as_host_array
 from .model import BayesianMLP
 from .predictive import Predictive
+from .prequential import Prequential
 from .replay import Replay, replay
 from .stepper import Effect, step_fingerprint
 from .store.database import records
 from .store.digest import extend_chain, posterior_digest
 from .store.store import Entry, NewRecord, PosteriorStore, StoredEvent
 from .validation import check_inputs, with_row_axis
+from .watching import Watch
 
 __all__ = ["OnlineUpdater", "Receipt", "Retraction"]
 
@@ -39,6 +41,8 @@ class Receipt(NamedTuple):
         surprise: minus the log predictive density of the observation before it was learned, in nats.
         information: gained, in nats.
         repeated: whether the event had been there before; then nothing was done.
+        change: the largest change of the predictions on the updater's probe set.
+        seconds: that the step took.
     """
 
     event_id: str
@@ -47,6 +51,8 @@ class Receipt(NamedTuple):
     surprise: float | None
     information: float | None
     repeated: bool
+    change: float | None = None
+    seconds: float | None = None
 
 
 class Retraction(NamedTuple):
@@ -79,6 +85,10 @@ class OnlineUpdater:
         snapshot_every: records between snapshots; also one at :meth:`close`.
         answer_time_to_live: how long answers with a prediction id wait for feedback, in seconds.
         admission: limits on what one source and one event may do; None for none.
+        probe: inputs, (rows, inputs), whose predictions are compared before and after every event; None for none. It
+            costs a prediction of them for each event.
+        calibration: whether to note how each event of one row was predicted, for :meth:`prequential`. It costs a
+            prediction for each event.
         take_over: supersede another updater even if it may be alive, as after a crash on a machine of another name; the
             other one can't commit any more.
 
@@ -98,6 +108,8 @@ class OnlineUpdater:
         snapshot_every: int = 1000,
         answer_time_to_live: float = 30 * 86400.0,
         admission: Admission | None = None,
+        probe: Any = None,
+        calibration: bool = False,
         take_over: bool = False,
     ) -> None:
         if snapshot_every < 1:
@@ -118,7 +130,9 @@ class OnlineUpdater:
         self._closed = False
         self._writer = store.writer(name, take_over=take_over)
         try:
-            self._adopt(replay(store, name, engine=engine, network=network))
+            result = replay(store, name, engine=engine, network=network)
+            self._watch = Watch(result.model, probe, calibration)
+            self._adopt(result)
             self._hand_over()
         except BaseException:
             self._writer.release()
@@ -159,6 +173,13 @@ class OnlineUpdater:
             self._append([])
             return self.store.history(self.name)
 
+    def prequential(self) -> Prequential:
+        """How every event was predicted before it was learned; see :meth:`PosteriorStore.prequential`."""
+        with self._lock:
+            self._apply_waiting()
+            self._append([])
+            return self.store.prequential(self.name)
+
     def _adopt(self, result: Replay) -> None:
         marks = [record for record in result.fold.line if record.kind in ("publish", "handover")]
         self._fingerprint = dict(marks[-1].body["fingerprint"])
@@ -166,9 +187,19 @@ class OnlineUpdater:
         self._head = result.fold.head
         self._status = dict(result.fold.status)
         self._chain = result.fold.chains()[-1]
-        self._done |= result.effects
+        self._done |= self._not_stored(result.effects)
         self._spent = {}
+        self._watch.forget()
         self._since_snapshot = result.replayed
+
+    def _not_stored(self, effects: dict[int, Effect]) -> dict[int, Effect]:
+        """Effects of records that were folded again, but for those whose own effect is stored and says more."""
+        stored = self._writer.effects_since(min(effects)) if effects else {}
+        return {
+            offset: effect
+            for offset, effect in effects.items()
+            if offset not in stored or stored[offset][:3] != effect[:3]
+        }
 
     def _hand_over(self) -> None:
         """Record that the line goes on under another fingerprint."""
@@ -406,7 +437,7 @@ class OnlineUpdater:
 
     def _learn_as(self, offset: int, observation: Observation) -> None:
         """One Bayes step, as the record at an offset."""
-        self._done[offset] = self._stepper.apply(observation)
+        self._done[offset] = self._watch.apply(self._stepper, observation)
         self._head = offset
         self._status[offset] = "live"
         self._chain = extend_chain(self._chain, [offset])
@@ -429,7 +460,16 @@ class OnlineUpdater:
         if status == "live":
             effect = self._done.get(event.offset) or self._writer.effect(event.offset) or effect
             status = effect.outcome
-        return Receipt(event_id, event.offset, status, effect.surprise, effect.information, event.repeated)
+        return Receipt(
+            event_id,
+            event.offset,
+            status,
+            effect.surprise,
+            effect.information,
+            event.repeated,
+            effect.change,
+            effect.seconds,
+        )
 
     # -- quarantine -----------------------------------------------------------------------------------------------
     def quarantined(self) -> list[Quarantined]:

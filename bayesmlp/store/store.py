@@ -17,6 +17,7 @@ from sqlalchemy.exc import DatabaseError
 
 from ..inference.errors import ConflictingEvent, CorruptStore, InvalidInput, UnknownEvent, UnknownModel
 from ..model import BayesianMLP
+from ..prequential import PER_EVENT, Prequential
 from ..stepper import Effect, step_fingerprint
 from . import leases
 from .answers import Answers
@@ -246,6 +247,25 @@ class PosteriorStore:
                     )
                 )
             return entries
+
+    def prequential(self, name: str) -> Prequential:
+        """How the model predicted the events of its line before it learned them, from what was stored of each.
+
+        Raises:
+            UnknownModel: no such model.
+        """
+        with self._reader.connect() as connection:
+            model_id = self.model_id(connection, name)
+            learned = [record.offset for record in self.fold(connection, model_id).line if record.learned is not None]
+            query = select(effects).where(effects.c.model_id == model_id, effects.c.outcome == "applied")
+            rows = {row.offset: row for row in connection.execute(query)}
+        done = [rows[offset] for offset in learned if offset in rows]
+        columns = {
+            name: np.array([getattr(row, name) for row in done], dtype=np.float64)
+            for name in PER_EVENT
+            if name != "version"
+        }
+        return Prequential(version=np.array([row.offset for row in done], dtype=np.int64), **columns)
 
     def rollback(self, name: str, version: int) -> int:
         """Go back to an earlier version; the records since stay in the log, rolled back.
@@ -537,7 +557,13 @@ class Writer:
         where = (effects.c.model_id == self.model_id) & (effects.c.offset == offset)
         with self.store.read() as connection:
             row = connection.execute(select(effects).where(where)).first()
-        return None if row is None else Effect(row.outcome, row.surprise, row.information)
+        return None if row is None else _effect(row)
+
+    def effects_since(self, offset: int) -> dict[int, Effect]:
+        """The stored effects of the records from an offset on."""
+        where = (effects.c.model_id == self.model_id) & (effects.c.offset >= offset)
+        with self.store.read() as connection:
+            return {row.offset: _effect(row) for row in connection.execute(select(effects).where(where))}
 
     def offsets_of(self, event_ids: Iterable[str]) -> dict[str, int]:
         """Offsets of events; raises :class:`UnknownEvent` naming those that are not there."""
@@ -553,3 +579,7 @@ class Writer:
         if missing:
             raise UnknownEvent(f"model {self.name!r} has no event {', '.join(map(repr, missing[:5]))}")
         return found
+
+
+def _effect(row: Any) -> Effect:
+    return Effect(*(getattr(row, field) for field in Effect._fields))
