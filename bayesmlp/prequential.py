@@ -92,20 +92,20 @@ class Prequential:
         return _calibration_error(self.confidence, self.hit)
 
     def windows(self, size: int = 100) -> list[Window]:
-        """The stream in stretches of ``size`` events; the last may be shorter, down to half of that.
+        """The stream in stretches of ``size`` events; the last is of half to one and a half times as many.
 
         Raises:
             InvalidInput: a size below 2.
         """
         if not isinstance(size, int | np.integer) or size < 2:
             raise InvalidInput(f"size must be an integer of at least 2, got {size!r}")
-        starts = range(0, max(1, len(self) - size // 2), size) if len(self) >= 2 else range(0)
+        if len(self) < 2:
+            return []
+        ends = list(range(size, len(self) - size // 2 + 1, size))
+        ends = [*ends, len(self)] if not ends or len(self) - ends[-1] >= max(2, size // 2) else [*ends[:-1], len(self)]
         found: list[Window] = []
-        for start in starts:
-            stop = len(self) if start + size > len(self) or start + size + size // 2 > len(self) else start + size
+        for start, stop in zip([0, *ends[:-1]], ends, strict=True):
             found.append(self._window(slice(start, stop), found[-1] if found else None))
-            if stop == len(self):
-                break
         return found
 
     def _window(self, rows: slice, before: Window | None) -> Window:

@@ -27,7 +27,7 @@ import bayesmlp as bm
 
 DEVIATIONS = (5.0, 50.0, 1e6)
 SHARE = 0.1
-MOST_ROWS = 2000
+MOST_ROWS = 1000
 
 Data = tuple[np.ndarray, np.ndarray]
 

@@ -30,6 +30,10 @@ from .likelihoods.base import Likelihood
 __all__ = ["InverseMultiquadric", "RowFactors", "squared_distance"]
 
 
+_FAR = 4.0
+"""Squared distance, in thresholds, from which ignorance is no excuse."""
+
+
 class RowFactors(NamedTuple):
     """What the influence function makes of the rows of a batch: factors, at most 1.
 
@@ -46,7 +50,12 @@ class RowFactors(NamedTuple):
 
 @dataclass(frozen=True)
 class InverseMultiquadric:
-    """An event at squared distance d² weighs (1 + d²/c²)⁻¹: its pull on the mean is largest at d = c and then falls.
+    """An event at squared distance d² weighs (1 + q + ρ q max(0, q - 4))⁻¹ with q = d²/c².
+
+    ρ is the ratio of the two variances in its prediction, that of the outputs over that of the noise. Once the outputs
+    are known better than the noise this is the inverse multiquadric (1 + d²/c²)⁻¹: the pull on the mean is largest at
+    d = c and then falls. Before that a likelihood of small weight would still move the mean nearly all the way, since
+    there is little to hold it: beyond d = 2 c the last term shrinks the gain too.
 
     Noise that is learned takes the weight to the power 2 - s, where s is the share of what is known of the noise that
     was its prior's: squares grow as fast as the weight falls, so that an outlier would add c² noise variances for
@@ -80,9 +89,13 @@ class InverseMultiquadric:
             y: targets, as the likelihood prepared them.
             state: of the likelihood.
         """
-        weight = 1 / (1 + squared_distance(engine, likelihood, outputs, covariance, y, state) / self.threshold**2)
+        square, ignorance = squared_distance(engine, likelihood, outputs, covariance, y, state)
+        relative = square / self.threshold**2
+        weight = 1 / (1 + relative)
         power = 2 - likelihood.prior_share(state)
-        return RowFactors(weight, weight ** (0.5 * power), (self._unbiased * weight) ** power)
+        beyond = engine.xp.where(relative > _FAR, relative - _FAR, 0.0)
+        steeper = 1 / (1 + relative + ignorance * relative * beyond)
+        return RowFactors(steeper, weight ** (0.5 * power), (self._unbiased * weight) ** power)
 
     @cached_property
     def _unbiased(self) -> float:
@@ -94,8 +107,8 @@ class InverseMultiquadric:
 
 def squared_distance(
     engine: Engine, likelihood: Likelihood, outputs: Array, covariance: Array, y: Array, state: Any
-) -> Float[Array, " N"]:
-    """d² of each row; arguments as for :meth:`InverseMultiquadric.row_factors`.
+) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+    """d² and ρ of each row; arguments as for :meth:`InverseMultiquadric.row_factors`.
 
     Noise that is learned is taken at its estimate.
     """
@@ -104,15 +117,17 @@ def squared_distance(
         engine, outputs, covariance, likelihood.estimated_state(state)
     )
     size = mean.shape[-1]
+    noise = xp.sum(aleatoric, axis=-1)
+    ratio = xp.where(noise > 0, xp.sum(epistemic, axis=-1) / xp.where(noise > 0, noise, 1.0), 0.0)
     if y.ndim == 1 and size > 1:
         chosen = y[:, None] == engine.constant(np.arange(size), y)
-        return (1 / xp.sum(xp.where(chosen, mean, 0.0), axis=-1) - 1) / (size - 1)
+        return (1 / xp.sum(xp.where(chosen, mean, 0.0), axis=-1) - 1) / (size - 1), ratio
     error = xp.reshape(y, mean.shape) - mean
     if size == 1:
-        return (error * error / (epistemic + aleatoric))[:, 0]
+        return (error * error / (epistemic + aleatoric))[:, 0], ratio
     identity = engine.eye(size, mean)
     between = covariance[:, :size, :size] * (1 - identity) if likelihood.scales_targets else 0 * identity
     spread = between + (epistemic + aleatoric)[:, :, None] * identity
     factor, _ = engine.cholesky(spread)
     whitened = engine.solve_triangular(factor, error[:, :, None])[:, :, 0]
-    return xp.sum(whitened * whitened, axis=-1) / size
+    return xp.sum(whitened * whitened, axis=-1) / size, ratio

@@ -43,7 +43,7 @@ def robust_linear(likelihood: Likelihood, framework: str = "numpy", **options: A
 def test_distance_of_correlated_targets_is_mahalanobis() -> None:
     outputs, covariance = make_inputs(3, seed=0), spread(2, seed=1)
     y = make_inputs(3, seed=2)
-    got = squared_distance(HOST, bm.Gaussian(2, noise_variance=0.3), outputs, covariance, y, ())
+    got, _ = squared_distance(HOST, bm.Gaussian(2, noise_variance=0.3), outputs, covariance, y, ())
     error = y - outputs
     expected = np.einsum("nt,nts,ns->n", error, np.linalg.inv(covariance + 0.3 * np.eye(2)), error) / 2
     np.testing.assert_allclose(got, expected, rtol=EXACT)
@@ -53,7 +53,7 @@ def test_distance_of_a_class_is_that_of_its_indicator() -> None:
     likelihood = bm.Categorical(4)
     outputs, covariance = np.random.default_rng(0).standard_normal((3, 4)), spread(4, seed=1)
     y = np.array([0, 3, 1])
-    got = squared_distance(HOST, likelihood, outputs, covariance, y, ())
+    got, _ = squared_distance(HOST, likelihood, outputs, covariance, y, ())
     share = likelihood.predictive_moments(HOST, outputs, covariance, ()).mean
     error = np.eye(4)[y] - share
     covariances = share[:, :, None] * np.eye(4) - share[:, :, None] * share[:, None, :]
@@ -72,7 +72,7 @@ def test_squared_distance_has_mean_one_under_the_models_own_predictive(name: str
     for value in range({"categorical": 3, "bernoulli": 2, "ordinal": 4, "poisson": 400}[name]):
         y = likelihood.prepare(np.array([value]))
         share = np.exp(likelihood.predictive_log_prob(HOST, outputs, covariance, y, state))
-        mean = mean + share * squared_distance(HOST, likelihood, outputs, covariance, y, state)
+        mean = mean + share * squared_distance(HOST, likelihood, outputs, covariance, y, state)[0]
         total += float(share[0])
     np.testing.assert_allclose(total, 1.0, rtol=1e-5)
     np.testing.assert_allclose(mean, 1.0, rtol=1e-3 if name == "poisson" else 1e-6)
@@ -88,12 +88,25 @@ def test_the_step_is_the_weighted_bayes_update(framework: str) -> None:
     mean = model.mean_weights()[0][:, 0]
     precision = np.diag(1 / model.weight_variances()[0][:, 0])
     model.update(x, y)
-    variance = 0.3 + np.einsum("ni,ij,nj->n", rows, np.linalg.inv(precision), rows)
-    weight = 1 / (1 + (y - rows @ mean) ** 2 / variance / 1.7**2)
+    of_outputs = np.einsum("ni,ij,nj->n", rows, np.linalg.inv(precision), rows)
+    relative = (y - rows @ mean) ** 2 / (0.3 + of_outputs) / 1.7**2
+    weight = 1 / (1 + relative + of_outputs / 0.3 * relative * np.maximum(0, relative - 4))
     after = precision + (rows.T * weight / 0.3) @ rows
     expected = np.linalg.solve(after, precision @ mean + (rows.T * weight / 0.3) @ y)
     np.testing.assert_allclose(model.mean_weights()[0][:, 0], expected, rtol=EXACT)
     np.testing.assert_allclose(model.weight_variances()[0][:, 0], np.diag(np.linalg.inv(after)), rtol=EXACT)
+
+
+@pytest.mark.parametrize("deviations", [3.0, 5.0, 30.0, 1e5])
+def test_an_early_outlier_moves_no_prediction_further_than_two_thresholds(deviations: float) -> None:
+    """With noise far below what the prior allows, where the weight of the likelihood alone would not hold the mean."""
+    model = robust_linear(bm.Gaussian(noise_variance=1e-4))
+    model.start_from_prior(2)
+    x = make_inputs(1, seed=0)
+    before = model.predict(x)
+    model.update(x, before.mean + deviations * before.std)
+    moved = np.abs(model.predict(x).mean - before.mean) / before.std
+    assert moved[0] < (2 * 2.385 if deviations < 10 else 0.01)
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
