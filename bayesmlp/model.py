@@ -27,6 +27,7 @@ from .inference.influence import InverseMultiquadric
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
+from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
@@ -34,6 +35,7 @@ from .inference.spec import from_spec, to_spec
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
+from .inference.variational_step import VariationalStep
 from .layers.conversion import restore_network
 from .predictive import APPROXIMATIONS, Predictive
 from .progress import fit_progress
@@ -66,6 +68,8 @@ class BayesianMLP:
         prior: of the weights.
         structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
+        step: how an update takes an observation in: ``VariationalStep()`` (default), ``LaplaceStep()`` (at the mode) or
+            ``KalmanStep()`` (a single step); for normal noise they are one.
         influence: how much any one event may do to the posterior: ``InverseMultiquadric()`` bounds it, against outliers
             and poison; None: as much as the likelihood says. It is for updates; a fit takes its data as they are.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
@@ -90,6 +94,7 @@ class BayesianMLP:
         prior: NormalPrior | None = None,
         structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
+        step: OutputStep | None = None,
         influence: InverseMultiquadric | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
@@ -105,6 +110,7 @@ class BayesianMLP:
             ("prior", prior or NormalPrior(), NormalPrior),
             ("structure", structure or LastLayer(), Structure | Mixture),
             ("dynamics", dynamics or Static(), Dynamics),
+            ("step", step or VariationalStep(), OutputStep),
         )
         for name, value, kind in parts:
             if not isinstance(value, kind):
@@ -118,6 +124,7 @@ class BayesianMLP:
         self.prior = prior or NormalPrior()
         self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
+        self.step = step or VariationalStep()
         self.influence = influence
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
@@ -198,7 +205,9 @@ class BayesianMLP:
     @property
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
-        return FilterModel(self.network, self.scaled_likelihood, self._resolved, self.dynamics, self.influence)
+        return FilterModel(
+            self.network, self.scaled_likelihood, self._resolved, self.dynamics, self.step, self.influence
+        )
 
     @property
     def scaled_likelihood(self) -> Likelihood:
@@ -702,6 +711,7 @@ class BayesianMLP:
             "prior": to_spec(self._fitted_prior),
             "structure": to_spec(self._form),
             "dynamics": to_spec(self.dynamics),
+            "step": to_spec(self.step),
             "dtype": self.engine.dtype,
             "standardize": self.standardize,
             "seed": self.seed,
@@ -752,6 +762,7 @@ class BayesianMLP:
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
             dynamics=from_spec(spec["dynamics"]),
+            step=from_spec(spec["step"]),
             influence=from_spec(spec.get("influence")),
             engine=engine,
             dtype=spec["dtype"],

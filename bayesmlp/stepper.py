@@ -14,7 +14,7 @@ from .model import BayesianMLP
 
 __all__ = ["Effect", "Stepper", "step_fingerprint"]
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 """Raised whenever a change of the code changes the bits of a step."""
 
 

@@ -71,7 +71,7 @@ def fold_of(model: bm.BayesianMLP) -> Any:
         def body(now: Posterior, row: Any) -> tuple[Posterior, Any]:
             inputs, target = row
             one = engine.constant(1.0, inputs)
-            after, info = filter_model.step(engine, now, prior, inputs, target, one[None], one)
+            after, info = filter_model.advance(engine, now, prior, inputs, target, one[None], one)
             return after, info.ok
 
         after, ok = engine.scan(body, posterior, (x, y))

@@ -1,10 +1,11 @@
 """The online Bayes step: how a posterior takes in one more batch.
 
-One step linearises the network at the mean, solves for the mode of the linearised posterior in output space
-(:mod:`.output_space`), moves every block of weights with its old precision and then adds what was learned to the
-precision. It is the (iterated) extended Kalman filter, online Gauss-Newton Laplace, and Bayesian online natural
-gradient with linearisation at once (Jones, Chang and Murphy 2024, "Bayesian online natural gradient"; Ollivier 2018,
-"Online natural gradient as a Kalman filter").
+One step linearises the network at the mean, takes the observation in among the outputs (:mod:`.output_space`), moves
+every block of weights with its old precision and then adds what was learned to the precision. With a
+:class:`.KalmanStep` it is the extended Kalman filter, with a :class:`.LaplaceStep` online Gauss-Newton Laplace, and
+with a :class:`.VariationalStep` the recursive variational Gaussian approximation of the linearised model, or Bayesian
+online natural gradient (Jones, Chang and Murphy 2024, "Bayesian online natural gradient"; Ollivier 2018, "Online
+natural gradient as a Kalman filter").
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from .engines.base import Array, Engine
 from .influence import InverseMultiquadric
 from .likelihoods.base import Likelihood
 from .network import Network
-from .output_space import own_covariance, solve_in_output_space
+from .output_space import OutputStep, own_covariance
 from .structures.base import Structure
 from .structures.mixture import Mixture, MixtureState
+from .variational_step import VariationalStep
 
 __all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step"]
 
@@ -47,7 +49,7 @@ class UpdateInfo(NamedTuple):
     Attributes:
         log_predictive: log predictive density of the batch before it was learned, in nats (the prequential score).
         information: information gained, in nats; see :class:`~.output_space.OutputSolution`.
-        iterations: Newton iterations taken in output space.
+        iterations: taken in output space.
         ok: False if the step would not have been finite; then the posterior is the one before.
     """
 
@@ -66,6 +68,7 @@ class FilterModel:
         likelihood: the observation model.
         structure: form of the posterior, resolved for the network.
         dynamics: what happens to the weights before each step.
+        step: how the outputs take an observation in.
         influence: how much any one row may do; None: as much as the likelihood says.
     """
 
@@ -73,6 +76,7 @@ class FilterModel:
     likelihood: Likelihood
     structure: Structure | Mixture
     dynamics: Dynamics = Static()
+    step: OutputStep = VariationalStep()
     influence: InverseMultiquadric | None = None
 
     @property
@@ -82,13 +86,13 @@ class FilterModel:
 
     def compile(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """``step(posterior, prior, x, y, weight, elapsed)``: pure, compiled where the engine can."""
-        return engine.jit(lambda *args: self.step(engine, *args))
+        return engine.jit(lambda *args: self.advance(engine, *args))
 
     def compile_in_place(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """As :meth:`compile`, but the step takes over the memory of the posterior it is given."""
-        return engine.jit(lambda *args: self.step(engine.owning(), *args), donate=(0,))
+        return engine.jit(lambda *args: self.advance(engine.owning(), *args), donate=(0,))
 
-    def step(self, engine: Engine, *args: Any) -> tuple[Posterior, UpdateInfo]:
+    def advance(self, engine: Engine, *args: Any) -> tuple[Posterior, UpdateInfo]:
         """As :meth:`compile`, within a compiled function or a :meth:`~.engines.base.Engine.scan`."""
         if isinstance(self.structure, Mixture):
             return mixture_step(engine, self, *args)
@@ -135,7 +139,7 @@ def filter_step(
             own = own_covariance(wide, c, f) * model.likelihood.dispersion(state)
             factors = model.influence.row_factors(wide, model.likelihood, f, own, y, state)
         largest = _LARGEST_STEP[engine.dtype]
-        return solve_in_output_space(wide, model.likelihood, largest, f, c, y, weight, state, factors)
+        return model.step.solve(wide, model.likelihood, largest, f, c, y, weight, state, influence=factors)
 
     solution = engine.in_float64(small, outputs, covariance, y, weight, posterior.likelihood)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)

@@ -38,7 +38,7 @@ def fold(network: bm.MLP, structure: Structure, dtype: str, dynamics: Dynamics, 
     def body_of(prior: Any) -> Any:
         def body(now: Posterior, row: Any) -> tuple[Posterior, Any]:
             one = engine.constant(1.0, row[0])
-            after, info = filter_model.step(engine, now, prior, *row, one[None], one)
+            after, info = filter_model.advance(engine, now, prior, *row, one[None], one)
             return after, info.ok
 
         return body
