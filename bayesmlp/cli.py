@@ -70,6 +70,19 @@ def history(
 
 
 @app.command()
+def prequential(
+    store: StorePath,
+    name: ModelName,
+    window: Annotated[int, typer.Option(help="How many events a row sums up.", min=2)] = 100,
+) -> None:
+    """How a model predicted its events before it learned them."""
+    from .store import open_store
+
+    with open_store(store) as opened:
+        _console().print(opened.prequential(name).table(window))
+
+
+@app.command()
 def rollback(
     store: StorePath, name: ModelName, version: Annotated[int, typer.Argument(help="A version of its history.")]
 ) -> None:

@@ -100,7 +100,12 @@ class Observation(NamedTuple):
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any], likelihood: Likelihood) -> Observation:
-        """The inverse of :meth:`to_body`."""
+        """The inverse of :meth:`to_body`; of a weight, what was granted (see :mod:`.admission`)."""
         x = np.asarray(body["x"], dtype=np.float64)
         weight = np.asarray(body.get("weight", np.ones(len(x))), dtype=np.float64)
-        return cls(x, likelihood.prepare(np.asarray(body["y"])), weight, body.get("time"))
+        observation = cls(x, likelihood.prepare(np.asarray(body["y"])), weight, body.get("time"))
+        return observation.granted(body.get("granted", 1.0))
+
+    def granted(self, share: float) -> Observation:
+        """The observation with that share of its weight."""
+        return self if share == 1 else self._replace(weight=share * self.weight)

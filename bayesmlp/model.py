@@ -23,6 +23,7 @@ from .inference.engines.base import stack_trees, take
 from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
+from .inference.influence import InverseMultiquadric
 from .inference.likelihoods import Likelihood
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
@@ -73,6 +74,8 @@ class BayesianMLP:
             ``KalmanStep()`` (a single step); for normal noise they are one.
         relinearizations: how often an update takes its batch in again, with the network linearised at the mean that the
             batch led to; at least 0.
+        influence: how much any one event may do to the posterior: ``InverseMultiquadric()`` bounds it, against outliers
+            and poison; None: as much as the likelihood says. It is for updates; a fit takes its data as they are.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
             None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
@@ -97,6 +100,7 @@ class BayesianMLP:
         dynamics: Dynamics | None = None,
         step: OutputStep | None = None,
         relinearizations: int = 0,
+        influence: InverseMultiquadric | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool | None = None,
@@ -116,6 +120,8 @@ class BayesianMLP:
         for name, value, kind in parts:
             if not isinstance(value, kind):
                 raise InvalidInput(f"{name} must be a {getattr(kind, '__name__', 'Structure')}, got {value!r}")
+        if not isinstance(influence, InverseMultiquadric | None):
+            raise InvalidInput(f"influence must be an InverseMultiquadric or None, got {influence!r}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         if not isinstance(relinearizations, int) or relinearizations < 0:
@@ -129,6 +135,7 @@ class BayesianMLP:
         self.dynamics = dynamics or Static()
         self.step = step or VariationalStep()
         self.relinearizations = relinearizations
+        self.influence = influence
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
         self.engine = _engine_for(network, engine, dtype)
@@ -238,7 +245,13 @@ class BayesianMLP:
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
         return FilterModel(
-            self.network, self.scaled_likelihood, self._resolved, self.dynamics, self.step, self.relinearizations
+            self.network,
+            self.scaled_likelihood,
+            self._resolved,
+            self.dynamics,
+            self.step,
+            self.relinearizations,
+            self.influence,
         )
 
     @property
@@ -781,7 +794,8 @@ class BayesianMLP:
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""
-        return {
+        bounded = {} if self.influence is None else {"influence": to_spec(self.influence)}
+        return bounded | {
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
             "prior": to_spec(self._fitted_prior),
@@ -852,6 +866,7 @@ class BayesianMLP:
             dynamics=from_spec(spec["dynamics"]),
             step=from_spec(spec["step"]),
             relinearizations=spec["relinearizations"],
+            influence=from_spec(spec.get("influence")),
             engine=engine,
             dtype=spec["dtype"],
             standardize=spec["standardize"],

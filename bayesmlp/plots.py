@@ -9,8 +9,9 @@ import numpy as np
 from .inference.errors import MissingDependency
 from .metrics import calibration_bins
 from .predictive import Predictive
+from .prequential import Prequential
 
-__all__ = ["demo_figure", "learning_curve", "picture_grid", "reliability_diagram"]
+__all__ = ["demo_figure", "learning_curve", "picture_grid", "prequential_figure", "reliability_diagram"]
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#9aa0a6"
 
@@ -83,6 +84,43 @@ def picture_grid(figure: Any, pictures: np.ndarray, captions: list[str], title: 
         axes.set_title(caption, fontsize="x-small")
         axes.set_xticks([])
         axes.set_yticks([])
+
+
+def prequential_figure(record: Prequential, size: int = 100) -> Any:
+    """Log score, calibration and drift over a stream.
+
+    Args:
+        record: of the stream.
+        size: of the windows, in events.
+    """
+    windows = record.windows(size)
+    events, score, error, cumulative, drift = (
+        np.array([getattr(window, name) for window in windows], dtype=np.float64)
+        for name in ("events", "log_score", "error", "cumulative", "drift")
+    )
+    figure = _figure(11, 3.4)
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(events, score, color=_BLUE, label=f"last {size}")
+    left.fill_between(events, score - 2 * error, score + 2 * error, color=_BLUE, alpha=0.2, linewidth=0)
+    left.plot(events, cumulative, color=_GREY, label="cumulative")
+    left.legend(frameon=False)
+    left.set_title("Log score (nats)")
+    known = np.isfinite(record.pit)
+    if known.any():
+        middle.hist(record.pit[known], bins=10, range=(0, 1), density=True, color=_BLUE)
+        middle.axhline(1, color=_GREY, linewidth=1)
+        middle.set_title(f"Probability integral transform; 90% intervals hold {record.coverage:.2f}")
+    else:
+        for name, label in (("accuracy", "accuracy"), ("calibration_error", "calibration error")):
+            middle.plot(events, [getattr(window, name) for window in windows], label=label)
+        middle.legend(frameon=False)
+        middle.set_title("Accuracy and calibration")
+    right.axhline(0, color=_GREY, linewidth=1)
+    right.plot(events, drift, color=_ORANGE, marker=".")
+    right.set_title("Change of the log score (standard errors)")
+    for axes in (left, middle, right) if not known.any() else (left, right):
+        axes.set_xlabel("events learned")
+    return figure
 
 
 def demo_figure(curve: Any, test_x: np.ndarray, labels: np.ndarray, before: Predictive, after: Predictive) -> Any:

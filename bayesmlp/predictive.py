@@ -244,6 +244,22 @@ class Predictive:
             raise InvalidInput(f"level must be between 0 and 1, got {level!r}")
         return self.quantile(0.5 - level / 2), self.quantile(0.5 + level / 2)
 
+    def probability_integral_transform(self, y: Any) -> np.ndarray:
+        """P(Y < y) + ½ P(Y = y) for each target, (N, T): uniform on (0, 1) where the predictions are calibrated.
+
+        Raises:
+            InvalidInput: targets that the likelihood does not take, or y is a class.
+        """
+        targets = self.scaling.targets(self.likelihood.prepare(y))
+
+        def of_component(mean: np.ndarray, covariance: np.ndarray | None, state: Any, y: np.ndarray) -> np.ndarray:
+            return self.likelihood.predictive_cdf(mean, covariance, y, state)
+
+        at_most = self._over_components(of_component, targets)
+        if not self.likelihood.is_discrete:
+            return at_most
+        return 0.5 * (at_most + self._over_components(of_component, targets - 1))
+
     # -- classes --------------------------------------------------------------------------------------------------
     @cached_property
     def probabilities(self) -> np.ndarray:

@@ -74,9 +74,9 @@ def replay(
             stepper.reset(snapshot.arrays)
         effects = {}
         for record in fold.line[covered:]:
-            if record.event_id is None:  # a handover: the line goes on
+            if record.learned is None:  # a handover: the line goes on
                 continue
-            body = store.body(connection, model_id, record.offset)
+            body = store.body(connection, model_id, record.learned)
             effects[record.offset] = stepper.apply(Observation.from_body(body, stepper.model.likelihood))
         return Replay(stepper, fold, effects, len(effects))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from .model import BayesianMLP
 
 __all__ = ["Effect", "Stepper", "step_fingerprint"]
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 """Raised whenever a change of the code changes the bits of a step."""
 
 
@@ -24,11 +25,18 @@ class Effect(NamedTuple):
         outcome: ``"applied"``, or ``"failed"``: the step would not have been finite, the posterior is as it was.
         surprise: minus the log predictive density of the observation before it was learned, in nats.
         information: gained, in nats.
+        seconds: that it took.
+        change, pit, confidence, hit: see :class:`~.prequential.Prequential`; None where they were not asked for.
     """
 
     outcome: str
     surprise: float | None
     information: float | None
+    seconds: float | None = None
+    change: float | None = None
+    pit: float | None = None
+    confidence: float | None = None
+    hit: float | None = None
 
 
 def step_fingerprint(engine: Engine) -> dict[str, str]:
@@ -58,6 +66,7 @@ class Stepper:
 
     def apply(self, observation: Observation) -> Effect:
         """Fold one observation."""
+        started = time.perf_counter()
         model = self.model
         elapsed = model.elapsed_until(observation.time)
         batch = model.batch(
@@ -67,10 +76,11 @@ class Stepper:
         model.set_posterior(posterior)
         model.prune()
         info = model.engine.fetch(info)
+        seconds = time.perf_counter() - started
         if not bool(info.ok):
-            return Effect("failed", None, None)
+            return Effect("failed", None, None, seconds)
         model.note_time(observation.time)
-        return Effect("applied", -float(info.log_predictive), float(info.information))
+        return Effect("applied", -float(info.log_predictive), float(info.information), seconds)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """A copy of the posterior and of what goes with it, on the host."""

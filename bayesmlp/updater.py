@@ -8,17 +8,21 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from .admission import Admission, Quarantined, excess_surprise
 from .feedback import Observation, check_event_id, check_time
 from .inference.engines import Engine
 from .inference.errors import InvalidInput, StoreError, UnknownEvent
 from .inference.host import as_host_array
 from .model import BayesianMLP
 from .predictive import Predictive
+from .prequential import Prequential
 from .replay import Replay, replay
 from .stepper import Effect, step_fingerprint
+from .store.database import records
 from .store.digest import extend_chain, posterior_digest
 from .store.store import Entry, NewRecord, PosteriorStore, StoredEvent
 from .validation import check_inputs, with_row_axis
+from .watching import Watch
 
 __all__ = ["OnlineUpdater", "Receipt", "Retraction"]
 
@@ -32,11 +36,13 @@ class Receipt(NamedTuple):
         event_id: its id.
         version: its place in the log: the model's version after it.
         status: ``applied``; ``pending``: durable, not yet applied; ``failed``: durable, but its step would not
-            have been finite, so the posterior is as it was; or, for a repeated event, ``retracted``, ``rolled back``,
-            ``superseded``.
+            have been finite, so the posterior is as it was; ``quarantined``: durable, not learned, see
+            :class:`Admission`; or, for a repeated event, ``released``, ``retracted``, ``rolled back``, ``superseded``.
         surprise: minus the log predictive density of the observation before it was learned, in nats.
         information: gained, in nats.
         repeated: whether the event had been there before; then nothing was done.
+        change: the largest change of the predictions on the updater's probe set.
+        seconds: that the step took.
     """
 
     event_id: str
@@ -45,6 +51,8 @@ class Receipt(NamedTuple):
     surprise: float | None
     information: float | None
     repeated: bool
+    change: float | None = None
+    seconds: float | None = None
 
 
 class Retraction(NamedTuple):
@@ -76,6 +84,11 @@ class OnlineUpdater:
             weights come from the store.
         snapshot_every: records between snapshots; also one at :meth:`close`.
         answer_time_to_live: how long answers with a prediction id wait for feedback, in seconds.
+        admission: limits on what one source and one event may do; None for none.
+        probe: inputs, (rows, inputs), whose predictions are compared before and after every event; None for none. It
+            costs a prediction of them for each event.
+        calibration: whether to note how each event of one row was predicted, for :meth:`prequential`. It costs a
+            prediction for each event.
         take_over: supersede another updater even if it may be alive, as after a crash on a machine of another name; the
             other one can't commit any more.
 
@@ -94,23 +107,32 @@ class OnlineUpdater:
         network: Any = None,
         snapshot_every: int = 1000,
         answer_time_to_live: float = 30 * 86400.0,
+        admission: Admission | None = None,
+        probe: Any = None,
+        calibration: bool = False,
         take_over: bool = False,
     ) -> None:
         if snapshot_every < 1:
             raise InvalidInput(f"snapshot_every must be at least 1, got {snapshot_every!r}")
         if not answer_time_to_live > 0:
             raise InvalidInput(f"answer_time_to_live must be positive, got {answer_time_to_live!r}")
+        if not isinstance(admission, Admission | None):
+            raise InvalidInput(f"admission must be an Admission or None, got {admission!r}")
         self.store = store
         self.name = name
+        self.admission = admission or Admission()
         self.snapshot_every = snapshot_every
         self.answer_time_to_live = answer_time_to_live
         self._lock = threading.RLock()
-        self._waiting: list[tuple[int, Observation]] = []
+        self._waiting: list[tuple[int, Observation | None]] = []  # None: nothing to learn
+        self._spent: dict[str, float] = {}
         self._done: dict[int, Effect] = {}
         self._closed = False
         self._writer = store.writer(name, take_over=take_over)
         try:
-            self._adopt(replay(store, name, engine=engine, network=network))
+            result = replay(store, name, engine=engine, network=network)
+            self._watch = Watch(result.model, probe, calibration)
+            self._adopt(result)
             self._hand_over()
         except BaseException:
             self._writer.release()
@@ -151,6 +173,13 @@ class OnlineUpdater:
             self._append([])
             return self.store.history(self.name)
 
+    def prequential(self) -> Prequential:
+        """How every event was predicted before it was learned; see :meth:`PosteriorStore.prequential`."""
+        with self._lock:
+            self._apply_waiting()
+            self._append([])
+            return self.store.prequential(self.name)
+
     def _adopt(self, result: Replay) -> None:
         marks = [record for record in result.fold.line if record.kind in ("publish", "handover")]
         self._fingerprint = dict(marks[-1].body["fingerprint"])
@@ -158,8 +187,19 @@ class OnlineUpdater:
         self._head = result.fold.head
         self._status = dict(result.fold.status)
         self._chain = result.fold.chains()[-1]
-        self._done |= result.effects
+        self._done |= self._not_stored(result.effects)
+        self._spent = {}
+        self._watch.forget()
         self._since_snapshot = result.replayed
+
+    def _not_stored(self, effects: dict[int, Effect]) -> dict[int, Effect]:
+        """Effects of records that were folded again, but for those whose own effect is stored and says more."""
+        stored = self._writer.effects_since(min(effects)) if effects else {}
+        return {
+            offset: effect
+            for offset, effect in effects.items()
+            if offset not in stored or stored[offset][:3] != effect[:3]
+        }
 
     def _hand_over(self) -> None:
         """Record that the line goes on under another fingerprint."""
@@ -334,9 +374,10 @@ class OnlineUpdater:
                 ids.append(check_event_id(event_id))
                 observations.append(self._check(kind, x, y, weight, when))
             new = [NewRecord(kind, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
+            new = self._admit(new, observations)
             stored = self._append(new)
-            for event, observation in zip(stored, observations, strict=True):
-                self._enqueue(event, observation)
+            for event, record, observation in zip(stored, new, observations, strict=True):
+                self._enqueue(event, record, observation)
             if wait == "applied":
                 self._apply_waiting()
             return [self._receipt(i, event) for i, event in zip(ids, stored, strict=True)]
@@ -357,27 +398,67 @@ class OnlineUpdater:
             raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")
         return checked
 
-    def _enqueue(self, event: StoredEvent, observation: Observation) -> None:
+    def _admit(self, new: list[NewRecord], observations: list[Observation]) -> list[NewRecord]:
+        """The records with what :attr:`admission` decides of each; all are judged by the posterior before the call."""
+        if self.admission.quarantine_above is not None:
+            self._apply_waiting()
+        spent: dict[str, float] = {}
+        decided = []
+        for record, observation in zip(new, observations, strict=True):
+            if self.admission.source_cap is not None and (source := record.source) is not None:
+                weight = float(observation.weight.sum())
+                before = spent.get(source, self._spent_by(source))
+                record = record._replace(granted=self.admission.granted(weight, before))
+                spent[source] = before + record.granted * weight
+            if self.admission.quarantine_above is not None:
+                excess = float(excess_surprise(self.model.predict(observation.x), observation.y).max())
+                if excess > self.admission.quarantine_above:
+                    record = record._replace(excess_surprise=excess)
+            decided.append(record)
+        return decided
+
+    def _spent_by(self, source: str) -> float:
+        """The total weight granted to a source's events, but for those that were taken out again."""
+        if source not in self._spent:
+            kept = [
+                Observation.from_body(row.body, self.model.likelihood)
+                for row in self._writer.stored(records.c.source == source)
+                if self._status.get(row.offset) in ("live", "quarantined", "released")
+            ]
+            self._spent[source] = sum(float(observation.weight.sum()) for observation in kept)
+        return self._spent[source]
+
+    def _enqueue(self, event: StoredEvent, record: NewRecord, observation: Observation) -> None:
         known = self._head + len(self._waiting)
         if event.offset <= known:
             return  # a repeat
         # A repeat beyond what is known was stored by a commit that reported an error: it is learned now.
         if event.offset != known + 1:
             raise StoreError(f"model {self.name!r} has records this updater did not write; open a new updater")
-        self._waiting.append((event.offset, observation))
+        granted = observation.granted(record.granted)
+        if self.admission.source_cap is not None and record.source is not None:
+            self._spent[record.source] = self._spent_by(record.source) + float(granted.weight.sum())
+        self._waiting.append((event.offset, granted if record.excess_surprise is None else None))
 
     def _apply_waiting(self) -> None:
         while self._waiting:
             offset, observation = self._waiting[0]
-            effect = self._stepper.apply(observation)
-            self._waiting.pop(0)
-            self._head = offset
-            self._status[offset] = "live"
-            self._done[offset] = effect
-            self._chain = extend_chain(self._chain, [offset])
-            self._since_snapshot += 1
-            if self._since_snapshot >= self.snapshot_every:
-                self.snapshot()
+            if observation is None:
+                self._waiting.pop(0)
+                self._head, self._status[offset] = offset, "quarantined"
+            else:
+                self._learn_as(offset, observation)
+                self._waiting.pop(0)
+
+    def _learn_as(self, offset: int, observation: Observation) -> None:
+        """One Bayes step, as the record at an offset."""
+        self._done[offset] = self._watch.apply(self._stepper, observation)
+        self._head = offset
+        self._status[offset] = "live"
+        self._chain = extend_chain(self._chain, [offset])
+        self._since_snapshot += 1
+        if self._since_snapshot >= self.snapshot_every:
+            self.snapshot()
 
     def _append(self, new: list[NewRecord]) -> list[StoredEvent]:
         """Append records, and with them the effects that are not stored yet, in one commit.
@@ -394,7 +475,59 @@ class OnlineUpdater:
         if status == "live":
             effect = self._done.get(event.offset) or self._writer.effect(event.offset) or effect
             status = effect.outcome
-        return Receipt(event_id, event.offset, status, effect.surprise, effect.information, event.repeated)
+        return Receipt(
+            event_id,
+            event.offset,
+            status,
+            effect.surprise,
+            effect.information,
+            event.repeated,
+            effect.change,
+            effect.seconds,
+        )
+
+    # -- quarantine -----------------------------------------------------------------------------------------------
+    def quarantined(self) -> list[Quarantined]:
+        """The events in quarantine, oldest first: durable, not learned. See :class:`Admission`."""
+        with self._lock:
+            self._apply_waiting()
+            likelihood = self.model.likelihood
+            found = []
+            for row in self._writer.stored(records.c.kind == "quarantine"):
+                if self._status.get(row.offset) == "quarantined":
+                    x, y, *_ = Observation.from_body(row.body, likelihood)
+                    found.append(
+                        Quarantined(
+                            str(row.event_id), row.offset, row.source, row.received, row.body["excess_surprise"], x, y
+                        )
+                    )
+            return found
+
+    def release(self, event_ids: Iterable[str]) -> list[Receipt]:
+        """Learn events that are in quarantine, now, in the order given, each as a record of its own.
+
+        To refuse them instead, :meth:`retract` them.
+
+        Args:
+            event_ids: of the events.
+
+        Raises:
+            UnknownEvent: an id that is not in quarantine; nothing is released.
+        """
+        with self._lock:
+            self._require_open()
+            ids = list(dict.fromkeys(_checked_ids(event_ids)))
+            waiting = {event.event_id: event.version for event in self.quarantined()}
+            missing = [event_id for event_id in ids if event_id not in waiting]
+            if missing:
+                raise UnknownEvent(f"model {self.name!r} has no event {missing[0]!r} in quarantine")
+            sources = [waiting[event_id] for event_id in ids]
+            bodies = {row.offset: row.body for row in self._writer.stored(records.c.offset.in_(sources))}
+            stored = self._append([NewRecord("release", None, {"offset": source}) for source in sources])
+            for event, source in zip(stored, sources, strict=True):
+                self._learn_as(event.offset, Observation.from_body(bodies[source], self.model.likelihood))
+                self._status[source] = "released"
+            return [self._receipt(event_id, event) for event_id, event in zip(ids, stored, strict=True)]
 
     # -- taking back ----------------------------------------------------------------------------------------------
     def retract(
@@ -431,13 +564,7 @@ class OnlineUpdater:
             if not found:
                 raise UnknownEvent(f"model {self.name!r} has no event with {by_query}")
             return found
-        if isinstance(event_ids, str) or not isinstance(event_ids, Iterable):
-            raise InvalidInput(f"event_ids must be a collection of ids, got {event_ids!r}")
-        ids = list(event_ids)
-        if not all(isinstance(event_id, str) for event_id in ids):
-            raise InvalidInput(f"event_ids must be strings, got {ids[:5]!r}")
-        if not ids:
-            raise InvalidInput("event_ids must name at least one event")
+        ids = _checked_ids(event_ids)
         self._writer.offsets_of(ids)
         return sorted(set(ids))
 
@@ -483,3 +610,15 @@ class OnlineUpdater:
                     self.snapshot()
             finally:
                 self._writer.release()
+
+
+def _checked_ids(event_ids: Any) -> list[str]:
+    """Ids of at least one event."""
+    if isinstance(event_ids, str) or not isinstance(event_ids, Iterable):
+        raise InvalidInput(f"event_ids must be a collection of ids, got {event_ids!r}")
+    ids = list(event_ids)
+    if not all(isinstance(event_id, str) for event_id in ids):
+        raise InvalidInput(f"event_ids must be strings, got {ids[:5]!r}")
+    if not ids:
+        raise InvalidInput("event_ids must name at least one event")
+    return ids

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float
 
 from .dynamics import Dynamics, Hypotheses, Rates, Static
 from .engines.base import Array, Engine, map_arrays, map_trees, take
+from .influence import InverseMultiquadric
 from .likelihoods.base import Likelihood
 from .network import Network
-from .output_space import OutputSolution, OutputStep
+from .output_space import OutputSolution, OutputStep, own_covariance
 from .structures.base import Structure
 from .structures.mixture import Mixture, MixtureState
 from .variational_step import VariationalStep
@@ -72,6 +74,7 @@ class FilterModel:
         step: how the outputs take an observation in.
         relinearizations: how often a batch is taken in again, with the network linearised at the mean that it led to
             (the iterated extended Kalman filter; Bell and Cathey 1993).
+        influence: how much any one row may do; None: as much as the likelihood says.
     """
 
     network: Network
@@ -80,6 +83,7 @@ class FilterModel:
     dynamics: Dynamics = Static()
     step: OutputStep = VariationalStep()
     relinearizations: int = 0
+    influence: InverseMultiquadric | None = None
 
     @property
     def of_member(self) -> Structure:
@@ -160,15 +164,13 @@ def _learn(
     x, y, weight = batch
     structure = model.of_member
     mean = structure.mean(weights)
-
-    def small(small_engine: Engine, *arrays: Any) -> Any:
-        return model.step.solve(small_engine, model.likelihood, _LARGEST_STEP[engine.dtype], *arrays)
+    solve = partial(_solve, model, _LARGEST_STEP[engine.dtype])
 
     def taken_in(at: Any) -> tuple[Any, OutputSolution]:
         """The batch, with the network linearised around ``at``."""
         outputs, factors = _linearised(engine, model, x, mean, at)
         covariance = structure.output_covariance(engine, weights, factors, joint=True)
-        return factors, engine.in_float64(small, outputs, covariance, y, weight, before.likelihood)
+        return factors, engine.in_float64(solve, outputs, covariance, y, weight, before.likelihood)
 
     factors, solution = taken_in(None)
     log_predictive = solution.log_predictive
@@ -217,6 +219,17 @@ def _learn_in_mixture(
     state = dynamics.after(engine, began.dynamics) if isinstance(dynamics, Hypotheses) else began.dynamics
     new = Posterior(MixtureState(learned.weights, after), learned.likelihood, state)
     return engine.guarded(info.ok, lambda: new, posterior), info
+
+
+def _solve(
+    model: FilterModel, largest: float, engine: Engine, f: Array, c: Array, y: Array, weight: Array, state: Any
+) -> OutputSolution:
+    """The output step, with the rows' influence bounded where that is asked for; the engine is of float64 arrays."""
+    bounds = None
+    if model.influence is not None:
+        own = own_covariance(engine, c, f) * model.likelihood.dispersion(state)
+        bounds = model.influence.row_factors(engine, model.likelihood, f, own, y, state)
+    return model.step.solve(engine, model.likelihood, largest, f, c, y, weight, state, influence=bounds)
 
 
 def _linearised(engine: Engine, model: FilterModel, x: Array, mean: Any, at: Any) -> tuple[Array, Any]:

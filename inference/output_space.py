@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float
 
 from .engines.base import Array, Engine
+from .influence import RowFactors
 from .likelihoods.base import Likelihood
 
-__all__ = ["OutputProblem", "OutputSolution", "OutputStep", "Site"]
+__all__ = ["OutputProblem", "OutputSolution", "OutputStep", "Site", "own_covariance"]
 
 
 class OutputProblem(NamedTuple):
@@ -83,7 +84,14 @@ class OutputStep(ABC):
     def site(self, engine: Engine, likelihood: Likelihood, problem: OutputProblem) -> Site:
         """What the observations say, as r and L."""
 
-    def solve(self, engine: Engine, likelihood: Likelihood, largest: float, *problem: Any) -> OutputSolution:
+    def solve(
+        self,
+        engine: Engine,
+        likelihood: Likelihood,
+        largest: float,
+        *problem: Any,
+        influence: RowFactors | None = None,
+    ) -> OutputSolution:
         """The site, the likelihood's state after the batch, and the diagnostics.
 
         Args:
@@ -93,11 +101,14 @@ class OutputStep(ABC):
                 own arithmetic does not overflow: (LᵀCL) bounds what is added to each precision, relative to it, and
                 rᵀCr the move of each weight, relative to its standard deviation.
             problem: the fields of an :class:`OutputProblem`.
+            influence: what is made of the rows, where their influence is bounded.
         """
         xp = engine.xp
         outputs, covariance, y, weight, state = given = OutputProblem(*problem)
+        if influence is not None:
+            given = given._replace(weight=weight * influence.weight)
         residual, factor, iterations = self.site(engine, likelihood, given)
-        after = likelihood.update_state(engine, state, outputs, covariance, y, weight)
+        after = likelihood.update_state(engine, state, outputs, covariance, y, weight, influence)
         squares = residual @ (residual @ covariance)
         information, growth, ok = _information(engine, likelihood, covariance, factor, squares, after, state)
         log_predictive = _log_predictive(engine, likelihood, outputs, covariance, y, weight, state)
@@ -140,9 +151,13 @@ def _log_predictive(
     engine: Engine, likelihood: Likelihood, outputs: Array, covariance: Array, y: Array, weight: Array, state: Any
 ) -> Array:
     xp = engine.xp
-    num_rows, num_outputs = outputs.shape
-    own = xp.reshape(covariance, (num_rows, num_outputs, num_rows, num_outputs))
-    own = own[:, :, 0, :] if num_rows == 1 else xp.einsum("nknl->nkl", own)
-    own = own * likelihood.dispersion(state)
+    own = own_covariance(engine, covariance, outputs) * likelihood.dispersion(state)
     values = likelihood.predictive_log_prob(engine, outputs, own, y, state)
     return xp.sum(xp.where(weight > 0, values, 0.0))
+
+
+def own_covariance(engine: Engine, covariance: Float[Array, "M M"], outputs: Float[Array, "N K"]) -> Array:
+    """The covariance of each row's outputs alone, (N, K, K)."""
+    num_rows, num_outputs = outputs.shape
+    own = engine.xp.reshape(covariance, (num_rows, num_outputs, num_rows, num_outputs))
+    return own[:, :, 0, :] if num_rows == 1 else engine.xp.einsum("nknl->nkl", own)

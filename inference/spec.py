@@ -13,6 +13,7 @@ from typing import Any
 
 from .dynamics import AdaptiveForgetting, ChangePoint, Forgetting, RandomWalk, Static
 from .errors import InvalidInput
+from .influence import InverseMultiquadric
 from .kalman_step import KalmanStep
 from .laplace_step import LaplaceStep
 from .likelihoods import (
@@ -42,6 +43,7 @@ _TYPES: dict[str, type[Any]] = {
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
         Ordinal, BradleyTerry, Static, Forgetting, RandomWalk, AdaptiveForgetting, ChangePoint, Diagonal, Full,
         Kronecker, LowRank, Point, Subnetwork, Blocks, Mixture, KalmanStep, LaplaceStep, VariationalStep,
+        InverseMultiquadric,
     )
 }  # fmt: skip
 

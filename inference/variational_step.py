@@ -21,7 +21,7 @@ from .engines.base import Array, Engine
 from .errors import InvalidInput
 from .laplace_step import LaplaceStep
 from .likelihoods.base import Likelihood
-from .output_space import OutputProblem, OutputStep, Site
+from .output_space import OutputProblem, OutputStep, Site, own_covariance
 from .quadrature import normal_nodes
 
 __all__ = ["VariationalStep"]
@@ -86,7 +86,7 @@ class VariationalStep(OutputStep):
         size = num_rows * num_outputs
         identity = engine.eye(size, outputs)
         rows_of_covariance = xp.reshape(covariance, (num_rows, num_outputs, size))
-        own_covariance = _own_blocks(engine, covariance, num_rows)
+        prior_spread = own_covariance(engine, covariance, outputs)
         host_nodes, host_weights = normal_nodes(num_outputs)
         nodes, node_weights = (engine.constant(values, outputs) for values in (host_nodes, host_weights))
 
@@ -96,13 +96,13 @@ class VariationalStep(OutputStep):
 
         def at(residual: Array, information: Array, before: _Iterate | None) -> _Iterate:
             moved = outputs + xp.reshape(residual @ covariance, outputs.shape)
-            spread = _own_blocks(engine, engine.solve(system(information).mT, covariance), num_rows)
-            drawn = moved + xp.permute_dims(nodes @ _root(engine, spread, own_covariance).mT, (1, 0, 2))
+            spread = own_covariance(engine, engine.solve(system(information).mT, covariance), outputs)
+            drawn = moved + xp.permute_dims(nodes @ _root(engine, spread, prior_spread).mT, (1, 0, 2))
             score, fisher = likelihood.expected_terms(engine, drawn, node_weights, y, state)
             error = xp.reshape(weight[:, None] * score, (size,)) - residual
             change = weight[:, None, None] * fisher - information
-            precision = 1 + xp.abs(xp.sum(own_covariance * information))
-            distance = xp.sqrt(xp.abs(error @ covariance @ error)) + xp.abs(xp.sum(own_covariance * change)) / precision
+            precision = 1 + xp.abs(xp.sum(prior_spread * information))
+            distance = xp.sqrt(xp.abs(error @ covariance @ error)) + xp.abs(xp.sum(prior_spread * change)) / precision
             if before is None:
                 return _Iterate(residual, information, error, change, distance, half, one)
             slower = xp.where(before.rate > _LOWEST_RATE, 0.5 * before.rate, before.rate)
@@ -118,22 +118,13 @@ class VariationalStep(OutputStep):
             return (now.distance > self.tolerance) & (now.count < self.max_iterations)
 
         one, half = engine.constant(1.0, outputs), engine.constant(_RATE, outputs)
-        start = at(engine.constant(np.zeros(size), outputs), xp.zeros_like(own_covariance), None)
+        start = at(engine.constant(np.zeros(size), outputs), xp.zeros_like(prior_spread), None)
         found = engine.while_loop(unfinished, lambda now: at(*moved_by(now, now.rate), now), start)
         # Where the fixed point is near, the whole step leads to it; a step that is cut off by its number stays careful.
         last = xp.where(found.distance > self.tolerance, found.rate, one)
         residual, information = moved_by(found, last)
         factor = _root(engine, information, information, _ROUNDING)
         return Site(residual, xp.where(weight[:, None, None] > 0, factor, 0.0), found.count)
-
-
-def _own_blocks(engine: Engine, matrix: Float[Array, "M M"], num_rows: int) -> Float[Array, "N K K"]:
-    """What each row shares with itself."""
-    if num_rows == 1:
-        return matrix[None]
-    size = matrix.shape[0] // num_rows
-    blocks = engine.xp.reshape(matrix, (num_rows, size, num_rows, size))
-    return engine.xp.einsum("nknl->nkl", blocks)
 
 
 def _root(

@@ -21,6 +21,7 @@ def test_models_history_and_rollback(tmp_path: Path) -> None:
     shown = run(app, ["history", path, "m", "--last", "2"]).output
     assert "applied" in shown
     assert "4 records" in shown
+    assert "3 events" in run(app, ["prequential", path, "m"]).output
     assert run(app, ["rollback", path, "m", "2"]).output == "version 5: as version 2 was\n"
     assert "rolled back" in run(app, ["history", path, "m"], env={"COLUMNS": "200"}).output
     assert run(app, ["history", str(tmp_path / "none.db"), "m"]).exit_code == 2

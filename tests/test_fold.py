@@ -18,6 +18,14 @@ def event(offset: int) -> Record:
     return Record(offset, "event", f"e{offset}", {})
 
 
+def quarantine(offset: int) -> Record:
+    return Record(offset, "quarantine", f"e{offset}", {})
+
+
+def release(offset: int, source: int) -> Record:
+    return Record(offset, "release", None, {"offset": source})
+
+
 def line(records: list[Record]) -> list[int]:
     return [record.offset for record in effective(records).line]
 
@@ -50,6 +58,37 @@ def test_rollback_across_a_publish_restores_the_old_line() -> None:
     assert line([publish(1), event(2), publish(3), Record(4, "rollback", None, {"version": 2})]) == [1, 2]
 
 
+def test_a_quarantined_event_is_learned_where_it_is_released() -> None:
+    records = [publish(1), event(2), quarantine(3), event(4)]
+    assert line(records) == [1, 2, 4]
+    assert effective(records).status == {2: "live", 3: "quarantined", 4: "live"}
+    fold = effective([*records, release(5, 3), event(6)])
+    assert [record.offset for record in fold.line] == [1, 2, 4, 5, 6]
+    assert fold.line[3].learned == 3
+    assert fold.status == {2: "live", 3: "released", 4: "live", 5: "live", 6: "live"}
+
+
+def test_a_released_event_can_be_retracted_and_a_retracted_one_is_not_released() -> None:
+    retract = Record(5, "retract", None, {"event_ids": ["e2"]})
+    for records in ([publish(1), quarantine(2), release(3, 2), event(4), retract],
+                    [publish(1), quarantine(2), event(4), retract, release(6, 2)]):  # fmt: skip
+        assert line(records) == [1, 4]
+        assert effective(records).status[2] == "retracted"
+
+
+def test_a_rollback_before_a_release_puts_the_event_back_into_quarantine() -> None:
+    records = [publish(1), quarantine(2), release(3, 2), Record(4, "rollback", None, {"version": 2})]
+    fold = effective(records)
+    assert line(records) == [1]
+    assert fold.status == {2: "quarantined", 3: "rolled back"}
+    assert line([*records, release(5, 2)]) == [1, 5]
+    assert line([*records, Record(5, "rollback", None, {"version": 1}), release(6, 2)]) == [1]
+
+
+def test_an_event_is_released_once() -> None:
+    assert line([publish(1), quarantine(2), release(3, 2), release(4, 2)]) == [1, 3]
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(CorruptStore, match="record 2 is of kind 'teleport'"):
         effective([publish(1), Record(2, "teleport", None, {})])
@@ -59,9 +98,17 @@ def test_an_unknown_kind_is_refused() -> None:
 def logs(draw: st.DrawFn) -> list[Record]:
     records = [publish(1)]
     for offset in range(2, draw(st.integers(2, 25))):
-        kind = draw(st.sampled_from(["event", "event", "event", "retract", "rollback", "publish", "handover"]))
+        kind = draw(
+            st.sampled_from(
+                ["event", "event", "event", "quarantine", "release", "retract", "rollback", "publish", "handover"]
+            )
+        )
         if kind == "event":
             records.append(event(offset))
+        elif kind == "quarantine":
+            records.append(quarantine(offset))
+        elif kind == "release":
+            records.append(release(offset, draw(st.integers(1, offset - 1))))
         elif kind == "retract":
             ids = [r.event_id for r in records if r.event_id]
             chosen = draw(st.lists(st.sampled_from(ids), unique=True)) if ids else []
@@ -82,11 +129,19 @@ def test_properties_of_any_log(records: list[Record]) -> None:
     assert fold.line[0].kind == "publish"
     assert sum(record.kind == "publish" for record in fold.line) == 1
     retracted = {i for record in records if record.kind == "retract" for i in record.body["event_ids"]}
-    assert not retracted & {record.event_id for record in fold.line}
     events = [record for record in records if record.event_id]
-    assert set(fold.status) == {record.offset for record in events}
-    assert {o for o, s in fold.status.items() if s == "live"} == {r.offset for r in fold.line if r.event_id}
-    assert all(fold.status[r.offset] != "live" for r in events if r.event_id in retracted)
+    ids = {record.offset: record.event_id for record in events}
+    learned = [record.learned for record in fold.line if record.learned is not None]
+    assert len(set(learned)) == len(learned)
+    assert not retracted & {ids[offset] for offset in learned}
+    assert set(fold.status) == {record.offset for record in records if record.event_id or record.kind == "release"}
+    assert {o for o, s in fold.status.items() if s == "live"} == {r.offset for r in fold.line if r.learned is not None}
+    assert {o for o, s in fold.status.items() if s == "released"} == {
+        r.learned for r in fold.line if r.kind == "release"
+    }
+    assert all(fold.status[r.offset] == "retracted" for r in events if r.event_id in retracted)
+    kinds = {record.offset: record.kind for record in records}
+    assert all((kinds[r.learned] == "quarantine") == (r.kind == "release") for r in fold.line if r.learned is not None)
     chains = fold.chains()
     assert len(set(chains)) == len(chains) == len(offsets)
 
@@ -96,6 +151,8 @@ def test_properties_of_any_log(records: list[Record]) -> None:
 def test_a_log_without_the_retracted_events_folds_to_the_same_line(records: list[Record]) -> None:
     retracted = {i for record in records if record.kind == "retract" for i in record.body["event_ids"]}
     never = [r for r in records if r.event_id not in retracted and r.kind != "retract"]
+    known = {r.offset for r in never}
+    never = [r for r in never if r.kind != "release" or r.body["offset"] in known]
     known = {r.offset for r in never}
     if any(r.kind == "rollback" and r.body["version"] not in known for r in never):
         return  # it rolls back to a version that such a log would not have

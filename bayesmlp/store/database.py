@@ -39,6 +39,7 @@ __all__ = [
     "leases",
     "metadata",
     "models",
+    "records",
 ]
 
 FORMAT_VERSION = 1
@@ -77,6 +78,11 @@ effects = Table(
     Column("outcome", String(16), nullable=False),
     Column("surprise", Float),
     Column("information", Float),
+    Column("seconds", Float),
+    Column("change", Float),
+    Column("pit", Float),
+    Column("confidence", Float),
+    Column("hit", Float),
 )
 
 snapshots = Table(
@@ -160,4 +166,16 @@ def connect(path: Path, schema: MetaData, *, durability: str, exclusive: bool) -
 
     if exclusive:
         schema.create_all(engine)
+        _add_missing_columns(engine, schema)
     return engine
+
+
+def _add_missing_columns(engine: Engine, schema: MetaData) -> None:
+    """Columns that came later, to the tables of an older store; they may be empty."""
+    with engine.begin() as connection:
+        for table in schema.sorted_tables:
+            there = {row[1] for row in connection.exec_driver_sql(f"PRAGMA table_info({table.name})")}
+            for column in table.columns:
+                if column.name not in there:
+                    kind = column.type.compile(engine.dialect)
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")

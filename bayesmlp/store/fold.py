@@ -2,14 +2,16 @@
 
 The posterior is a fold over the *live* records of its log, in order:
 
-========  ===============================================================================================
-publish   starts a new line: the posterior is the one published; what came before is superseded
-event     one row, one Bayes step
-batch     several rows, one Bayes step
-retract   takes events out, whenever they came; for good, also across a later rollback
-rollback  goes back to the line as it was after an earlier offset; what came since is rolled back
-handover  the line goes on under another fingerprint (framework, processor); carries a snapshot
-========  ===============================================================================================
+==========  =============================================================================================
+publish     starts a new line: the posterior is the one published; what came before is superseded
+event       one row, one Bayes step
+batch       several rows, one Bayes step
+quarantine  an event or a batch that is kept, but not learned
+release     one Bayes step: learns a quarantined record here, if it is still in quarantine
+retract     takes events out, whenever they came; for good, also across a later rollback
+rollback    goes back to the line as it was after an earlier offset; what came since is rolled back
+handover    the line goes on under another fingerprint (framework, processor); carries a snapshot
+==========  =============================================================================================
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Record(NamedTuple):
     Attributes:
         offset: its place, from 1.
         kind: see the module's table.
-        event_id: of an event or a batch.
+        event_id: of an event, a batch or a quarantined record.
         body: what it says.
     """
 
@@ -39,6 +41,13 @@ class Record(NamedTuple):
     event_id: str | None
     body: Mapping[str, Any]
 
+    @property
+    def learned(self) -> int | None:
+        """Offset of the record whose observation it learns; None if it learns none."""
+        if self.kind == "release":
+            return int(self.body["offset"])
+        return self.offset if self.kind in ("event", "batch") else None
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -46,7 +55,8 @@ class Fold:
 
     Attributes:
         line: live records that make the posterior, in order; the first is a publish.
-        status: of each event or batch by offset: ``live``, ``retracted``, ``rolled back`` or ``superseded``.
+        status: of each record with an observation, by offset: ``live``, ``quarantined``, ``released``, ``retracted``,
+            ``rolled back`` or ``superseded``.
         head: offset of the newest record of the log.
     """
 
@@ -82,9 +92,12 @@ def effective(records: Iterable[Record]) -> Fold:
         head = record.offset
         if record.kind == "publish":
             tip = (record, None)
-        elif record.kind in ("event", "batch"):
+        elif record.kind in ("event", "batch", "quarantine"):
             status[head] = "rolled back"
             events[head] = record.event_id
+            tip = (record, tip)
+        elif record.kind == "release":
+            status[head] = "rolled back"
             tip = (record, tip)
         elif record.kind == "handover":
             tip = (record, tip)
@@ -97,14 +110,28 @@ def effective(records: Iterable[Record]) -> Fold:
         else:
             raise CorruptStore(f"record {head} is of kind {record.kind!r}, which this version does not know")
         tips[head] = tip
-    line: list[Record] = []
+    chain: list[Record] = []
     while tip is not None:
         record, tip = tip
-        if record.event_id is None or record.event_id not in retracted:
-            line.append(record)
-    line.reverse()
-    start = line[0].offset if line else head + 1
+        chain.append(record)
+    chain.reverse()
+    start = chain[0].offset if chain else head + 1
+    line: list[Record] = []
+    waiting = {record.offset for record in chain if record.kind == "quarantine"}
     status.update((offset, "superseded") for offset in status if offset < start)
-    status.update((record.offset, "live") for record in line if record.event_id is not None)
+    status.update((offset, "quarantined") for offset in waiting)
+    for record in chain:
+        source = record.learned
+        if record.kind == "release":
+            if source not in waiting or events[source] in retracted:
+                status[record.offset] = "retracted"
+                continue
+            waiting.remove(source)
+            status[source] = "released"
+        elif record.kind == "quarantine" or (source is not None and record.event_id in retracted):
+            continue
+        if source is not None:
+            status[record.offset] = "live"
+        line.append(record)
     status.update((offset, "retracted") for offset, event_id in events.items() if event_id in retracted)
     return Fold(tuple(line), status, head)

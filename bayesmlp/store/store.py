@@ -17,6 +17,7 @@ from sqlalchemy.exc import DatabaseError
 
 from ..inference.errors import ConflictingEvent, CorruptStore, InvalidInput, UnknownEvent, UnknownModel
 from ..model import BayesianMLP
+from ..prequential import PER_EVENT, Prequential
 from ..stepper import Effect, step_fingerprint
 from . import leases
 from .answers import Answers
@@ -25,7 +26,7 @@ from .database import FORMAT_VERSION, connect, effects, metadata, models, record
 from .digest import body_hash, canonical_json, posterior_digest
 from .fold import Fold, Record, effective
 
-__all__ = ["Entry", "NewRecord", "PosteriorStore", "Snapshot", "StoredEvent", "Writer", "open_store"]
+__all__ = ["Entry", "NewRecord", "PosteriorStore", "Snapshot", "StoredEvent", "StoredRecord", "Writer", "open_store"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,14 +36,14 @@ class Entry(NamedTuple):
 
     Attributes:
         version: offset of the record; the model's version after it.
-        kind: ``publish``, ``event``, ``batch``, ``retract``, ``rollback`` or ``handover``.
-        event_id: of an event or a batch.
-        status: of an event or a batch: ``applied``, ``failed``, ``pending``, ``retracted``, ``rolled back``,
-            ``superseded``; else empty.
+        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback`` or ``handover``.
+        event_id: of an event or a batch, quarantined or not.
+        status: of these: ``applied``, ``failed``, ``pending``, ``quarantined``, ``released``, ``retracted``,
+            ``rolled back``, ``superseded``; else empty.
         surprise: minus the log predictive density before it was learned, in nats.
         information: gained, in nats.
         received: when it was stored, seconds since the epoch.
-        note: what a retraction or a rollback names.
+        note: what a retraction, a release or a rollback names.
     """
 
     version: int
@@ -65,12 +66,46 @@ class Snapshot(NamedTuple):
 
 
 class NewRecord(NamedTuple):
-    """A record to append; ``body`` is plain JSON."""
+    """A record to append; its body is plain JSON.
+
+    A repeat is recognised by kind and body; what an updater decided of it is stored too, and may differ.
+
+    Attributes:
+        kind: see :mod:`.fold`.
+        event_id: of an event or a batch.
+        body: what it says.
+        source: who sent it.
+        granted: share of its weight that it is granted.
+        excess_surprise: for which it goes into quarantine, in nats; None if it does not.
+    """
 
     kind: str
     event_id: str | None
     body: Mapping[str, Any]
     source: str | None = None
+    granted: float = 1.0
+    excess_surprise: float | None = None
+
+    @property
+    def stored_kind(self) -> str:
+        """The kind it is stored as."""
+        return self.kind if self.excess_surprise is None else "quarantine"
+
+    @property
+    def decided(self) -> dict[str, float]:
+        """What the stored body says beside the body."""
+        share = {} if self.granted == 1 else {"granted": self.granted}
+        return share if self.excess_surprise is None else share | {"excess_surprise": self.excess_surprise}
+
+
+class StoredRecord(NamedTuple):
+    """A row of the log."""
+
+    offset: int
+    event_id: str | None
+    source: str | None
+    received: float
+    body: dict[str, Any]
 
 
 class StoredEvent(NamedTuple):
@@ -191,10 +226,12 @@ class PosteriorStore:
             entries = []
             for row in connection.execute(query):
                 status = fold.status.get(row.offset, "")
-                live = status == "live"
+                live = status in ("live", "quarantined", "released")
                 note = ""
                 if row.kind == "retract":
                     note = f"{len(json.loads(row.body)['event_ids'])} events"
+                elif row.kind == "release":
+                    note = f"of version {json.loads(row.body)['offset']}"
                 elif row.kind == "rollback":
                     note = f"to version {json.loads(row.body)['version']}"
                 entries.append(
@@ -202,7 +239,7 @@ class PosteriorStore:
                         row.offset,
                         row.kind,
                         row.event_id,
-                        (row.outcome or "pending") if live else status,
+                        (row.outcome or "pending") if status == "live" else status,
                         row.surprise if live else None,
                         row.information if live else None,
                         row.received,
@@ -210,6 +247,25 @@ class PosteriorStore:
                     )
                 )
             return entries
+
+    def prequential(self, name: str) -> Prequential:
+        """How the model predicted the events of its line before it learned them, from what was stored of each.
+
+        Raises:
+            UnknownModel: no such model.
+        """
+        with self._reader.connect() as connection:
+            model_id = self.model_id(connection, name)
+            learned = [record.offset for record in self.fold(connection, model_id).line if record.learned is not None]
+            query = select(effects).where(effects.c.model_id == model_id, effects.c.outcome == "applied")
+            rows = {row.offset: row for row in connection.execute(query)}
+        done = [rows[offset] for offset in learned if offset in rows]
+        columns = {
+            name: np.array([getattr(row, name) for row in done], dtype=np.float64)
+            for name in PER_EVENT
+            if name != "version"
+        }
+        return Prequential(version=np.array([row.offset for row in done], dtype=np.int64), **columns)
 
     def rollback(self, name: str, version: int) -> int:
         """Go back to an earlier version; the records since stay in the log, rolled back.
@@ -251,7 +307,7 @@ class PosteriorStore:
         query = query.where(records.c.model_id == model_id).order_by(records.c.offset)
         if version is not None:
             query = query.where(records.c.offset <= version)
-        needs_body = ("retract", "rollback", "publish", "handover")
+        needs_body = ("retract", "rollback", "release", "publish", "handover")
         return effective(
             Record(row.offset, row.kind, row.event_id, json.loads(row.body) if row.kind in needs_body else {})
             for row in connection.execute(query)
@@ -363,7 +419,9 @@ class Writer:
                         )
                     stored.append(StoredEvent(earlier[0], repeated=True))
                     continue
-                self._insert(connection, offset, record, body, digest)
+                decided = record.decided
+                whole = canonical_json({**record.body, **decided}) if decided else body
+                self._insert(connection, offset, record, whole, digest)
                 stored.append(StoredEvent(offset, repeated=False))
                 offset += 1
             return stored
@@ -427,7 +485,7 @@ class Writer:
             insert(records).values(
                 model_id=self.model_id,
                 offset=offset,
-                kind=record.kind,
+                kind=record.stored_kind,
                 event_id=record.event_id,
                 source=record.source,
                 body=body,
@@ -483,12 +541,29 @@ class Writer:
         with self.store.read() as connection:
             return list(connection.execute(query.order_by(records.c.offset)).scalars())
 
+    def stored(self, *where: Any) -> list[StoredRecord]:
+        """Rows of the log, in order.
+
+        Args:
+            where: conditions on :data:`.database.records`.
+        """
+        query = select(records).where(records.c.model_id == self.model_id, *where).order_by(records.c.offset)
+        with self.store.read() as connection:
+            return [StoredRecord(r.offset, r.event_id, r.source, r.received, json.loads(r.body))
+                    for r in connection.execute(query)]  # fmt: skip
+
     def effect(self, offset: int) -> Effect | None:
         """The stored effect of a record."""
         where = (effects.c.model_id == self.model_id) & (effects.c.offset == offset)
         with self.store.read() as connection:
             row = connection.execute(select(effects).where(where)).first()
-        return None if row is None else Effect(row.outcome, row.surprise, row.information)
+        return None if row is None else _effect(row)
+
+    def effects_since(self, offset: int) -> dict[int, Effect]:
+        """The stored effects of the records from an offset on."""
+        where = (effects.c.model_id == self.model_id) & (effects.c.offset >= offset)
+        with self.store.read() as connection:
+            return {row.offset: _effect(row) for row in connection.execute(select(effects).where(where))}
 
     def offsets_of(self, event_ids: Iterable[str]) -> dict[str, int]:
         """Offsets of events; raises :class:`UnknownEvent` naming those that are not there."""
@@ -504,3 +579,7 @@ class Writer:
         if missing:
             raise UnknownEvent(f"model {self.name!r} has no event {', '.join(map(repr, missing[:5]))}")
         return found
+
+
+def _effect(row: Any) -> Effect:
+    return Effect(*(getattr(row, field) for field in Effect._fields))

@@ -188,10 +188,24 @@ class Likelihood(ABC):
         return 1.0
 
     def update_state(
-        self, engine: Engine, state: Any, outputs: Array, covariance: Array, y: Array, weight: Array
+        self,
+        engine: Engine,
+        state: Any,
+        outputs: Array,
+        covariance: Array,
+        y: Array,
+        weight: Array,
+        influence: Any = None,
     ) -> Any:
-        """State after observing a batch, given the outputs' unit-dispersion covariance (N K, N K) before it."""
+        """State after observing a batch, given the outputs' unit-dispersion covariance (N K, N K) before it.
+
+        Where the rows' influence is bounded, ``influence`` has their factors (see :mod:`..influence`).
+        """
         return state
+
+    def prior_share(self, state: Any) -> Any:
+        """Share of what the state is certain of that was its prior's, in (0, 1]; 0 where updates do not learn it."""
+        return 0.0
 
     def state_information(self, engine: Engine, new: Any, old: Any) -> Any:
         """Information (nats) gained by the state itself."""

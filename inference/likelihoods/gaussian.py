@@ -148,17 +148,30 @@ class Gaussian(Likelihood):
         return state.rate / state.shape if self.learns_noise else 1.0
 
     def update_state(
-        self, engine: Engine, state: Any, outputs: Array, covariance: Array, y: Array, weight: Array
+        self,
+        engine: Engine,
+        state: Any,
+        outputs: Array,
+        covariance: Array,
+        y: Array,
+        weight: Array,
+        influence: Any = None,
     ) -> Any:
         if not self.learns_noise:
             return state
         xp = engine.xp
+        error, count = y - outputs, weight
+        if influence is not None:
+            error, count = influence.residual[:, None] * error, influence.count * weight
         root = xp.sqrt(xp.repeat(weight, self.num_outputs))
-        error = root * xp.reshape(y - outputs, (-1,))
+        error = root * xp.reshape(error, (-1,))
         identity = engine.eye(error.shape[0], error)
         spread = identity + root[:, None] * covariance * root[None, :]
         squares = error @ engine.solve(spread, error[:, None])[:, 0]
-        return NoiseState(state.shape + 0.5 * self.num_outputs * xp.sum(weight), state.rate + 0.5 * squares)
+        return NoiseState(state.shape + 0.5 * self.num_outputs * xp.sum(count), state.rate + 0.5 * squares)
+
+    def prior_share(self, state: Any) -> Any:
+        return self.prior_shape / state.shape if self.learns_noise else 0.0
 
     def state_information(self, engine: Engine, new: Any, old: Any) -> Any:
         if not self.learns_noise:

@@ -33,7 +33,7 @@ class KroneckerState(NamedTuple):
         output_basis: C, (O, O) for each layer.
         input_sum: Σ tr(Gₙ) aₙ aₙᵀ over all rows, (I, I) for each layer.
         output_sum: Σ ‖aₙ‖² Gₙ with Gₙ = Dₙᵀ L Lᵀ Dₙ, (O, O) for each layer.
-        folded: number of rows, padding too, that the bases and the precision know of.
+        folded: number of rows, padding too, that the bases and the precision know of; forgotten rows fade from it.
         pending: number of rows that only the sums know of.
     """
 
@@ -68,7 +68,8 @@ class Kronecker(Structure):
 
     A batch adds to the sums, and the eigenbasis is computed once. In a stream it is computed anew as soon as an eighth
     of all rows wait in the sums, so that every event of the first eight is folded in at once, and a precision lags
-    behind its rows by an eighth at most; the mean always moves. Where that happens depends on the number of rows alone.
+    behind its rows by an eighth at most; the mean always moves. Where that happens depends on nothing but the number of
+    rows and the dynamics.
 
     Independent precisions that are no outer product (those of a variational fit) are replaced by the outer product
     ``u vᵀ`` of their geometric means along rows and columns, which keeps the determinant; those of a
@@ -150,10 +151,11 @@ class Kronecker(Structure):
     ) -> KroneckerState:
         """The growth is taken as a multiple of the prior's variances 1/(u vᵀ), as that of every dynamics here is.
 
-        The sums keep the share of the learned precision's trace that the precision keeps.
+        The sums keep the share of the learned precision's trace that the precision keeps. So do the rows that
+        are counted, by the layer that forgets most: what is forgotten soon must soon be folded in.
         """
         xp = engine.xp
-        layers = []
+        layers, shares = [], []
         for layer, grown in zip(_layers(state), growth, strict=True):
             u, v = _scales(engine, layer)
             relative = xp.mean(grown * u[:, None] * v)
@@ -162,10 +164,12 @@ class Kronecker(Structure):
             positive = before > 0
             kept = xp.where(positive, after / xp.where(positive, before, 1), 1)
             kept = xp.clip(kept, 0, 1)
+            shares.append(kept)
             sums = kept * layer.input_sum, kept * layer.output_sum
             layers.append(layer._replace(precision=precision, input_sum=sums[0], output_sum=sums[1]))
-        mean = self.move_mean(engine, state, prior, retention)
-        return _with_layers(state, layers)._replace(mean=mean)
+        mean, least = self.move_mean(engine, state, prior, retention), xp.min(xp.stack(shares))
+        counts = {"folded": least * state.folded, "pending": least * state.pending}
+        return _with_layers(state, layers)._replace(mean=mean, **counts)
 
     def noise_shapes(self, state: KroneckerState) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(mean.shape) for mean in state.mean)

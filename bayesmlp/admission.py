@@ -1,0 +1,99 @@
+"""What is let into a model's learning, and how much of it: decided before an event is stored, and stored with it.
+
+A decision is a fact of the log: the weight that an event was granted, or that it was put into quarantine. So the fold
+of the log needs neither the options nor the history that the decision was made by.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import NamedTuple
+
+import numpy as np
+
+from .inference.errors import InvalidInput
+from .predictive import Predictive
+
+__all__ = ["Admission", "Quarantined", "excess_surprise"]
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Limits on what one source, and one event, may do.
+
+    A source that has asked for a total weight of W has been granted c (1 - exp(-W/c)), with c the cap: its first events
+    count in full, all of them together never more than c, and how they are split into calls makes no difference. Events
+    that name no source are not capped.
+
+    An event goes into quarantine if it is less likely than the most expected outcome (the predictive mean, the
+    likeliest class) by more than ``quarantine_above`` nats: half the squared distance in standard deviations where the
+    predictive is normal. A model that knows little expects little, so that hardly anything is quarantined early. Of
+    several rows the least likely decides.
+
+    Args:
+        source_cap: c, the largest total weight of a source; None for no cap.
+        quarantine_above: in nats; 12.5 is five standard deviations; None for no quarantine. It costs one prediction
+            for each event.
+
+    Raises:
+        InvalidInput: a limit that is not positive and finite.
+    """
+
+    source_cap: float | None = None
+    quarantine_above: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("source_cap", "quarantine_above"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Real) and 0 < float(value) < math.inf):
+                raise InvalidInput(f"Admission.{name} must be positive and finite, or None, got {value!r}")
+
+    def granted(self, weight: float, spent: float) -> float:
+        """The share of its weight that an event is granted, in [0, 1].
+
+        Args:
+            weight: that it asks for, at least 0.
+            spent: granted to its source before.
+        """
+        if self.source_cap is None or weight == 0:
+            return 1.0
+        left = max(0.0, 1 - spent / self.source_cap)
+        return min(1.0, -left * self.source_cap * math.expm1(-weight / self.source_cap) / weight)
+
+
+class Quarantined(NamedTuple):
+    """An event in quarantine.
+
+    Attributes:
+        event_id: its id, for ``release`` or ``retract``.
+        version: its place in the log.
+        source: who sent it.
+        received: when it was stored, seconds since the epoch.
+        excess_surprise: for which it was not learned, in nats.
+        x: inputs, (rows, inputs).
+        y: what was said to have been seen, (rows, ...).
+    """
+
+    event_id: str
+    version: int
+    source: str | None
+    received: float
+    excess_surprise: float
+    x: np.ndarray
+    y: np.ndarray
+
+
+def excess_surprise(answer: Predictive, y: np.ndarray) -> np.ndarray:
+    """How much less likely y is than the most expected outcome, in nats, (N,).
+
+    Args:
+        answer: the predictive distribution.
+        y: targets, as the likelihood prepared them.
+    """
+    expected = answer.mean
+    if not answer.likelihood.scales_targets:
+        labels = expected.ndim == 2 and y.ndim == 1
+        expected = expected.argmax(axis=1) if labels else np.rint(expected).astype(np.int64)
+    return np.asarray(answer.log_prob(expected) - answer.log_prob(y))

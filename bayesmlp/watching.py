@@ -1,0 +1,62 @@
+"""What is seen of an event beside its step, where it is asked for: how it was predicted, and what it changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .feedback import Observation
+from .model import BayesianMLP
+from .predictive import Predictive
+from .stepper import Effect, Stepper
+from .validation import check_inputs
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Applies observations through a stepper and completes their effects.
+
+    Args:
+        model: that the probe set is for.
+        probe: inputs whose predictions are compared before and after each event, (rows, inputs); None for none.
+        calibration: whether to note how each event of one row was predicted.
+
+    Raises:
+        InvalidInput: a bad probe set.
+    """
+
+    def __init__(self, model: BayesianMLP, probe: Any = None, calibration: bool = False) -> None:
+        self.probe = None if probe is None else check_inputs(probe, model.num_inputs, "probe", model.network)
+        self.calibration = calibration
+        self._before: np.ndarray | None = None
+
+    def forget(self) -> None:
+        """The posterior is another one: what is known of the probe set no longer holds."""
+        self._before = None
+
+    def apply(self, stepper: Stepper, observation: Observation) -> Effect:
+        """Fold one observation."""
+        model = stepper.model
+        predicted: dict[str, Any] = {}
+        if self.calibration and len(observation.x) == 1:
+            predicted = _predicted(model.predict(observation.x), observation.y)
+        if self.probe is None:
+            return stepper.apply(observation)._replace(**predicted)
+        before = model.predict(self.probe).mean if self._before is None else self._before
+        effect = stepper.apply(observation)
+        self._before = model.predict(self.probe).mean
+        return effect._replace(change=float(np.abs(self._before - before).max()), **predicted)
+
+
+def _predicted(answer: Predictive, y: np.ndarray) -> dict[str, Any]:
+    """Confidence and hit of a class, or the probability integral transform of a single number."""
+    likelihood = answer.likelihood
+    if likelihood.has_logits or y.ndim == 1:
+        probabilities = answer.probabilities[0]
+        chosen = int(probabilities.argmax())
+        return {"confidence": float(probabilities[chosen]), "hit": float(chosen == int(y.reshape(-1)[0]))}
+    if likelihood.num_targets > 1:
+        return {}
+    return {"pit": float(answer.probability_integral_transform(y)[0, 0])}
