@@ -70,6 +70,21 @@ class Answering:
         outputs, spread = self._collect(parts, len(x))
         return outputs, spread * float(self._likelihood.dispersion(self.likelihood_state(posterior)))
 
+    def joint(self, posterior: Posterior, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`linearized`, with the covariance between all rows: (N, K) and (N·K, N·K)."""
+        engine, structure, network = self._engine, self._structure, self._network
+        padded = x[np.minimum(np.arange(1 << (len(x) - 1).bit_length()), len(x) - 1)]
+
+        def moments(weights: Any, rows: Any) -> Any:
+            outputs, factors = network.factors(engine, structure.mean(weights), rows)
+            return outputs, structure.output_covariance(engine, weights, factors, joint=True)
+
+        parts = self._cached("joint", moments)(posterior.weights, engine.asarray(padded))
+        outputs, covariance = (engine.to_numpy(part).astype(np.float64) for part in parts)
+        size = len(x) * outputs.shape[1]
+        dispersion = float(self._likelihood.dispersion(self.likelihood_state(posterior)))
+        return outputs[: len(x)], covariance[:size, :size] * dispersion
+
     def _prepare(self, weights: Any, rows: int, member: int) -> Any:
         """The posterior, or what its structure makes of it once so many rows were asked that this pays."""
         engine, structure, last = self._engine, self._structure, self._network.output_layer

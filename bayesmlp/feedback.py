@@ -13,6 +13,7 @@ import numpy as np
 from .inference.errors import InvalidInput
 from .inference.likelihoods import Likelihood
 from .inference.network import Network
+from .masking import check_labels_possible, check_output_mask, fill_unobserved
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights, with_row_axis
 
@@ -44,12 +45,14 @@ class Observation(NamedTuple):
         y: as the likelihood prepared it, (rows, ...).
         weight: of each row, (rows,).
         time: of the event in seconds since the epoch, if the sender gave one.
+        output_mask: the outputs that each row tells of, (rows, K); None for all.
     """
 
     x: np.ndarray
     y: np.ndarray
     weight: np.ndarray
     time: float | None = None
+    output_mask: np.ndarray | None = None
 
     @classmethod
     def check(
@@ -58,6 +61,7 @@ class Observation(NamedTuple):
         y: Any,
         weight: Any,
         time: Any,
+        output_mask: Any = None,
         *,
         num_inputs: int,
         network: Network,
@@ -73,15 +77,17 @@ class Observation(NamedTuple):
         targets = as_host_array(y, "y")
         if targets.ndim == 0 or (targets.ndim == 1 and len(inputs) == 1 and len(targets) == likelihood.num_targets > 1):
             targets = targets[None]
-        targets = likelihood.prepare(targets, "y")
+        mask = check_output_mask(output_mask, len(inputs), likelihood)
+        targets = likelihood.prepare(fill_unobserved(targets, mask, scaling.target_mean), "y")
         if len(targets) != len(inputs):
             raise InvalidInput(f"y must have as many rows as x ({len(inputs)}), got {len(targets)}")
+        check_labels_possible(targets, mask)
         weights = check_weights(weight, len(inputs))
         if time is not None and not (isinstance(time, Real) and math.isfinite(time)):
             raise InvalidInput(f"time must be seconds since the epoch, got {time!r}")
         scaling.inputs(inputs, "x")
         scaling.targets(targets, "y")
-        return cls(inputs, targets, weights, None if time is None else float(time))
+        return cls(inputs, targets, weights, None if time is None else float(time), mask)
 
     def to_body(self) -> dict[str, Any]:
         """As JSON values; every number survives the way there and back."""
@@ -90,6 +96,8 @@ class Observation(NamedTuple):
             body["weight"] = self.weight.tolist()
         if self.time is not None:
             body["time"] = self.time
+        if self.output_mask is not None:
+            body["output_mask"] = self.output_mask.tolist()
         return body
 
     @classmethod
@@ -97,4 +105,5 @@ class Observation(NamedTuple):
         """The inverse of :meth:`to_body`."""
         x = np.asarray(body["x"], dtype=np.float64)
         weight = np.asarray(body.get("weight", np.ones(len(x))), dtype=np.float64)
-        return cls(x, likelihood.prepare(np.asarray(body["y"])), weight, body.get("time"))
+        mask = np.asarray(body["output_mask"]) if "output_mask" in body else None
+        return cls(x, likelihood.prepare(np.asarray(body["y"])), weight, body.get("time"), mask)

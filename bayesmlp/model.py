@@ -24,6 +24,7 @@ from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
 from .inference.likelihoods import Likelihood
+from .inference.likelihoods.masked import MaskedTargets, masked
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
 from .inference.priors import NormalPrior
@@ -34,7 +35,8 @@ from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
 from .layers.conversion import restore_network
-from .predictive import APPROXIMATIONS, Predictive
+from .masking import check_labels_possible, check_output_mask, fill_unobserved
+from .predictive import APPROXIMATIONS, JointOutputs, Predictive
 from .progress import fit_progress
 from .sampled import SampledPosterior
 from .scaling import Scaling
@@ -194,6 +196,11 @@ class BayesianMLP:
         return FilterModel(self.network, self.scaled_likelihood, self._resolved, self.dynamics)
 
     @property
+    def masked_filter_model(self) -> FilterModel:
+        """As :attr:`filter_model`, for batches whose targets come with a mask of the outputs."""
+        return replace(self.filter_model, likelihood=masked(self.scaled_likelihood))
+
+    @property
     def scaled_likelihood(self) -> Likelihood:
         """The likelihood in the units of the scaled targets; raises :class:`NotFitted` before any data."""
         return self.likelihood.in_units_of(self.scaling.target_scale)
@@ -345,7 +352,15 @@ class BayesianMLP:
             weight=weights if weights.any() else None,  # rows that weigh nothing still have a scale
         )
 
-    def update(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> UpdateInfo:  # noqa: N803
+    def update(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        weight: Any = None,
+        elapsed: float = 1.0,
+        output_mask: Any = None,
+    ) -> UpdateInfo:
         """One online Bayes step, in memory; a model without data starts from its prior.
 
         Large batches are taken in chunks of about 512 output directions, one Bayes step each.
@@ -355,6 +370,8 @@ class BayesianMLP:
             y: targets.
             weight: of each row, at least 0; a row of weight 2 counts as two.
             elapsed: time since the last update, in the unit of the dynamics.
+            output_mask: booleans (rows, K), or (K,) for all rows: for ``Categorical`` the classes that were possible,
+                for ``Gaussian`` and ``Bernoulli`` the outputs that were observed; what y holds for others is ignored.
 
         Returns:
             What the update did, as plain numbers, summed over the chunks.
@@ -364,7 +381,8 @@ class BayesianMLP:
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
         x = check_inputs(X, self._num_inputs, network=self.network, whole=True)
-        targets = self._prepare(y, len(x))
+        mask = check_output_mask(output_mask, len(x), self.likelihood)
+        targets = self._prepare(y, len(x), mask)
         weights = check_weights(weight, len(x))
         if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
             raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
@@ -373,18 +391,24 @@ class BayesianMLP:
             self.start_from_prior(x.shape[1])
         try:
             x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
-            return self._update_in_chunks(x, targets, weights, elapsed)
+            return self._update_in_chunks(x, targets, weights, elapsed, mask)
         except BaseException:
             self._num_inputs, self._scaling, self._posterior, self._prior_state = before
             raise
 
-    def _update_in_chunks(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> UpdateInfo:
-        step = self._cached("step", lambda: self.filter_model.compile(self.engine))
+    def _update_in_chunks(
+        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, mask: np.ndarray | None
+    ) -> UpdateInfo:
+        if mask is None:
+            step = self._cached("step", lambda: self.filter_model.compile(self.engine))
+        else:
+            step = self._cached("masked step", lambda: self.masked_filter_model.compile(self.engine))
         size = chunk_rows(self.likelihood.num_outputs)
         totals = np.zeros(3)
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
-            batch = self.batch(x[rows], y[rows], weight[rows], float(elapsed) if start == 0 else 0.0)
+            time = float(elapsed) if start == 0 else 0.0
+            batch = self.batch(x[rows], y[rows], weight[rows], time, None if mask is None else mask[rows])
             posterior, info = step(self.posterior, self._prior_state, *batch)
             info = UpdateInfo(*(float(value) for value in self.engine.fetch(info)))
             if not info.ok:
@@ -393,9 +417,13 @@ class BayesianMLP:
             totals += [info.log_predictive, info.information, info.iterations]
         return UpdateInfo(float(totals[0]), float(totals[1]), float(totals[2]), True)
 
-    def batch(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> tuple[Any, ...]:
+    def batch(
+        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, mask: np.ndarray | None = None
+    ) -> tuple[Any, ...]:
         """Scaled host rows as the engine's arrays, padded with rows of weight 0 to the next power of two."""
         missing = (1 << (len(x) - 1).bit_length()) - len(x)
+        if missing and mask is not None:
+            mask = np.concatenate([mask, np.repeat(mask[:1], missing, axis=0)])
         if missing:
             x = np.concatenate([x, np.repeat(x[:1], missing, axis=0)])
             y = np.concatenate([y, np.repeat(y[:1], missing, axis=0)])
@@ -409,7 +437,8 @@ class BayesianMLP:
             time = self._cached("one event", lambda: convert(np.ones(())))
         else:
             time = convert(np.asarray(elapsed, dtype=np.float64))
-        return convert(x), convert(y), weights, time
+        targets = convert(y) if mask is None else MaskedTargets(convert(y), convert(mask))
+        return convert(x), targets, weights, time
 
     def start_from_prior(self, num_inputs: int | None = None, scaling: Scaling | None = None) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
@@ -471,10 +500,12 @@ class BayesianMLP:
         with self.engine.scope():
             return stack_trees(self.engine.xp.stack, states)
 
-    def _prepare(self, y: Any, rows: int) -> np.ndarray:
-        targets = self.likelihood.prepare(as_host_array(y, "y"))
+    def _prepare(self, y: Any, rows: int, mask: np.ndarray | None = None) -> np.ndarray:
+        mean = np.zeros(1) if self._scaling is None else self._scaling.target_mean
+        targets = self.likelihood.prepare(fill_unobserved(as_host_array(y, "y"), mask, mean))
         if len(targets) != rows:
             raise InvalidInput(f"y must have as many rows as X ({rows}), got {len(targets)}")
+        check_labels_possible(targets, mask)
         return targets
 
     # -- sampling -------------------------------------------------------------------------------------------------
@@ -543,6 +574,7 @@ class BayesianMLP:
         num_samples: int = 100,
         seed: int | None = None,
         approximation: str = "nodes",
+        output_mask: Any = None,
     ) -> Predictive:
         """The predictive distribution of y.
 
@@ -556,6 +588,8 @@ class BayesianMLP:
                 nodes; ``"monte_carlo"``: random draws; or a closed form, ``"probit"`` or ``"bridge"`` (see
                 :mod:`.inference.logit_normal`), for Categorical and Bernoulli. A closed form gives the probabilities
                 and what follows from them; the epistemic parts of variance and entropy are still by fixed nodes.
+            output_mask: as for :meth:`update`: the classes that are possible, others have probability 0; or the outputs
+                that ``Predictive.log_prob`` is of, which changes nothing else.
 
         Raises:
             InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
@@ -568,6 +602,9 @@ class BayesianMLP:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
         self._check_approximation(approximation, method)
         x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
+        mask = check_output_mask(output_mask, len(x), self.likelihood)
+        if mask is not None and approximation == "bridge":
+            raise InvalidInput("approximation 'bridge' takes no output_mask: it needs every logit")
         own_seed = self.seed if seed is None else seed
         answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
         options: dict[str, Any] = {"approximation": approximation}
@@ -590,7 +627,8 @@ class BayesianMLP:
                 mean, covariance = answering.linearized(posterior, x, member=member)
             state = answering.likelihood_state(posterior)
             parts.append(Predictive.single(method, likelihood, scaling, mean, covariance, state, **options))
-        return Predictive.mixture(parts, log_weights) if len(parts) > 1 else parts[0]
+        answer = Predictive.mixture(parts, log_weights) if len(parts) > 1 else parts[0]
+        return answer if mask is None else answer.masked(mask)
 
     @property
     def _answering(self) -> Answering:
@@ -639,6 +677,23 @@ class BayesianMLP:
         shares = np.exp(log_weights)[:, None, None]
         average = np.sum(shares * means, axis=0)
         return np.asarray(np.sum(shares * (variances + (means - average) ** 2), axis=0))
+
+    def joint_outputs(self, X: Any) -> JointOutputs:  # noqa: N803
+        """Outputs of several rows, linearised at the mean, with the covariances between the rows.
+
+        Args:
+            X: inputs, (rows, inputs); memory grows with the square of their number.
+
+        Raises:
+            InvalidInput: bad inputs.
+            NotFitted: the model has seen no data.
+        """
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
+        members, log_weights = self._members()
+        mean, covariance = (np.stack(a) for a in zip(*(self._answering.joint(p, x) for p in members), strict=True))
+        states = [self._answering.likelihood_state(posterior) for posterior in members]
+        state = stack_trees(np.stack, states)
+        return JointOutputs(self.scaled_likelihood, self.scaling, log_weights, mean, covariance, state)
 
     def sample_functions(
         self, num_functions: int, *, method: str = "linearized", seed: int | None = None

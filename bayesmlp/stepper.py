@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +49,10 @@ class Stepper:
         self.model = model.to_engine(model.engine)
         self._step = self.model.filter_model.compile_in_place(self.model.engine)
 
+    @cached_property
+    def _masked_step(self) -> Callable[..., Any]:
+        return self.model.masked_filter_model.compile_in_place(self.model.engine)
+
     @property
     def posterior(self) -> Posterior:
         """The current posterior; its memory is written by the next step."""
@@ -59,10 +65,10 @@ class Stepper:
     def apply(self, observation: Observation) -> Effect:
         """Fold one observation."""
         model = self.model
-        batch = model.batch(
-            model.scaling.inputs(observation.x), model.scaling.targets(observation.y), observation.weight, 1.0
-        )
-        posterior, info = self._step(model.posterior, model.prior_state, *batch)
+        x, y = model.scaling.inputs(observation.x), model.scaling.targets(observation.y)
+        batch = model.batch(x, y, observation.weight, 1.0, observation.output_mask)
+        step = self._step if observation.output_mask is None else self._masked_step
+        posterior, info = step(model.posterior, model.prior_state, *batch)
         model.set_posterior(posterior)
         info = model.engine.fetch(info)
         if not bool(info.ok):

@@ -12,6 +12,7 @@ from .feedback import Observation, check_event_id
 from .inference.engines import Engine
 from .inference.errors import InvalidInput, StoreError, UnknownEvent
 from .inference.host import as_host_array
+from .masking import check_output_mask
 from .model import BayesianMLP
 from .predictive import Predictive
 from .replay import Replay, replay
@@ -178,12 +179,13 @@ class OnlineUpdater:
             raise StoreError(f"this updater of model {self.name!r} is closed")
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def predict(self, x: Any, *, method: str = "linearized") -> Predictive:
+    def predict(self, x: Any, *, method: str = "linearized", output_mask: Any = None) -> Predictive:
         """Answer, and keep the inputs so that feedback may name the answer.
 
         Args:
             x: inputs of one row (inputs,) or of several (rows, inputs).
             method: see :meth:`BayesianMLP.predict`.
+            output_mask: see :meth:`BayesianMLP.predict`; feedback on the answer names its own.
 
         Returns:
             The predictive distribution, with its ``prediction_id`` and the ``version`` that answered.
@@ -194,7 +196,7 @@ class OnlineUpdater:
                 with_row_axis(x, "x", self.model.network), self.model.num_inputs, "x", self.model.network
             )
             self._apply_waiting()
-            answer = self.model.predict(inputs, method=method)
+            answer = self.model.predict(inputs, method=method, output_mask=output_mask)
             kept = self.store.answers.keep(self.name, self._head, inputs, self.answer_time_to_live)
             return dataclasses.replace(answer, prediction_id=kept, version=self._head)
 
@@ -208,6 +210,7 @@ class OnlineUpdater:
         weight: float = 1.0,
         source: str | None = None,
         time: float | None = None,
+        output_mask: Any = None,
         wait: str = "applied",
     ) -> Receipt:
         """Learn from one observation. When it returns, the event is durable.
@@ -219,6 +222,7 @@ class OnlineUpdater:
             weight: 2 counts as two observations, 0.5 as half of one.
             source: who sent it, for :meth:`retract`.
             time: of the event, in seconds since the epoch; kept with it. The dynamics count events: each is one unit.
+            output_mask: the outputs that y tells of, see :meth:`BayesianMLP.update`; kept with the event.
             wait: ``"applied"``: return when it is learned; ``"durable"``: when it is stored.
 
         Raises:
@@ -226,7 +230,7 @@ class OnlineUpdater:
             ConflictingEvent: the id was sent before with another body; the first one stands.
             LeaseLost: another updater took over; nothing is stored.
         """
-        return self._learn("event", [(x, y, event_id, weight, time)], source, wait)[0]
+        return self._learn("event", [(x, y, event_id, weight, time, output_mask)], source, wait)[0]
 
     def observe_many(
         self,
@@ -235,6 +239,7 @@ class OnlineUpdater:
         *,
         event_ids: Sequence[str] | None = None,
         source: str | None = None,
+        output_mask: Any = None,
         wait: str = "applied",
     ) -> list[Receipt]:
         """Several events, each its own Bayes step, stored in one commit: as :meth:`observe` in a loop, but faster.
@@ -244,6 +249,7 @@ class OnlineUpdater:
             y: what was seen, one for each row.
             event_ids: one for each row.
             source: who sent them.
+            output_mask: see :meth:`observe`; one for all rows (K,), or for each (rows, K).
             wait: see :meth:`observe`.
 
         Raises:
@@ -254,7 +260,10 @@ class OnlineUpdater:
         ids = [None] * len(x) if event_ids is None else list(event_ids)
         if y.ndim == 0 or not len(x) == len(y) == len(ids):
             raise InvalidInput(f"x, y and event_ids must be equally long, got {len(x)}, {y.shape} and {len(ids)}")
-        return self._learn("event", [(a, b, c, 1.0, None) for a, b, c in zip(x, y, ids, strict=True)], source, wait)
+        mask = check_output_mask(output_mask, len(x), self.model.likelihood)
+        masks = [None] * len(x) if mask is None else list(mask)
+        rows = zip(x, y, ids, masks, strict=True)
+        return self._learn("event", [(a, b, c, 1.0, None, d) for a, b, c, d in rows], source, wait)
 
     def observe_batch(
         self,
@@ -265,6 +274,7 @@ class OnlineUpdater:
         weight: Any = None,
         source: str | None = None,
         time: float | None = None,
+        output_mask: Any = None,
     ) -> Receipt:
         """Several rows as one event and one Bayes step.
 
@@ -275,8 +285,9 @@ class OnlineUpdater:
             weight: of each row.
             source: see :meth:`observe`.
             time: see :meth:`observe`.
+            output_mask: see :meth:`observe`; one for all rows (K,), or for each (rows, K).
         """
-        return self._learn("batch", [(x, y, event_id, weight, time)], source, "applied")[0]
+        return self._learn("batch", [(x, y, event_id, weight, time, output_mask)], source, "applied")[0]
 
     def feedback(
         self,
@@ -285,6 +296,7 @@ class OnlineUpdater:
         *,
         event_id: str | None = None,
         source: str | None = None,
+        output_mask: Any = None,
         wait: str = "applied",
     ) -> Receipt:
         """Late feedback on an answer of :meth:`predict`, by its prediction id.
@@ -294,6 +306,7 @@ class OnlineUpdater:
             y: what was seen, one for each row of the answer.
             event_id: by default it follows from the prediction id, so that feedback sent twice is learned once.
             source: see :meth:`observe`.
+            output_mask: see :meth:`observe`; one for all rows (K,), or for each (rows, K).
             wait: see :meth:`observe`.
 
         Raises:
@@ -305,7 +318,7 @@ class OnlineUpdater:
         inputs = self.store.answers.inputs(self.name, prediction_id)
         kind = "event" if len(inputs) == 1 else "batch"
         chosen = f"feedback-{prediction_id}" if event_id is None else event_id
-        return self._learn(kind, [(inputs, y, chosen, None, None)], source, wait)[0]
+        return self._learn(kind, [(inputs, y, chosen, None, None, output_mask)], source, wait)[0]
 
     def _learn(self, kind: str, events: Sequence[Any], source: str | None, wait: str) -> list[Receipt]:
         if wait not in WAITS:
@@ -315,9 +328,9 @@ class OnlineUpdater:
         with self._lock:
             self._require_open()
             ids, observations = [], []
-            for x, y, event_id, weight, when in events:
+            for x, y, event_id, *rest in events:
                 ids.append(check_event_id(event_id))
-                observations.append(self._check(kind, x, y, weight, when))
+                observations.append(self._check(kind, x, y, *rest))
             new = [NewRecord(kind, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
             stored = self._append(new)
             for event, observation in zip(stored, observations, strict=True):
@@ -326,13 +339,14 @@ class OnlineUpdater:
                 self._apply_waiting()
             return [self._receipt(i, event) for i, event in zip(ids, stored, strict=True)]
 
-    def _check(self, kind: str, x: Any, y: Any, weight: Any, when: Any) -> Observation:
+    def _check(self, kind: str, x: Any, y: Any, weight: Any, when: Any, output_mask: Any) -> Observation:
         model = self.model
         checked = Observation.check(
             x,
             y,
             weight,
             when,
+            output_mask,
             num_inputs=model.num_inputs,
             network=model.network,
             likelihood=model.likelihood,

@@ -20,6 +20,11 @@ class Logistic(Likelihood):
     """p(y = 1 | output) = 1 / (1 + exp(-output)), independently for each output."""
 
     @property
+    def has_classes(self) -> bool:  # type: ignore[override]
+        """For a single output."""
+        return self.num_outputs == 1
+
+    @property
     def has_logits(self) -> bool:  # type: ignore[override]
         """For a single output."""
         return self.num_outputs == 1

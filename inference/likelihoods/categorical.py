@@ -29,6 +29,7 @@ class Categorical(Likelihood):
 
     num_classes: int
 
+    has_classes = True
     has_logits = True
 
     def __post_init__(self) -> None:
