@@ -34,6 +34,8 @@ _HOME = {
     "Subnetwork": "inference.structures",
     "Blocks": "inference.structures",
     "LastLayer": "inference.structures",
+    "Kind": "inference.kinds",
+    "Choice": "inference.kinds",
     "Static": "inference.dynamics",
     "Forgetting": "inference.dynamics",
     "Laplace": "inference.laplace",

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .inference.errors import InvalidInput
-from .inference.likelihoods import Likelihood
-from .inference.network import Network
+from .kinds import check_items, observed_kind, scaled_items
 from .masking import check_labels_possible, check_output_mask, fill_unobserved
-from .scaling import Scaling
-from .validation import as_host_array, check_inputs, check_weights, with_row_axis
+from .model import BayesianMLP
+from .validation import as_host_array, check_weights, with_row_axis
 
 __all__ = ["Observation", "check_event_id"]
 
@@ -46,6 +45,9 @@ class Observation(NamedTuple):
         weight: of each row, (rows,).
         time: of the event in seconds since the epoch, if the sender gave one.
         output_mask: the outputs that each row tells of, (rows, K); None for all.
+        kind: of the feedback, where it is not the model's first.
+        propensity: with which probability the action that led to it was taken, if the sender gave one; it is kept for
+            off-policy estimates and is no part of what is learned.
     """
 
     x: np.ndarray
@@ -53,6 +55,8 @@ class Observation(NamedTuple):
     weight: np.ndarray
     time: float | None = None
     output_mask: np.ndarray | None = None
+    kind: str | None = None
+    propensity: float | None = None
 
     @classmethod
     def check(
@@ -62,32 +66,48 @@ class Observation(NamedTuple):
         weight: Any,
         time: Any,
         output_mask: Any = None,
+        kind: str | None = None,
+        propensity: Any = None,
         *,
-        num_inputs: int,
-        network: Network,
-        likelihood: Likelihood,
-        scaling: Scaling,
+        model: BayesianMLP,
     ) -> Observation:
         """An observation, checked against the model it is for; one row may come without its row axis.
 
         Raises:
             InvalidInput: names the argument, what was expected and what came.
         """
-        inputs = check_inputs(with_row_axis(x, "x", network), num_inputs, "x", network, whole=True)
+        network, scaling = model.network, model.scaling
+        observed = observed_kind(model.kinds, kind)
+        inputs = check_items(with_row_axis(x, "x", network), observed, model.num_inputs, "x", network)
+        likelihood = model.likelihood
+        if observed is not None:
+            likelihood = observed.model_of(observed.items_of(inputs.shape[1], model.num_inputs))
         targets = as_host_array(y, "y")
         if targets.ndim == 0 or (targets.ndim == 1 and len(inputs) == 1 and len(targets) == likelihood.num_targets > 1):
             targets = targets[None]
         mask = check_output_mask(output_mask, len(inputs), likelihood)
-        targets = likelihood.prepare(fill_unobserved(targets, mask, scaling.target_mean), "y")
+        blank = scaling.target_mean if observed is None else np.zeros(1)
+        targets = likelihood.prepare(fill_unobserved(targets, mask, blank), "y")
         if len(targets) != len(inputs):
             raise InvalidInput(f"y must have as many rows as x ({len(inputs)}), got {len(targets)}")
         check_labels_possible(targets, mask)
         weights = check_weights(weight, len(inputs))
         if time is not None and not (isinstance(time, Real) and math.isfinite(time)):
             raise InvalidInput(f"time must be seconds since the epoch, got {time!r}")
-        scaling.inputs(inputs, "x")
-        scaling.targets(targets, "y")
-        return cls(inputs, targets, weights, None if time is None else float(time), mask)
+        scaled_items(scaling, inputs, "x")
+        if observed is None:
+            scaling.targets(targets, "y")
+        if propensity is not None and not (isinstance(propensity, Real) and 0 < float(propensity) <= 1):
+            raise InvalidInput(f"propensity must be a probability above 0, got {propensity!r}")
+        return cls(
+            inputs,
+            targets,
+            weights,
+            None if time is None else float(time),
+            mask,
+            None if observed is None else kind,
+            None if propensity is None else float(propensity),
+        )
 
     def to_body(self) -> dict[str, Any]:
         """As JSON values; every number survives the way there and back."""
@@ -98,12 +118,20 @@ class Observation(NamedTuple):
             body["time"] = self.time
         if self.output_mask is not None:
             body["output_mask"] = self.output_mask.tolist()
+        body |= {
+            name: value for name, value in (("kind", self.kind), ("propensity", self.propensity)) if value is not None
+        }
         return body
 
     @classmethod
-    def from_body(cls, body: Mapping[str, Any], likelihood: Likelihood) -> Observation:
-        """The inverse of :meth:`to_body`."""
+    def from_body(cls, body: Mapping[str, Any], model: BayesianMLP) -> Observation:
+        """The inverse of :meth:`to_body`, for the model that the event was sent to."""
         x = np.asarray(body["x"], dtype=np.float64)
         weight = np.asarray(body.get("weight", np.ones(len(x))), dtype=np.float64)
         mask = np.asarray(body["output_mask"]) if "output_mask" in body else None
-        return cls(x, likelihood.prepare(np.asarray(body["y"])), weight, body.get("time"), mask)
+        kind = body.get("kind")
+        likelihood = model.likelihood
+        if kind is not None:
+            likelihood = model.kinds[kind].model_of(x.shape[1] // model.num_inputs)
+        targets = likelihood.prepare(np.asarray(body["y"]))
+        return cls(x, targets, weight, body.get("time"), mask, kind, body.get("propensity"))

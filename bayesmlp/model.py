@@ -23,6 +23,7 @@ from .inference.engines.base import stack_trees, take
 from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
+from .inference.kinds import Choice, Kind, Place, view_of
 from .inference.likelihoods import Likelihood
 from .inference.likelihoods.masked import MaskedTargets, masked
 from .inference.methods import FitProblem, Method, state_arrays
@@ -34,6 +35,7 @@ from .inference.spec import from_spec, to_spec
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
+from .kinds import check_items, observed_kind, resolve_kinds, scaled_items
 from .layers.conversion import restore_network
 from .masking import check_labels_possible, check_output_mask, fill_unobserved
 from .predictive import APPROXIMATIONS, JointOutputs, Predictive
@@ -64,6 +66,10 @@ class BayesianMLP:
     Args:
         network: sizes and activation; or a module with Bayesian layers (:mod:`bayesmlp.layers`).
         likelihood: what the outputs mean: ``Gaussian()``, ``Categorical(10)``, ``Bernoulli()``.
+        feedback: in place of a likelihood, several kinds of feedback by name, each an observation model of the first
+            outputs, or of those that a :class:`Kind` names: ``{"label": Categorical(10), "rating": Kind(Ordinal(5),
+            outputs=10), "preference": Kind(BradleyTerry(), outputs=10)}``. The first is the one that :meth:`fit` takes,
+            whose targets are scaled, and that is meant where no kind is named.
         prior: of the weights.
         structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
@@ -84,8 +90,9 @@ class BayesianMLP:
     def __init__(
         self,
         network: Network,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None = None,
         *,
+        feedback: Mapping[str, Kind | Likelihood | Choice] | None = None,
         prior: NormalPrior | None = None,
         structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
@@ -98,6 +105,7 @@ class BayesianMLP:
             raise InvalidInput(
                 f"network must be an MLP, or a module given to bayesmlp.layers' bayesianize, got {network!r}"
             )
+        self.kinds, likelihood = resolve_kinds(network, likelihood, feedback)
         parts: tuple[tuple[str, Any, Any], ...] = (
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
@@ -111,6 +119,9 @@ class BayesianMLP:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         self.network = network
         self.likelihood = likelihood
+        self._total_outputs = max((max(kind.outputs) + 1 for kind in self.kinds.values()), default=0)  # type: ignore[arg-type]
+        first = next(iter(self.kinds.values()), None)
+        self._seen = network if first is None else view_of(network, first, self._total_outputs)
         self.prior = prior or NormalPrior()
         self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
@@ -134,7 +145,7 @@ class BayesianMLP:
         self._split: tuple[Any, list[Posterior]] = (None, [])
         self._resolved = self._resolve(self.structure)
         self._fitted_prior = self.prior
-        network.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
+        self._seen.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
@@ -193,12 +204,40 @@ class BayesianMLP:
     @property
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
-        return FilterModel(self.network, self.scaled_likelihood, self._resolved, self.dynamics)
+        return FilterModel(self._seen, self.scaled_likelihood, self._resolved, self.dynamics, self._place(0))
 
     @property
     def masked_filter_model(self) -> FilterModel:
         """As :attr:`filter_model`, for batches whose targets come with a mask of the outputs."""
         return replace(self.filter_model, likelihood=masked(self.scaled_likelihood))
+
+    def filter_model_of(self, kind: str | None = None, items: int = 1, has_mask: bool = False) -> FilterModel:
+        """As :attr:`filter_model`, for a kind of feedback whose rows hold so many items."""
+        index = 0 if kind is None else list(self.kinds).index(kind)
+        if index == 0 and items == 1:
+            return self.masked_filter_model if has_mask else self.filter_model
+        chosen = self.kinds[str(kind)]
+        likelihood = chosen.model_of(items)
+        network = view_of(self.network, chosen, self._total_outputs, items)
+        if has_mask:
+            likelihood = masked(likelihood)
+        return FilterModel(network, likelihood, self._resolved, self.dynamics, self._place(index))
+
+    def _place(self, index: int) -> Place | None:
+        if not self.kinds:
+            return None
+        of_kind = list(self.kinds.values())[index].stateful
+        scaled = self.scaled_likelihood
+        return Place(index, scaled if index == 0 else of_kind, scaled)
+
+    def _with_other_kinds(self, state: Any, members: int | None = None) -> Any:
+        """The first kind's state, and with it the others' before any feedback; for each member of a mixture."""
+        if not self.kinds:
+            return state
+        others = [kind.stateful.initial_state() for kind in [*self.kinds.values()][1:]]
+        if members is not None:
+            others = [map_arrays(lambda value: np.stack([value] * members), other) for other in others]
+        return (state, *(state_arrays(self.engine, other) for other in others))
 
     @property
     def scaled_likelihood(self) -> Likelihood:
@@ -217,7 +256,7 @@ class BayesianMLP:
         engine, structure = self.engine, self._base
 
         def variances(posterior: Posterior) -> Any:
-            dispersion = float(self.likelihood.dispersion(map_arrays(engine.to_numpy, posterior.likelihood)))
+            dispersion = self._answering.dispersion(posterior)
             with engine.scope():
                 return tuple(v * dispersion for v in structure.marginal_variance(engine, posterior.weights))
 
@@ -268,7 +307,7 @@ class BayesianMLP:
         x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
-            network=self.network,
+            network=self._seen,
             likelihood=self.likelihood.in_units_of(scaling.target_scale),
             structure=self._base,
             prior=self.prior,
@@ -293,7 +332,11 @@ class BayesianMLP:
         self.history = [float(value) for value in result.history[:, 0]]
         self.fit_details = {"terms": result.history, **result.details}
         self._fitted_prior, self._resolved = result.prior, result.structure
-        self._set(x.shape[1], scaling, result.posterior)
+        posterior = result.posterior
+        if self.kinds:
+            members = result.structure.members if isinstance(result.structure, Mixture) else None
+            posterior = posterior._replace(likelihood=self._with_other_kinds(posterior.likelihood, members))
+        self._set(x.shape[1], scaling, posterior)
         if kept is not None:
             kept.remove()
         return self
@@ -360,6 +403,7 @@ class BayesianMLP:
         weight: Any = None,
         elapsed: float = 1.0,
         output_mask: Any = None,
+        kind: str | None = None,
     ) -> UpdateInfo:
         """One online Bayes step, in memory; a model without data starts from its prior.
 
@@ -372,6 +416,9 @@ class BayesianMLP:
             elapsed: time since the last update, in the unit of the dynamics.
             output_mask: booleans (rows, K), or (K,) for all rows: for ``Categorical`` the classes that were possible,
                 for ``Gaussian`` and ``Bernoulli`` the outputs that were observed; what y holds for others is ignored.
+            kind: of the feedback, for a model that hears several; None for the first. Where it compares items, a row
+                of X holds those of all items, one after the other, and y says whether the first won, or the place of
+                the chosen one.
 
         Returns:
             What the update did, as plain numbers, summed over the chunks.
@@ -380,9 +427,14 @@ class BayesianMLP:
             InvalidInput: bad data; the model is as it was.
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
-        x = check_inputs(X, self._num_inputs, network=self.network, whole=True)
-        mask = check_output_mask(output_mask, len(x), self.likelihood)
-        targets = self._prepare(y, len(x), mask)
+        observed = observed_kind(self.kinds, kind)
+        if observed is not None:
+            x = check_items(X, observed, self.num_inputs, "X", self.network)
+            likelihood = observed.model_of(observed.items_of(x.shape[1], self.num_inputs))
+        else:
+            x, likelihood = check_inputs(X, self._num_inputs, network=self.network, whole=True), self.likelihood
+        mask = check_output_mask(output_mask, len(x), likelihood)
+        targets = self._prepare(y, len(x), mask, likelihood)
         weights = check_weights(weight, len(x))
         if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
             raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
@@ -390,20 +442,25 @@ class BayesianMLP:
         if self._posterior is None:
             self.start_from_prior(x.shape[1])
         try:
-            x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
-            return self._update_in_chunks(x, targets, weights, elapsed, mask)
+            x = scaled_items(self.scaling, x)
+            targets = targets if observed else self.scaling.targets(targets)
+            return self._update_in_chunks(x, targets, weights, elapsed, mask, kind if observed else None)
         except BaseException:
             self._num_inputs, self._scaling, self._posterior, self._prior_state = before
             raise
 
     def _update_in_chunks(
-        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, mask: np.ndarray | None
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        weight: np.ndarray,
+        elapsed: float,
+        mask: np.ndarray | None,
+        kind: str | None,
     ) -> UpdateInfo:
-        if mask is None:
-            step = self._cached("step", lambda: self.filter_model.compile(self.engine))
-        else:
-            step = self._cached("masked step", lambda: self.masked_filter_model.compile(self.engine))
-        size = chunk_rows(self.likelihood.num_outputs)
+        what = (kind, x.shape[1] // self.num_inputs if kind else 1, mask is not None)
+        step = self._cached(f"step {what}", lambda: self.filter_model_of(*what).compile(self.engine))
+        size = chunk_rows(max(self.likelihood.num_outputs, what[1]))
         totals = np.zeros(3)
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
@@ -460,9 +517,9 @@ class BayesianMLP:
         dispersion = float(self.likelihood.dispersion(state))
         members = []
         for member in range(self._resolved.members if isinstance(self._resolved, Mixture) else 1):
-            start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
+            start = self._seen.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
             weights = self._independent(start, num_inputs, dispersion)
-            members.append(Posterior(weights, state_arrays(self.engine, state)))
+            members.append(Posterior(weights, self._with_other_kinds(state_arrays(self.engine, state))))
         scaling = scaling or Scaling.identity(num_inputs, self.likelihood.num_targets)
         if scaling.input_mean.shape != (num_inputs,):
             raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
@@ -473,7 +530,7 @@ class BayesianMLP:
     def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None) -> Any:
         """A member's state with the prior's precision, at unit dispersion, around a mean."""
         engine, structure = self.engine, self._base
-        prior = self.network.prior_precision(self._fitted_prior, num_inputs, self.likelihood.num_outputs)
+        prior = self._seen.prior_precision(self._fitted_prior, num_inputs, self.likelihood.num_outputs)
         with engine.scope():
             means = tuple(engine.asarray(matrix) for matrix in mean)
             precisions = tuple(engine.asarray(p * dispersion) for p in prior)
@@ -492,7 +549,7 @@ class BayesianMLP:
         """What the dynamics relax to; for a mixture, each member's own, stacked."""
         states = []
         for posterior in self._members()[0]:
-            dispersion = float(self.likelihood.dispersion(map_arrays(self.engine.to_numpy, posterior.likelihood)))
+            dispersion = self._answering.dispersion(posterior)
             weights = posterior.weights
             states.append(self._independent(self._base.mean(weights), self.num_inputs, dispersion, weights))
         if not isinstance(self._resolved, Mixture):
@@ -500,9 +557,13 @@ class BayesianMLP:
         with self.engine.scope():
             return stack_trees(self.engine.xp.stack, states)
 
-    def _prepare(self, y: Any, rows: int, mask: np.ndarray | None = None) -> np.ndarray:
-        mean = np.zeros(1) if self._scaling is None else self._scaling.target_mean
-        targets = self.likelihood.prepare(fill_unobserved(as_host_array(y, "y"), mask, mean))
+    def _prepare(
+        self, y: Any, rows: int, mask: np.ndarray | None = None, likelihood: Likelihood | None = None
+    ) -> np.ndarray:
+        likelihood = likelihood or self.likelihood
+        is_scaled = self._scaling is not None and likelihood is self.likelihood
+        mean = self.scaling.target_mean if is_scaled else np.zeros(1)
+        targets = likelihood.prepare(fill_unobserved(as_host_array(y, "y"), mask, mean))
         if len(targets) != rows:
             raise InvalidInput(f"y must have as many rows as X ({rows}), got {len(targets)}")
         check_labels_possible(targets, mask)
@@ -527,8 +588,8 @@ class BayesianMLP:
         return self._program("torch", "pyro", num_inputs, scaling)
 
     def _program(self, framework: str, language: str, num_inputs: int | None, scaling: Scaling | None) -> Program:
-        if not isinstance(self.network, MLP):
-            raise InvalidInput(f"network must be an MLP for {language}, got {self.network!r}")
+        if not isinstance(self._seen, MLP):
+            raise InvalidInput(f"network must be an MLP for {language}, got {self._seen!r}")
         if not self.engine.name.startswith(framework):
             raise InvalidInput(f"{language} runs on {framework}: use to_engine({framework!r}) first")
         try:
@@ -538,8 +599,8 @@ class BayesianMLP:
         size = num_inputs or self.num_inputs
         units = scaling or self._scaling or Scaling.identity(size, self.likelihood.num_targets)
         likelihood = self.likelihood.in_units_of(units.target_scale)
-        precision = self.prior.precision(self.network.shapes(size, likelihood.num_outputs))
-        return probabilistic_program(*modules, self.engine, self.network, likelihood, precision)
+        precision = self.prior.precision(self._seen.shapes(size, likelihood.num_outputs))
+        return probabilistic_program(*modules, self.engine, self._seen, likelihood, precision)
 
     def sample(self, X: Any, y: Any, *, method: NUTS | None = None) -> SampledPosterior:  # noqa: N803
         """Draws from the exact posterior given a data set: NumPyro's on jax, Pyro's on torch.
@@ -562,8 +623,8 @@ class BayesianMLP:
             self.engine, program, self.engine.asarray(x), self.engine.asarray(targets), self.seed
         )
         likelihood = self.likelihood.in_units_of(scaling.target_scale)
-        assert isinstance(self.network, MLP)
-        return SampledPosterior(self.network, likelihood, scaling, chains, x, targets)
+        assert isinstance(self._seen, MLP)
+        return SampledPosterior(self._seen, likelihood, scaling, chains, x, targets)
 
     # -- answering ------------------------------------------------------------------------------------------------
     def predict(
@@ -575,6 +636,7 @@ class BayesianMLP:
         seed: int | None = None,
         approximation: str = "nodes",
         output_mask: Any = None,
+        kind: str | None = None,
     ) -> Predictive:
         """The predictive distribution of y.
 
@@ -590,6 +652,8 @@ class BayesianMLP:
                 and what follows from them; the epistemic parts of variance and entropy are still by fixed nodes.
             output_mask: as for :meth:`update`: the classes that are possible, others have probability 0; or the outputs
                 that ``Predictive.log_prob`` is of, which changes nothing else.
+            kind: of what is predicted, for a model that hears several; None for the first. Where it compares items,
+                rows are as for :meth:`update`.
 
         Raises:
             InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
@@ -600,13 +664,19 @@ class BayesianMLP:
         for name, value, least in (("num_samples", num_samples, 1), ("seed", 0 if seed is None else seed, 0)):
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
-        self._check_approximation(approximation, method)
-        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
-        mask = check_output_mask(output_mask, len(x), self.likelihood)
+        observed = observed_kind(self.kinds, kind)
+        if observed is None:
+            x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
+            answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
+        else:
+            x = scaled_items(self.scaling, check_items(X, observed, self.num_inputs, "X", self.network))
+            answering, likelihood = self._answering_of(str(kind), observed.items_of(x.shape[1], self.num_inputs))
+            scaling = Scaling.identity(self.num_inputs, likelihood.num_targets)
+        self._check_approximation(approximation, method, likelihood)
+        mask = check_output_mask(output_mask, len(x), likelihood)
         if mask is not None and approximation == "bridge":
             raise InvalidInput("approximation 'bridge' takes no output_mask: it needs every logit")
         own_seed = self.seed if seed is None else seed
-        answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
         options: dict[str, Any] = {"approximation": approximation}
         if approximation == "monte_carlo":
             options["standard_normal"] = np.random.default_rng(own_seed).standard_normal(
@@ -633,8 +703,15 @@ class BayesianMLP:
     @property
     def _answering(self) -> Answering:
         return self._cached(
-            "answering", lambda: Answering(self.engine, self.network, self._base, self.scaled_likelihood)
+            "answering",
+            lambda: Answering(self.engine, self._seen, self._base, self.scaled_likelihood, self._place(0)),
         )
+
+    def _answering_of(self, kind: str, items: int) -> tuple[Answering, Likelihood]:
+        """Answers of a kind of feedback other than the first, and its likelihood."""
+        model = self.filter_model_of(kind, items)
+        build = lambda: Answering(self.engine, model.network, self._base, model.likelihood, model.place)  # noqa: E731
+        return self._cached(f"answering {kind} {items}", build), model.likelihood
 
     def _members(self) -> tuple[list[Posterior], np.ndarray]:
         """The posterior's members, one where it is no mixture, and the logarithms of their weights."""
@@ -647,15 +724,15 @@ class BayesianMLP:
                 self._split = posterior, [take(stacked, member) for member in range(self._resolved.members)]
         return self._split[1], self.engine.to_numpy(posterior.weights.log_weights)
 
-    def _check_approximation(self, approximation: str, method: str) -> None:
+    def _check_approximation(self, approximation: str, method: str, likelihood: Likelihood) -> None:
         if approximation not in APPROXIMATIONS:
             raise InvalidInput(f"approximation must be one of {', '.join(APPROXIMATIONS)}, got {approximation!r}")
         if approximation == "nodes":
             return
         if method != "linearized":
             raise InvalidInput(f"approximation {approximation!r} is for method 'linearized', not for {method!r}")
-        if not self.likelihood.has_logits:
-            raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {self.likelihood}")
+        if not likelihood.has_logits:
+            raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {likelihood}")
 
     def output_variance(self, X: Any) -> np.ndarray:  # noqa: N803
         """Variance of each output due to the weights, linearised at the mean, (N, K), in scaled units.
@@ -722,15 +799,12 @@ class BayesianMLP:
             for member, (posterior, count) in enumerate(zip(members, counts, strict=True))
             if count
         ]
-        return FunctionSamples(self.engine, self.network, self.scaling, self.num_inputs, method, groups)
+        return FunctionSamples(self.engine, self._seen, self.scaling, self.num_inputs, method, groups)
 
     def _cached(self, name: str, build: Callable[[], Any]) -> Any:
         if name not in self._compiled:
             self._compiled[name] = build()
         return self._compiled[name]
-
-    def _host_likelihood_state(self) -> Any:
-        return map_arrays(self.engine.to_numpy, self.posterior.likelihood)
 
     # -- moving ---------------------------------------------------------------------------------------------------
     def to_engine(self, engine: str | Engine) -> BayesianMLP:
@@ -743,7 +817,9 @@ class BayesianMLP:
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""
+        kinds = [[name, to_spec(kind)] for name, kind in self.kinds.items()]
         return {
+            **({"feedback": kinds} if kinds else {}),
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
             "prior": to_spec(self._fitted_prior),
@@ -764,7 +840,12 @@ class BayesianMLP:
     def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
         """A posterior of this model as named host arrays."""
         arrays = {f"weights.{k}": v for k, v in self._resolved.to_arrays(self.engine, posterior.weights).items()}
-        return arrays | {f"likelihood.{i}": self.engine.to_numpy(v) for i, v in enumerate(posterior.likelihood)}
+        states = {"likelihood": posterior.likelihood}
+        if self.kinds:
+            each = zip(self.kinds, posterior.likelihood, strict=True)
+            states = {f"likelihood.{name}": state for name, state in each}
+        named = [(f"{name}.{i}", value) for name, state in states.items() for i, value in enumerate(state)]
+        return arrays | {name: self.engine.to_numpy(value) for name, value in named}
 
     def constant_arrays(self) -> dict[str, np.ndarray]:
         """What updates do not change: the scaling, and the prior where the dynamics need it."""
@@ -795,7 +876,8 @@ class BayesianMLP:
         """
         model = cls(
             restore_network(spec["network"], network),
-            from_spec(spec["likelihood"]),
+            None if "feedback" in spec else from_spec(spec["likelihood"]),
+            feedback={name: from_spec(kind) for name, kind in spec["feedback"]} if "feedback" in spec else None,
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
             dynamics=from_spec(spec["dynamics"]),
@@ -816,8 +898,15 @@ class BayesianMLP:
         """The inverse of :meth:`posterior_arrays`."""
         weights = self._resolved.from_arrays(self.engine, _under("weights", arrays))
         parts = _under("likelihood", arrays)
-        state = [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
-        return Posterior(weights, self.likelihood.restore_state(state))
+
+        def restored(likelihood: Likelihood, parts: Mapping[str, np.ndarray]) -> Any:
+            state = [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
+            return likelihood.restore_state(state)
+
+        if not self.kinds:
+            return Posterior(weights, restored(self.likelihood, parts))
+        states = (restored(kind.stateful, _under(name, parts)) for name, kind in self.kinds.items())
+        return Posterior(weights, tuple(states))
 
 
 def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None) -> Engine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from .feedback import Observation
 from .inference.engines import Engine
 from .inference.filtering import Posterior
+from .kinds import scaled_items
 from .model import BayesianMLP
 
 __all__ = ["Effect", "Stepper", "step_fingerprint"]
@@ -47,11 +47,13 @@ class Stepper:
 
     def __init__(self, model: BayesianMLP) -> None:
         self.model = model.to_engine(model.engine)
-        self._step = self.model.filter_model.compile_in_place(self.model.engine)
+        self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
-    @cached_property
-    def _masked_step(self) -> Callable[..., Any]:
-        return self.model.masked_filter_model.compile_in_place(self.model.engine)
+    def _step_for(self, *what: Any) -> Callable[..., Any]:
+        """The step of a kind, a number of items, and whether there is a mask; compiled when first needed."""
+        if what not in self._steps:
+            self._steps[what] = self.model.filter_model_of(*what).compile_in_place(self.model.engine)
+        return self._steps[what]
 
     @property
     def posterior(self) -> Posterior:
@@ -65,9 +67,11 @@ class Stepper:
     def apply(self, observation: Observation) -> Effect:
         """Fold one observation."""
         model = self.model
-        x, y = model.scaling.inputs(observation.x), model.scaling.targets(observation.y)
+        x = scaled_items(model.scaling, observation.x)
+        y = observation.y if observation.kind else model.scaling.targets(observation.y)
         batch = model.batch(x, y, observation.weight, 1.0, observation.output_mask)
-        step = self._step if observation.output_mask is None else self._masked_step
+        items = x.shape[1] // model.num_inputs if observation.kind else 1
+        step = self._step_for(observation.kind, items, observation.output_mask is not None)
         posterior, info = step(model.posterior, model.prior_state, *batch)
         model.set_posterior(posterior)
         info = model.engine.fetch(info)

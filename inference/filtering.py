@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float
 
 from .dynamics import Dynamics, Static
 from .engines.base import Array, Engine
+from .kinds import Place
 from .likelihoods.base import Likelihood
 from .network import Network
-from .output_space import solve_in_output_space
+from .output_space import solve_at_another_dispersion, solve_in_output_space
 from .structures.base import Structure
 from .structures.mixture import Mixture, MixtureState
 
@@ -65,12 +66,14 @@ class FilterModel:
         likelihood: the observation model.
         structure: form of the posterior, resolved for the network.
         dynamics: what happens to the weights before each step.
+        place: of the likelihood, where the posterior's likelihood state is a tuple of those of several kinds.
     """
 
     network: Network
     likelihood: Likelihood
     structure: Structure | Mixture
     dynamics: Dynamics = Static()
+    place: Place | None = None
 
     @property
     def of_member(self) -> Structure:
@@ -124,17 +127,22 @@ def filter_step(
     needed = structure.uses_factors(model.network.num_layers)
     outputs, factors = model.network.factors(engine, structure.mean(weights), x, needed=needed)
     covariance = structure.output_covariance(engine, weights, factors, joint=True)
+    place, state, ratio = model.place, posterior.likelihood, None
+    if place is not None:
+        state, ratio = place.state(posterior.likelihood), place.relative_dispersion(posterior.likelihood)
 
     def small(small_engine: Engine, *arrays: Any) -> Any:
-        return solve_in_output_space(small_engine, model.likelihood, _LARGEST_STEP[engine.dtype], *arrays)
+        return solve(small_engine, model.likelihood, _LARGEST_STEP[engine.dtype], *arrays)
 
-    solution = engine.in_float64(small, outputs, covariance, y, weight, posterior.likelihood)
+    solve, own = (solve_in_output_space, ()) if ratio is None else (solve_at_another_dispersion, (ratio,))
+    solution = engine.in_float64(small, *own, outputs, covariance, y, weight, state)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)
 
     def learned() -> Posterior:
         moved = structure.shift(engine, weights, factors, engine.cast(solution.residual))
         sharpened = structure.add_precision(engine, moved, factors, engine.cast(solution.fisher_factor))
-        return Posterior(sharpened, solution.state)
+        states = solution.state if place is None else place.replaced(posterior.likelihood, solution.state)
+        return Posterior(sharpened, states)
 
     return engine.guarded(solution.ok, learned, posterior), info
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
 
-__all__ = ["OutputSolution", "solve_in_output_space"]
+__all__ = ["OutputSolution", "solve_at_another_dispersion", "solve_in_output_space"]
 
 _SHORTEST = 2.0**-12  # a step is halved no further
 _MAX_ITERATIONS = 50
@@ -172,6 +172,25 @@ def solve_in_output_space(
         found.count,
         ok & representable,
     )
+
+
+def solve_at_another_dispersion(
+    engine: Engine,
+    likelihood: Likelihood,
+    largest: float,
+    ratio: Float[Array, ""],
+    outputs: Float[Array, "N K"],
+    covariance: Float[Array, "M M"],
+    *rest: Any,
+) -> OutputSolution:
+    """As :func:`solve_in_output_space`, where the weights are held at ``ratio`` times the likelihood's dispersion.
+
+    In the likelihood's units C is ``ratio`` times as large; in the weights', what was learned weighs ``ratio`` times as
+    much: Λ⁻¹ Jᵀ (ratio · r) moves them, and (ratio · L Lᵀ) sharpens them. Both dispersions are at their estimates.
+    """
+    solved = solve_in_output_space(engine, likelihood, largest, outputs, ratio * covariance, *rest)
+    factor = engine.xp.sqrt(ratio) * solved.fisher_factor
+    return solved._replace(residual=ratio * solved.residual, fisher_factor=factor)
 
 
 def _information(

@@ -13,6 +13,7 @@ from typing import Any
 
 from .dynamics import Forgetting, Static
 from .errors import InvalidInput
+from .kinds import Choice, Kind
 from .likelihoods import (
     Bernoulli,
     BradleyTerry,
@@ -38,7 +39,7 @@ _TYPES: dict[str, type[Any]] = {
     for kind in (
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
         Ordinal, BradleyTerry, Static, Forgetting, Diagonal, Full, Kronecker, LowRank, Point,
-        Subnetwork, Blocks, Mixture,
+        Subnetwork, Blocks, Mixture, Kind, Choice,
     )
 }  # fmt: skip
 

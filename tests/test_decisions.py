@@ -191,7 +191,7 @@ def test_decide_checks_by_name() -> None:
         ({}, "actions 'outputs' needs a model with a target for each action"),
     ):
         with pytest.raises(InvalidInput, match=message):
-            bm.decide(model, x, **{"seed": 0, **options})  # type: ignore[arg-type]
+            bm.decide(model, x, **{"seed": 0, **options})
     with pytest.raises(InvalidInput, match="actions 'rows' needs a model with one target"):
         bm.decide(linear_model(2), x, actions="rows", seed=0)
 
