@@ -119,7 +119,7 @@ class BayesianMLP:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         self.network = network
         self.likelihood = likelihood
-        self._total_outputs = max((max(kind.outputs) + 1 for kind in self.kinds.values()), default=0)  # type: ignore[arg-type]
+        self._total_outputs = max((max(kind.columns) + 1 for kind in self.kinds.values()), default=0)
         first = next(iter(self.kinds.values()), None)
         self._seen = network if first is None else view_of(network, first, self._total_outputs)
         self.prior = prior or NormalPrior()

@@ -47,18 +47,24 @@ class Kind:
     """
 
     likelihood: Likelihood | Choice
-    outputs: tuple[int, ...] | None = None
+    outputs: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.likelihood, Likelihood | Choice):
             raise InvalidInput(f"Kind.likelihood must be a likelihood or Choice(), got {self.likelihood!r}")
         size = self.likelihood.num_outputs
         given = range(size) if self.outputs is None else self.outputs
-        outputs = (given,) if isinstance(given, int) else tuple(given)
+        outputs: tuple[int, ...] = (given,) if isinstance(given, int) else tuple(given)
         valid = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in outputs)
         if not valid or len(set(outputs)) != len(outputs) or len(outputs) != size:
             raise InvalidInput(f"Kind.outputs must name {size} different outputs for {self.likelihood}, got {outputs}")
         object.__setattr__(self, "outputs", outputs)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """The outputs, one by one."""
+        assert isinstance(self.outputs, tuple)
+        return self.outputs
 
     @property
     def compares_items(self) -> bool:
@@ -262,7 +268,6 @@ class View(Network):
 
 def view_of(network: Network, kind: Kind, num_outputs: int, items: int = 1) -> Network:
     """The network as a kind sees it; the network itself where that is all of it."""
-    assert kind.outputs is not None
-    if items == 1 and kind.outputs == tuple(range(num_outputs)):
+    if items == 1 and kind.columns == tuple(range(num_outputs)):
         return network
-    return View(network, num_outputs, kind.outputs, items, isinstance(kind.likelihood, BradleyTerry))
+    return View(network, num_outputs, kind.columns, items, isinstance(kind.likelihood, BradleyTerry))

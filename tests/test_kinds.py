@@ -18,7 +18,7 @@ from bayesmlp.inference.kinds import View
 
 FEEDBACK: dict[str, Any] = {
     "label": bm.Categorical(3),
-    "rating": bm.Kind(bm.Ordinal(4), outputs=3),  # type: ignore[arg-type]
+    "rating": bm.Kind(bm.Ordinal(4), outputs=3),
     "preference": bm.Kind(bm.BradleyTerry(), outputs=(3,)),
     "choice": bm.Kind(bm.Choice(), outputs=(3,)),
     "thumbs": bm.Kind(bm.Bernoulli(), outputs=(4,)),
@@ -292,7 +292,7 @@ def test_every_kind_is_kept_and_replayed_to_the_same_digest(tmp_path: Path, fram
             (x[4:8].reshape(1, -1), [1], {"kind": "choice"}),
             (x[8:], [1], {"kind": "rating"}),
         ):
-            direct.update(rows, y, **options)  # type: ignore[arg-type]
+            direct.update(rows, y, **options)
         for name, array in direct.to_arrays().items():
             np.testing.assert_allclose(loaded.to_arrays()[name], array, rtol=1e-9, atol=1e-12)
 
@@ -308,11 +308,11 @@ def test_kinds_are_checked_by_name(tmp_path: Path) -> None:
         ({"feedback": {"a": bm.Choice()}}, "the first kind of feedback must be of single items"),
     ):
         with pytest.raises(InvalidInput, match=message):
-            bm.BayesianMLP(NETWORK, engine="numpy", **arguments)  # type: ignore[arg-type]
+            bm.BayesianMLP(NETWORK, engine="numpy", **arguments)
     with pytest.raises(InvalidInput, match=r"Kind\.outputs must name 3 different outputs"):
         bm.Kind(bm.Categorical(3), (0, 1))
     with pytest.raises(InvalidInput, match=r"Kind\.likelihood must be a likelihood"):
-        bm.Kind(3)  # type: ignore[arg-type]
+        bm.Kind(3)
     model = hearing()
     for kind, rows, y, message in (
         ("stars", x[:1], [1], "kind must be one that the model hears .label, rating, .*, got 'stars'"),
