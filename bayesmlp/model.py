@@ -28,6 +28,7 @@ from .inference.likelihoods import Likelihood
 from .inference.likelihoods.masked import MaskedTargets, masked
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
+from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
 from .inference.sampling.nuts import NUTS
 from .inference.sampling.program import Program, probabilistic_program
@@ -35,6 +36,7 @@ from .inference.spec import from_spec, to_spec
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
+from .inference.variational_step import VariationalStep
 from .kinds import check_items, observed_kind, resolve_kinds, scaled_items
 from .layers.conversion import restore_network
 from .masking import check_labels_possible, check_output_mask, fill_unobserved
@@ -73,6 +75,8 @@ class BayesianMLP:
         prior: of the weights.
         structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
+        step: how an update takes an observation in: ``VariationalStep()`` (default), ``LaplaceStep()`` (at the mode) or
+            ``KalmanStep()`` (a single step); for normal noise they are one.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
             None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
@@ -96,6 +100,7 @@ class BayesianMLP:
         prior: NormalPrior | None = None,
         structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
+        step: OutputStep | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool | None = None,
@@ -111,6 +116,7 @@ class BayesianMLP:
             ("prior", prior or NormalPrior(), NormalPrior),
             ("structure", structure or LastLayer(), Structure | Mixture),
             ("dynamics", dynamics or Static(), Dynamics),
+            ("step", step or VariationalStep(), OutputStep),
         )
         for name, value, kind in parts:
             if not isinstance(value, kind):
@@ -125,6 +131,7 @@ class BayesianMLP:
         self.prior = prior or NormalPrior()
         self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
+        self.step = step or VariationalStep()
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
         self.engine = _engine_for(network, engine, dtype)
@@ -204,7 +211,7 @@ class BayesianMLP:
     @property
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
-        return FilterModel(self._seen, self.scaled_likelihood, self._resolved, self.dynamics, self._place(0))
+        return FilterModel(self._seen, self.scaled_likelihood, self._resolved, self.dynamics, self.step, self._place(0))
 
     @property
     def masked_filter_model(self) -> FilterModel:
@@ -221,7 +228,7 @@ class BayesianMLP:
         network = view_of(self.network, chosen, self._total_outputs, items)
         if has_mask:
             likelihood = masked(likelihood)
-        return FilterModel(network, likelihood, self._resolved, self.dynamics, self._place(index))
+        return FilterModel(network, likelihood, self._resolved, self.dynamics, self.step, self._place(index))
 
     def _place(self, index: int) -> Place | None:
         if not self.kinds:
@@ -825,6 +832,7 @@ class BayesianMLP:
             "prior": to_spec(self._fitted_prior),
             "structure": to_spec(self._form),
             "dynamics": to_spec(self.dynamics),
+            "step": to_spec(self.step),
             "dtype": self.engine.dtype,
             "standardize": self.standardize,
             "seed": self.seed,
@@ -881,6 +889,7 @@ class BayesianMLP:
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
             dynamics=from_spec(spec["dynamics"]),
+            step=from_spec(spec["step"]),
             engine=engine,
             dtype=spec["dtype"],
             standardize=spec["standardize"],

@@ -15,7 +15,7 @@ from .model import BayesianMLP
 
 __all__ = ["Effect", "Stepper", "step_fingerprint"]
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 """Raised whenever a change of the code changes the bits of a step."""
 
 

@@ -138,12 +138,9 @@ def read_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(x: np.ndarray, y: np.ndarray, test: np.ndarray, engine: str) -> np.ndarray:
     model = bm.BayesianMLP(
-        bm.MLP((64, 64)), bm.Categorical(int(y.max()) + 1), prior=bm.NormalPrior(scale=2.0),
-        structure=bm.Diagonal(), engine=engine,
+        bm.MLP((64, 64)), bm.Categorical(int(y.max()) + 1), structure=bm.Kronecker(), engine=engine
     )  # fmt: skip
-    training = bm.TrainingOptions(steps=4000, batch_size=64, learning_rate=0.05)
-    method = bm.Variational(training, initial_deviation=1.0, initial_curvature=0.05, optimizer=bm.IVON())
-    return model.fit(x, y, method=bm.Ensemble(method, members=5)).predict(test, method="samples").probabilities
+    return model.fit(x, y, method=bm.Stacking()).predict(test).probabilities
 
 
 def boosting(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:

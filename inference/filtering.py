@@ -1,10 +1,11 @@
 """The online Bayes step: how a posterior takes in one more batch.
 
-One step linearises the network at the mean, solves for the mode of the linearised posterior in output space
-(:mod:`.output_space`), moves every block of weights with its old precision and then adds what was learned to the
-precision. It is the (iterated) extended Kalman filter, online Gauss-Newton Laplace, and Bayesian online natural
-gradient with linearisation at once (Jones, Chang and Murphy 2024, "Bayesian online natural gradient"; Ollivier 2018,
-"Online natural gradient as a Kalman filter").
+One step linearises the network at the mean, takes the observation in among the outputs (:mod:`.output_space`), moves
+every block of weights with its old precision and then adds what was learned to the precision. With a
+:class:`.KalmanStep` it is the extended Kalman filter, with a :class:`.LaplaceStep` online Gauss-Newton Laplace, and
+with a :class:`.VariationalStep` the recursive variational Gaussian approximation of the linearised model, or Bayesian
+online natural gradient (Jones, Chang and Murphy 2024, "Bayesian online natural gradient"; Ollivier 2018, "Online
+natural gradient as a Kalman filter").
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from .engines.base import Array, Engine
 from .kinds import Place
 from .likelihoods.base import Likelihood
 from .network import Network
-from .output_space import solve_at_another_dispersion, solve_in_output_space
+from .output_space import OutputStep, solve_at_another_dispersion
 from .structures.base import Structure
 from .structures.mixture import Mixture, MixtureState
+from .variational_step import VariationalStep
 
 __all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step"]
 
@@ -47,7 +49,7 @@ class UpdateInfo(NamedTuple):
     Attributes:
         log_predictive: log predictive density of the batch before it was learned, in nats (the prequential score).
         information: information gained, in nats; see :class:`~.output_space.OutputSolution`.
-        iterations: Newton iterations taken in output space.
+        iterations: taken in output space.
         ok: False if the step would not have been finite; then the posterior is the one before.
     """
 
@@ -66,6 +68,7 @@ class FilterModel:
         likelihood: the observation model.
         structure: form of the posterior, resolved for the network.
         dynamics: what happens to the weights before each step.
+        step: how the outputs take an observation in.
         place: of the likelihood, where the posterior's likelihood state is a tuple of those of several kinds.
     """
 
@@ -73,6 +76,7 @@ class FilterModel:
     likelihood: Likelihood
     structure: Structure | Mixture
     dynamics: Dynamics = Static()
+    step: OutputStep = VariationalStep()
     place: Place | None = None
 
     @property
@@ -132,9 +136,12 @@ def filter_step(
         state, ratio = place.state(posterior.likelihood), place.relative_dispersion(posterior.likelihood)
 
     def small(small_engine: Engine, *arrays: Any) -> Any:
-        return solve(small_engine, model.likelihood, _LARGEST_STEP[engine.dtype], *arrays)
+        step, largest = model.step, _LARGEST_STEP[engine.dtype]
+        if ratio is None:
+            return step.solve(small_engine, model.likelihood, largest, *arrays)
+        return solve_at_another_dispersion(step, small_engine, model.likelihood, largest, *arrays)
 
-    solve, own = (solve_in_output_space, ()) if ratio is None else (solve_at_another_dispersion, (ratio,))
+    own = () if ratio is None else (ratio,)
     solution = engine.in_float64(small, *own, outputs, covariance, y, weight, state)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)
 

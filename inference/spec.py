@@ -13,7 +13,9 @@ from typing import Any
 
 from .dynamics import Forgetting, Static
 from .errors import InvalidInput
+from .kalman_step import KalmanStep
 from .kinds import Choice, Kind
+from .laplace_step import LaplaceStep
 from .likelihoods import (
     Bernoulli,
     BradleyTerry,
@@ -28,6 +30,7 @@ from .network import MLP, Network
 from .pairwise import PairwiseMLP
 from .priors import NormalPrior
 from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Mixture, Point, Subnetwork
+from .variational_step import VariationalStep
 
 __all__ = ["EXTERNAL", "from_spec", "to_spec"]
 
@@ -39,7 +42,7 @@ _TYPES: dict[str, type[Any]] = {
     for kind in (
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
         Ordinal, BradleyTerry, Static, Forgetting, Diagonal, Full, Kronecker, LowRank, Point,
-        Subnetwork, Blocks, Mixture, Kind, Choice,
+        Subnetwork, Blocks, Mixture, KalmanStep, LaplaceStep, VariationalStep, Kind, Choice,
     )
 }  # fmt: skip
 

@@ -33,8 +33,8 @@ from scipy import optimize, special, stats
 import bayesmlp as bm
 from bayesmlp.inference.engines import Engine, NumpyEngine, get_engine
 from bayesmlp.inference.filtering import FilterModel, Posterior, UpdateInfo
+from bayesmlp.inference.laplace_step import LaplaceStep
 from bayesmlp.inference.likelihoods import Likelihood, NoiseState
-from bayesmlp.inference.output_space import solve_in_output_space
 from bayesmlp.inference.structures import Structure
 
 EXACT = 1e-10
@@ -169,7 +169,7 @@ def take_step(framework: str, structure: Structure, likelihood: Likelihood) -> S
     y = likelihood.prepare(make_targets(likelihood, x, seed=12))
     weight = np.array([1.0, 0.5, 2.0])
     posterior = Posterior(structure.from_arrays(engine, before), make_likelihood_state(likelihood, engine))
-    step = FilterModel(NETWORK, likelihood, structure).compile(engine)
+    step = FilterModel(NETWORK, likelihood, structure, step=LaplaceStep()).compile(engine)
     arguments = (engine.asarray(x), engine.asarray(y), engine.asarray(weight), engine.asarray(1.0))
     after, info = step(posterior, None, *arguments)
     layers = dense.split(dense.mean(structure, before, shapes), shapes)
@@ -320,7 +320,7 @@ def test_information_is_the_divergence_of_a_full_structure(framework: str, likel
 
 # -- the system in output space ---------------------------------------------------------------------------------------
 def solve(likelihood: Likelihood, f: np.ndarray, covariance: np.ndarray, y: np.ndarray) -> Any:
-    return solve_in_output_space(NumpyEngine(), likelihood, math.inf, f, covariance, y, np.ones(len(f)), ())
+    return LaplaceStep().solve(NumpyEngine(), likelihood, math.inf, f, covariance, y, np.ones(len(f)), ())
 
 
 def test_a_confident_mistake_does_not_overshoot() -> None:
@@ -463,7 +463,7 @@ def test_a_step_forgets_before_it_learns(name: str, framework: str, elapsed: flo
     x = make_inputs(3, seed=42)
     y = likelihood.prepare(make_targets(likelihood, x, seed=43))
     batch = convert(x), convert(y), convert(np.ones(3)), convert(np.float64(elapsed))
-    step = FilterModel(NETWORK, likelihood, structure, bm.Forgetting(0.9)).compile(engine)
+    step = FilterModel(NETWORK, likelihood, structure, bm.Forgetting(0.9), LaplaceStep()).compile(engine)
     after, _ = step(Posterior(structure.from_arrays(engine, arrays), ()), prior, *batch)
 
     retention = 0.9**elapsed

@@ -69,7 +69,14 @@ def test_factors_of_a_view_are_its_jacobian(name: str, framework: str) -> None:
 
 # -- exact answers ----------------------------------------------------------------------------------------------------
 def linear(feedback: Any, framework: str = "numpy") -> bm.BayesianMLP:
-    model = bm.BayesianMLP(bm.MLP(()), feedback=feedback, structure=bm.Full(), engine=framework, dtype="float64")
+    model = bm.BayesianMLP(
+        bm.MLP(()),
+        feedback=feedback,
+        structure=bm.Full(),
+        step=bm.LaplaceStep(),
+        engine=framework,
+        dtype="float64",
+    )
     model.start_from_prior(NUM_INPUTS)
     return model
 

@@ -16,7 +16,6 @@ from bayesmlp.inference.engines import NumpyEngine
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.likelihoods import Likelihood, NoiseState
 from bayesmlp.inference.likelihoods.masked import MaskedTargets, masked
-from bayesmlp.inference.output_space import solve_in_output_space
 
 HOST = NumpyEngine(dtype="float64")
 RNG = np.random.default_rng(0)
@@ -48,9 +47,27 @@ def test_a_masked_categorical_is_the_categorical_of_the_possible_logits(row: int
     assert not factor[:, gone].any()
 
 
+def test_masked_expectations_are_those_of_what_was_observed() -> None:
+    """What the variational step takes: a likelihood's terms, averaged over nodes."""
+    nodes, weights = RNG.standard_normal((5, ROWS, SIZE)), np.full(5, 0.2)
+    score, information = masked(bm.Categorical(SIZE)).expected_terms(HOST, nodes, weights, MaskedTargets(LABELS, MASK))
+    for row, kept in enumerate(MASK):
+        own = np.array([np.searchsorted(np.flatnonzero(kept), LABELS[row])])
+        expected = bm.Categorical(int(kept.sum())).expected_terms(HOST, nodes[:, [row]][:, :, kept], weights, own)
+        np.testing.assert_allclose(score[row, kept], expected[0][0], rtol=1e-12)
+        np.testing.assert_allclose(information[row][np.ix_(kept, kept)], expected[1][0], rtol=1e-12, atol=1e-16)
+        assert not score[row, ~kept].any()
+        assert not information[row][~kept].any()
+    y = (VALUES > 0).astype(float)
+    score, information = masked(bm.Bernoulli(SIZE)).expected_terms(HOST, nodes, weights, MaskedTargets(y, MASK))
+    p = special.expit(nodes)
+    np.testing.assert_allclose(score, MASK * (y - p.mean(0)), rtol=1e-12, atol=1e-16)
+    np.testing.assert_allclose(information, (MASK * (p * (1 - p)).mean(0))[:, :, None] * np.eye(SIZE), rtol=1e-12)
+
+
 def within(likelihood: Likelihood, y: Any, state: Any) -> Any:
     """A Bayes step in output space of all rows, masked."""
-    return solve_in_output_space(
+    return bm.LaplaceStep().solve(
         HOST, masked(likelihood), 1e200, OUTPUTS, COVARIANCE, MaskedTargets(y, MASK), WEIGHT, state
     )
 

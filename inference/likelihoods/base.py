@@ -109,6 +109,10 @@ class Likelihood(ABC):
     has_logits: bool = False
     """Whether class probabilities are the softmax of :meth:`logits`."""
 
+    averaged_by_nodes: bool = False
+    """Whether :meth:`expected_terms` is to be used: the log density is smooth and concave in the outputs, and not
+    quadratic."""
+
     @property
     def num_targets(self) -> int:
         """Number of target scales: the outputs' number, unless a target has several outputs."""
@@ -218,6 +222,20 @@ class Likelihood(ABC):
             self.unit_score(engine, outputs, y, state),
             self.fisher_factor(engine, outputs, state),
         )
+
+    def expected_terms(
+        self, engine: Engine, outputs: Float[Array, "S N K"], weights: Float[Array, " S"], y: Array, state: Any = ()
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K K"]]:
+        """Score and Fisher information at unit dispersion, averaged over S weighted nodes of the outputs."""
+        xp = engine.xp
+        num_nodes, num_rows, num_outputs = outputs.shape
+        flat = xp.reshape(outputs, (num_nodes * num_rows, num_outputs))
+        repeated = xp.reshape(xp.broadcast_to(y, (num_nodes, *y.shape)), (num_nodes * num_rows, *y.shape[1:]))
+        _, scores, factors = self.unit_terms(engine, flat, repeated, state)
+        score = xp.sum(weights[:, None, None] * xp.reshape(scores, outputs.shape), axis=0)
+        weighted = xp.sqrt(weights)[:, None, None, None] * xp.reshape(factors, (*outputs.shape, -1))
+        joined = xp.reshape(xp.permute_dims(weighted, (1, 2, 0, 3)), (num_rows, num_outputs, -1))
+        return score, joined @ joined.mT
 
     def observed_information(
         self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()

@@ -19,6 +19,8 @@ __all__ = ["Bernoulli", "Logistic"]
 class Logistic(Likelihood):
     """p(y = 1 | output) = 1 / (1 + exp(-output)), independently for each output."""
 
+    averaged_by_nodes = True
+
     @property
     def has_classes(self) -> bool:  # type: ignore[override]
         """For a single output."""

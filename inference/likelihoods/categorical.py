@@ -31,6 +31,7 @@ class Categorical(Likelihood):
 
     has_classes = True
     has_logits = True
+    averaged_by_nodes = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_classes, int | np.integer) or self.num_classes < 2:
@@ -88,6 +89,18 @@ class Categorical(Likelihood):
         probabilities = exponentials / total
         log_prob = xp.sum(chosen * shifted, axis=-1) - xp.log(total)[..., 0]
         return log_prob, chosen - probabilities, self._fisher_factor(engine, probabilities)
+
+    def expected_terms(
+        self, engine: Engine, outputs: Float[Array, "S N K"], weights: Float[Array, " S"], y: Array, state: Any = ()
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K K"]]:
+        """E[diag(p) - p pᵀ] from the probabilities alone."""
+        xp = engine.xp
+        probabilities = self.mean(engine, outputs)
+        weighted = weights[:, None, None] * probabilities
+        average = xp.sum(weighted, axis=0)
+        products = xp.permute_dims(weighted, (1, 2, 0)) @ xp.permute_dims(probabilities, (1, 0, 2))
+        information = average[:, :, None] * engine.eye(self.num_classes, outputs) - products
+        return self._one_hot(engine, average, y) - average, information
 
     def _fisher_factor(self, engine: Engine, probabilities: Array) -> Array:
         root = engine.xp.sqrt(probabilities)

@@ -67,6 +67,16 @@ class _MaskedCategorical(Categorical):
     ) -> tuple[Float[Array, " N"], Float[Array, "N K"], Float[Array, "N K R"]]:
         return super().unit_terms(engine, _possible(engine, outputs, y.mask), y.y)
 
+    def expected_terms(
+        self,
+        engine: Engine,
+        outputs: Float[Array, "S N K"],
+        weights: Float[Array, " S"],
+        y: MaskedTargets,
+        state: Any = (),
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K K"]]:
+        return super().expected_terms(engine, _possible(engine, outputs, y.mask), weights, y.y)
+
     def predictive_log_prob(
         self,
         engine: Engine,
@@ -106,6 +116,17 @@ class _MaskedBernoulli(Bernoulli):
         outputs, targets = _uninformative(engine, outputs, y)
         factor = self.fisher_factor(engine, outputs)
         return super().unit_log_prob(engine, outputs, targets), super().unit_score(engine, outputs, targets), factor
+
+    def expected_terms(
+        self,
+        engine: Engine,
+        outputs: Float[Array, "S N K"],
+        weights: Float[Array, " S"],
+        y: MaskedTargets,
+        state: Any = (),
+    ) -> tuple[Float[Array, "N K"], Float[Array, "N K K"]]:
+        outputs, targets = _uninformative(engine, outputs, y)
+        return Bernoulli(self.num_outputs).expected_terms(engine, outputs, weights, targets)
 
 
 def _uninformative(engine: Engine, logits: Array, y: MaskedTargets) -> tuple[Array, Array]:

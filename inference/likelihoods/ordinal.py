@@ -51,6 +51,7 @@ class Ordinal(Likelihood):
     num_outputs = 1
     has_classes = True
     is_discrete = True
+    averaged_by_nodes = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_levels, int | np.integer) or self.num_levels < 2:
