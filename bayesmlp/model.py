@@ -432,6 +432,7 @@ class BayesianMLP:
 
         Raises:
             InvalidInput: bad data; the model is as it was.
+            NotFitted: a kind of feedback other than the first, and the model has seen no data.
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
         observed = observed_kind(self.kinds, kind)

@@ -324,7 +324,7 @@ class OnlineUpdater:
         """
         name = comparing_kind(self.model.kinds, Choice, kind)
         items = as_host_array(shown, "shown")
-        if items.ndim != 2 or len(items) < 2:
+        if items.ndim < 2 or len(items) < 2:
             raise InvalidInput(f"shown must be at least two items, (items, inputs), got shape {items.shape}")
         together = self._items(list(items), tuple(f"shown[{i}]" for i in range(len(items))))
         told = _Told(together, [chosen], event_id, weight, time, kind=name, propensity=propensity)
@@ -332,9 +332,9 @@ class OnlineUpdater:
 
     def _items(self, items: list[Any], names: tuple[str, ...]) -> np.ndarray:
         """Inputs of several items, one after the other in one row."""
-        model = self.model
-        each = [with_row_axis(item, name, model.network) for item, name in zip(items, names, strict=True)]
-        checked = [check_inputs(item, model.num_inputs, name) for item, name in zip(each, names, strict=True)]
+        network, size = self.model.network, self.model.num_inputs
+        named = list(zip(items, names, strict=True))
+        checked = [check_inputs(with_row_axis(item, name, network), size, name, network) for item, name in named]
         return np.concatenate(checked, axis=1)
 
     def observe_many(
