@@ -31,6 +31,7 @@ _HOME = {
     "LowRank": "inference.structures",
     "Point": "inference.structures",
     "Mixture": "inference.structures",
+    "EvidenceGrid": "inference.structures",
     "Subnetwork": "inference.structures",
     "Blocks": "inference.structures",
     "LastLayer": "inference.structures",

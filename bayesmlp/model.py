@@ -36,6 +36,7 @@ from .inference.spec import from_spec, to_spec
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
+from .inference.structures.mixture import MixtureState
 from .inference.variational_step import VariationalStep
 from .kinds import check_items, observed_kind, resolve_kinds, scaled_items
 from .layers.conversion import restore_network
@@ -77,6 +78,8 @@ class BayesianMLP:
         dynamics: what happens to the posterior before each update.
         step: how an update takes an observation in: ``VariationalStep()`` (default), ``LaplaceStep()`` (at the mode) or
             ``KalmanStep()`` (a single step); for normal noise they are one.
+        relinearizations: how often an update takes its batch in again, with the network linearised at the mean that the
+            batch led to; at least 0.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
             None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
@@ -101,6 +104,7 @@ class BayesianMLP:
         structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
         step: OutputStep | None = None,
+        relinearizations: int = 0,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool | None = None,
@@ -123,6 +127,8 @@ class BayesianMLP:
                 raise InvalidInput(f"{name} must be a {getattr(kind, '__name__', 'Structure')}, got {value!r}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
+        if not isinstance(relinearizations, int) or relinearizations < 0:
+            raise InvalidInput(f"relinearizations must be an integer of at least 0, got {relinearizations!r}")
         self.network = network
         self.likelihood = likelihood
         self._total_outputs = max((max(kind.columns) + 1 for kind in self.kinds.values()), default=0)
@@ -132,6 +138,7 @@ class BayesianMLP:
         self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
         self.step = step or VariationalStep()
+        self.relinearizations = relinearizations
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
         self.engine = _engine_for(network, engine, dtype)
@@ -183,7 +190,7 @@ class BayesianMLP:
     def _resolve(self, structure: Structure | Mixture) -> Structure | Mixture:
         """The structure over all of the network's arrays."""
         if isinstance(structure, Mixture):
-            return Mixture(self.network.resolve(structure.of), structure.members)
+            return replace(structure, of=self.network.resolve(structure.of))
         return self.network.resolve(structure)
 
     @property
@@ -191,7 +198,7 @@ class BayesianMLP:
         """The structure that was asked for, or the mixture of it that a method has made."""
         if isinstance(self.structure, Mixture) or not isinstance(self._resolved, Mixture):
             return self.structure
-        return Mixture(self.structure, self._resolved.members)
+        return replace(self._resolved, of=self.structure)
 
     @property
     def _base(self) -> Structure:
@@ -211,7 +218,15 @@ class BayesianMLP:
     @property
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
-        return FilterModel(self._seen, self.scaled_likelihood, self._resolved, self.dynamics, self.step, self._place(0))
+        return FilterModel(
+            self._seen,
+            self.scaled_likelihood,
+            self._resolved,
+            self.dynamics,
+            self.step,
+            self.relinearizations,
+            self._place(0),
+        )
 
     @property
     def masked_filter_model(self) -> FilterModel:
@@ -228,7 +243,7 @@ class BayesianMLP:
         network = view_of(self.network, chosen, self._total_outputs, items)
         if has_mask:
             likelihood = masked(likelihood)
-        return FilterModel(network, likelihood, self._resolved, self.dynamics, self.step, self._place(index))
+        return replace(self.filter_model, network=network, likelihood=likelihood, place=self._place(index))
 
     def _place(self, index: int) -> Place | None:
         if not self.kinds:
@@ -479,8 +494,26 @@ class BayesianMLP:
             if not info.ok:
                 raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
             self._posterior = posterior
+            self.prune()
             totals += [info.log_predictive, info.information, info.iterations]
         return UpdateInfo(float(totals[0]), float(totals[1]), float(totals[2]), True)
+
+    def prune(self) -> None:
+        """Drop the members of a mixture that predicted too badly to count; see :class:`Mixture`."""
+        mixture, posterior = self._resolved, self.posterior
+        if not isinstance(mixture, Mixture) or mixture.prune_below is None or len(posterior.weights.log_weights) == 1:
+            return
+        log_weights = self.engine.to_numpy(posterior.weights.log_weights)
+        kept = mixture.worth_keeping(log_weights)
+        if len(kept) == len(log_weights):
+            return
+        with self.engine.scope():
+            pick = lambda tree: map_arrays(lambda array: array[kept], tree)  # noqa: E731
+            rest = log_weights[kept] - np.logaddexp.reduce(log_weights[kept])
+            weights = MixtureState(pick(posterior.weights.members), self.engine.asarray(rest, "float64"))
+            self._posterior = Posterior(weights, pick(posterior.likelihood))
+            if self._prior_state is not None:
+                self._prior_state = pick(self._prior_state)
 
     def batch(
         self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, mask: np.ndarray | None = None
@@ -521,24 +554,26 @@ class BayesianMLP:
         num_inputs = known if num_inputs is None else num_inputs
         if num_inputs is None or known not in (None, num_inputs):
             raise InvalidInput(f"num_inputs must be {known or 'given'}, got {num_inputs}")
-        state = self.likelihood.initial_state()
-        dispersion = float(self.likelihood.dispersion(state))
         members = []
-        for member in range(self._resolved.members if isinstance(self._resolved, Mixture) else 1):
+        mixture = self._resolved if isinstance(self._resolved, Mixture) else None
+        for member in range(mixture.members if mixture else 1):
             start = self._seen.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
-            weights = self._independent(start, num_inputs, dispersion)
+            scale, factor = mixture.start(member) if mixture else (1.0, 1.0)
+            state = self.likelihood.with_dispersion(self.likelihood.initial_state(), factor)
+            dispersion = float(self.likelihood.dispersion(state))
+            weights = self._independent(start, num_inputs, dispersion, scale=scale)
             members.append(Posterior(weights, self._with_other_kinds(state_arrays(self.engine, state))))
         scaling = scaling or Scaling.identity(num_inputs, self.likelihood.num_targets)
         if scaling.input_mean.shape != (num_inputs,):
             raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
         even = np.full(len(members), -np.log(len(members)))
-        is_mixture = isinstance(self._resolved, Mixture)
-        self._set(num_inputs, scaling, mixture_of(self.engine, members, even) if is_mixture else members[0])
+        self._set(num_inputs, scaling, mixture_of(self.engine, members, even) if mixture else members[0])
 
-    def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None) -> Any:
+    def _independent(self, mean: Any, num_inputs: int, dispersion: float, like: Any = None, scale: float = 1.0) -> Any:
         """A member's state with the prior's precision, at unit dispersion, around a mean."""
         engine, structure = self.engine, self._base
-        prior = self._seen.prior_precision(self._fitted_prior, num_inputs, self.likelihood.num_outputs)
+        own_prior = self._fitted_prior.times(scale)
+        prior = self._seen.prior_precision(own_prior, num_inputs, self.likelihood.num_outputs)
         with engine.scope():
             means = tuple(engine.asarray(matrix) for matrix in mean)
             precisions = tuple(engine.asarray(p * dispersion) for p in prior)
@@ -556,10 +591,12 @@ class BayesianMLP:
     def _relaxed_state(self) -> Any:
         """What the dynamics relax to; for a mixture, each member's own, stacked."""
         states = []
-        for posterior in self._members()[0]:
+        mixture = self._resolved if isinstance(self._resolved, Mixture) else None
+        for member, posterior in enumerate(self._members()[0]):
+            scale = mixture.start(member)[0] if mixture else 1.0
             dispersion = self._answering.dispersion(posterior)
             weights = posterior.weights
-            states.append(self._independent(self._base.mean(weights), self.num_inputs, dispersion, weights))
+            states.append(self._independent(self._base.mean(weights), self.num_inputs, dispersion, weights, scale))
         if not isinstance(self._resolved, Mixture):
             return states[0]
         with self.engine.scope():
@@ -729,7 +766,8 @@ class BayesianMLP:
         if self._split[0] is not posterior:
             stacked = posterior._replace(weights=posterior.weights.members)
             with self.engine.scope():
-                self._split = posterior, [take(stacked, member) for member in range(self._resolved.members)]
+                count = posterior.weights.log_weights.shape[0]
+                self._split = posterior, [take(stacked, member) for member in range(count)]
         return self._split[1], self.engine.to_numpy(posterior.weights.log_weights)
 
     def _check_approximation(self, approximation: str, method: str, likelihood: Likelihood) -> None:
@@ -834,6 +872,7 @@ class BayesianMLP:
             "structure": to_spec(self._form),
             "dynamics": to_spec(self.dynamics),
             "step": to_spec(self.step),
+            "relinearizations": self.relinearizations,
             "dtype": self.engine.dtype,
             "standardize": self.standardize,
             "seed": self.seed,
@@ -891,6 +930,7 @@ class BayesianMLP:
             structure=from_spec(spec["structure"]),
             dynamics=from_spec(spec["dynamics"]),
             step=from_spec(spec["step"]),
+            relinearizations=spec["relinearizations"],
             engine=engine,
             dtype=spec["dtype"],
             standardize=spec["standardize"],

@@ -74,6 +74,7 @@ class Stepper:
         step = self._step_for(observation.kind, items, observation.output_mask is not None)
         posterior, info = step(model.posterior, model.prior_state, *batch)
         model.set_posterior(posterior)
+        model.prune()
         info = model.engine.fetch(info)
         if not bool(info.ok):
             return Effect("failed", None, None)

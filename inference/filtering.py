@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float
 
 from .dynamics import Dynamics, Static
-from .engines.base import Array, Engine
+from .engines.base import Array, Engine, map_arrays, take
 from .kinds import Place
 from .likelihoods.base import Likelihood
 from .network import Network
-from .output_space import OutputStep, solve_at_another_dispersion
+from .output_space import OutputSolution, OutputStep, solve_at_another_dispersion
 from .structures.base import Structure
 from .structures.mixture import Mixture, MixtureState
 from .variational_step import VariationalStep
@@ -69,6 +69,8 @@ class FilterModel:
         structure: form of the posterior, resolved for the network.
         dynamics: what happens to the weights before each step.
         step: how the outputs take an observation in.
+        relinearizations: how often a batch is taken in again, with the network linearised at the mean that it led to
+            (the iterated extended Kalman filter; Bell and Cathey 1993).
         place: of the likelihood, where the posterior's likelihood state is a tuple of those of several kinds.
     """
 
@@ -77,6 +79,7 @@ class FilterModel:
     structure: Structure | Mixture
     dynamics: Dynamics = Static()
     step: OutputStep = VariationalStep()
+    relinearizations: int = 0
     place: Place | None = None
 
     @property
@@ -128,12 +131,11 @@ def filter_step(
     weights = posterior.weights
     if not model.dynamics.is_static:
         weights = _relax(engine, model, weights, prior, elapsed)
-    needed = structure.uses_factors(model.network.num_layers)
-    outputs, factors = model.network.factors(engine, structure.mean(weights), x, needed=needed)
-    covariance = structure.output_covariance(engine, weights, factors, joint=True)
+    mean = structure.mean(weights)
     place, state, ratio = model.place, posterior.likelihood, None
     if place is not None:
         state, ratio = place.state(posterior.likelihood), place.relative_dispersion(posterior.likelihood)
+    own_ratio = () if ratio is None else (ratio,)
 
     def small(small_engine: Engine, *arrays: Any) -> Any:
         step, largest = model.step, _LARGEST_STEP[engine.dtype]
@@ -141,8 +143,19 @@ def filter_step(
             return step.solve(small_engine, model.likelihood, largest, *arrays)
         return solve_at_another_dispersion(step, small_engine, model.likelihood, largest, *arrays)
 
-    own = () if ratio is None else (ratio,)
-    solution = engine.in_float64(small, *own, outputs, covariance, y, weight, state)
+    def taken_in(at: Any) -> tuple[Any, OutputSolution]:
+        """The batch, with the network linearised around ``at``."""
+        outputs, factors = _linearised(engine, model, x, mean, at)
+        covariance = structure.output_covariance(engine, weights, factors, joint=True)
+        return factors, engine.in_float64(small, *own_ratio, outputs, covariance, y, weight, state)
+
+    factors, solution = taken_in(None)
+    log_predictive = solution.log_predictive
+    for _ in range(model.relinearizations):
+        own = replace(engine, in_place=False)
+        moved = structure.shift(own, weights, factors, engine.cast(solution.residual))
+        factors, solution = taken_in(structure.mean(moved))
+    solution = solution._replace(log_predictive=log_predictive)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)
 
     def learned() -> Posterior:
@@ -171,6 +184,12 @@ def mixture_step(
     """
     xp = engine.xp
     log_weights = posterior.weights.log_weights
+    if log_weights.shape[0] == 1:  # in place, as for a single posterior
+        alone = posterior._replace(weights=posterior.weights.members)
+        rest = None if prior is None else take(prior, 0)
+        one, info = filter_step(engine, model, take(alone, 0), rest, x, y, weight, elapsed)
+        stacked = map_arrays(lambda array: array[None], one)
+        return stacked._replace(weights=MixtureState(stacked.weights, log_weights)), info
     own = replace(engine, in_place=False)  # a member may fail after others were written
 
     def step(member: Posterior, relaxed: Any) -> tuple[Posterior, UpdateInfo]:
@@ -186,6 +205,17 @@ def mixture_step(
     info = UpdateInfo(log_predictive, information, xp.max(infos.iterations), xp.all(infos.ok))
     new = learned._replace(weights=MixtureState(learned.weights, after))
     return engine.guarded(info.ok, lambda: new, posterior), info
+
+
+def _linearised(engine: Engine, model: FilterModel, x: Array, mean: Any, at: Any) -> tuple[Array, Any]:
+    """Outputs at the mean of the network linearised around ``at``, f + J (m - at), and its factors; None: the mean."""
+    needed = model.of_member.uses_factors(model.network.num_layers)
+    outputs, factors = model.network.factors(engine, mean if at is None else at, x, needed=needed)
+    if at is None:
+        return outputs, factors
+    back = (m - a for m, a in zip(mean, at, strict=True))
+    moves = (f.push_forward(engine, b[None])[:, :, 0] for f, b in zip(factors, back, strict=True) if f is not None)
+    return sum(moves, start=outputs), factors
 
 
 def _relax(engine: Engine, model: FilterModel, weights: Any, prior: Any, elapsed: Array) -> Any:

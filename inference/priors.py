@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,6 +52,11 @@ class NormalPrior:
             precisions.append(precision)
         precisions[-1][:-1] /= self._per_output(shapes[-1][1]) ** 2
         return tuple(precisions)
+
+    def times(self, factor: float) -> NormalPrior:
+        """The prior with all weights' scales multiplied; biases keep theirs."""
+        scale = tuple(factor * s for s in self.scale) if isinstance(self.scale, tuple) else factor * self.scale
+        return replace(self, scale=scale)
 
     def scales(self, num_layers: int) -> tuple[float, ...]:
         """Scale of each layer."""

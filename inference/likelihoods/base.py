@@ -166,6 +166,10 @@ class Likelihood(ABC):
         """State before any data, as a named tuple of float64 arrays; ``()`` where there is none."""
         return ()
 
+    def with_dispersion(self, state: Any, factor: float) -> Any:
+        """A state before any data whose dispersion is multiplied, where there is one to learn."""
+        return state
+
     def state_from_fit(self, parameters: Sequence[Any], num_rows: float) -> Any:
         """State after a batch fit that ended at ``parameters`` (see :meth:`fit_parameters`)."""
         return ()

@@ -119,6 +119,9 @@ class Gaussian(Likelihood):
     def restore_state(self, arrays: Sequence[Any]) -> Any:
         return NoiseState(*arrays) if self.learns_noise else ()
 
+    def with_dispersion(self, state: Any, factor: float) -> Any:
+        return NoiseState(state.shape, np.float64(factor * state.rate)) if self.learns_noise else state
+
     def state_from_fit(self, parameters: Sequence[Any], num_rows: float) -> Any:
         if not self.learns_noise:
             return ()

@@ -6,13 +6,14 @@ from .diagonal import Diagonal
 from .full import Full
 from .kronecker import Kronecker
 from .low_rank import LowRank
-from .mixture import Mixture, MixtureState
+from .mixture import EvidenceGrid, Mixture, MixtureState
 from .point import Point
 from .subnetwork import Subnetwork
 
 __all__ = [
     "Blocks",
     "Diagonal",
+    "EvidenceGrid",
     "Full",
     "Kronecker",
     "LastLayer",
