@@ -10,6 +10,7 @@ import numpy as np
 from .batches import fixed_size_chunks
 from .inference.engines import Engine, map_arrays
 from .inference.filtering import Posterior
+from .inference.kinds import Place
 from .inference.likelihoods import Likelihood
 from .inference.network import Network
 from .inference.structures import Structure
@@ -27,16 +28,33 @@ class Answering:
         network: the network.
         structure: of one posterior.
         likelihood: in the units of the scaled targets.
+        place: of the likelihood among those of several kinds of feedback.
     """
 
-    def __init__(self, engine: Engine, network: Network, structure: Structure, likelihood: Likelihood) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        network: Network,
+        structure: Structure,
+        likelihood: Likelihood,
+        place: Place | None = None,
+    ) -> None:
         self._engine, self._network, self._structure, self._likelihood = engine, network, structure, likelihood
+        self._place = place
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._prepared: dict[int, tuple[Any, Any, int]] = {}
 
     def likelihood_state(self, posterior: Posterior) -> Any:
         """The likelihood's state on the host."""
-        return map_arrays(self._engine.to_numpy, posterior.likelihood)
+        states = posterior.likelihood
+        return map_arrays(self._engine.to_numpy, states if self._place is None else self._place.state(states))
+
+    def dispersion(self, posterior: Posterior) -> float:
+        """Of the weights: the first kind's, at its estimate."""
+        if self._place is None:
+            return float(self._likelihood.dispersion(self.likelihood_state(posterior)))
+        first = map_arrays(self._engine.to_numpy, posterior.likelihood[0])
+        return float(self._place.first.dispersion(first))
 
     def outputs(self, posterior: Posterior, x: np.ndarray) -> np.ndarray:
         """Outputs at the mean weights, (N, K), float64."""
@@ -68,7 +86,21 @@ class Answering:
         mean, prepared = structure.mean(posterior.weights), self._prepare(posterior.weights, len(x), member)
         parts = [compiled(mean, prepared, rows) for rows in fixed_size_chunks(engine, x)]
         outputs, spread = self._collect(parts, len(x))
-        return outputs, spread * float(self._likelihood.dispersion(self.likelihood_state(posterior)))
+        return outputs, spread * self.dispersion(posterior)
+
+    def joint(self, posterior: Posterior, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`linearized`, with the covariance between all rows: (N, K) and (N·K, N·K)."""
+        engine, structure, network = self._engine, self._structure, self._network
+        padded = x[np.minimum(np.arange(1 << (len(x) - 1).bit_length()), len(x) - 1)]
+
+        def moments(weights: Any, rows: Any) -> Any:
+            outputs, factors = network.factors(engine, structure.mean(weights), rows)
+            return outputs, structure.output_covariance(engine, weights, factors, joint=True)
+
+        parts = self._cached("joint", moments)(posterior.weights, engine.asarray(padded))
+        outputs, covariance = (engine.to_numpy(part).astype(np.float64) for part in parts)
+        size = len(x) * outputs.shape[1]
+        return outputs[: len(x)], covariance[:size, :size] * self.dispersion(posterior)
 
     def _prepare(self, weights: Any, rows: int, member: int) -> Any:
         """The posterior, or what its structure makes of it once so many rows were asked that this pays."""
@@ -131,7 +163,9 @@ class Answering:
         state = self.likelihood_state(posterior)
         repeated = map_arrays(lambda array: np.stack([array] * num_samples), state)
         states = self._likelihood.draw_state(np.random.default_rng(seed), repeated)
-        return states, np.broadcast_to(np.sqrt(self._likelihood.dispersion(states)), num_samples)
+        if self._place is None or self._place.index == 0:
+            return states, np.broadcast_to(np.sqrt(self._likelihood.dispersion(states)), num_samples)
+        return states, np.full(num_samples, np.sqrt(self.dispersion(posterior)))
 
     def _collect(self, parts: list[tuple[Any, ...]], rows: int) -> list[np.ndarray]:
         to_numpy = self._engine.to_numpy

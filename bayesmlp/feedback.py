@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .inference.errors import InvalidInput
-from .inference.likelihoods import Likelihood
-from .inference.network import Network
-from .scaling import Scaling
-from .validation import as_host_array, check_inputs, check_weights, with_row_axis
+from .kinds import check_items, observed_kind, scaled_items
+from .masking import check_labels_possible, check_output_mask, fill_unobserved
+from .model import BayesianMLP
+from .validation import as_host_array, check_weights, with_row_axis
 
 __all__ = ["Observation", "check_event_id", "check_time"]
 
@@ -50,12 +50,19 @@ class Observation(NamedTuple):
         y: as the likelihood prepared it, (rows, ...).
         weight: of each row, (rows,).
         time: of the event in seconds since the epoch, if the sender gave one.
+        output_mask: the outputs that each row tells of, (rows, K); None for all.
+        kind: of the feedback, where it is not the model's first.
+        propensity: with which probability the action that led to it was taken, if the sender gave one; it is kept for
+            off-policy estimates and is no part of what is learned.
     """
 
     x: np.ndarray
     y: np.ndarray
     weight: np.ndarray
     time: float | None = None
+    output_mask: np.ndarray | None = None
+    kind: str | None = None
+    propensity: float | None = None
 
     @classmethod
     def check(
@@ -64,30 +71,49 @@ class Observation(NamedTuple):
         y: Any,
         weight: Any,
         time: Any,
+        output_mask: Any = None,
+        kind: str | None = None,
+        propensity: Any = None,
         *,
-        num_inputs: int,
-        network: Network,
-        likelihood: Likelihood,
-        scaling: Scaling,
+        model: BayesianMLP,
     ) -> Observation:
         """An observation, checked against the model it is for; one row may come without its row axis.
 
         Raises:
             InvalidInput: names the argument, what was expected and what came.
         """
-        inputs = check_inputs(with_row_axis(x, "x", network), num_inputs, "x", network, whole=True)
+        network, scaling = model.network, model.scaling
+        observed = observed_kind(model.kinds, kind)
+        inputs = check_items(with_row_axis(x, "x", network), observed, model.num_inputs, "x", network)
+        likelihood = model.likelihood
+        if observed is not None:
+            likelihood = observed.model_of(observed.items_of(inputs.shape[1], model.num_inputs))
         targets = as_host_array(y, "y")
         if targets.ndim == 0 or (targets.ndim == 1 and len(inputs) == 1 and len(targets) == likelihood.num_targets > 1):
             targets = targets[None]
-        targets = likelihood.prepare(targets, "y")
+        mask = check_output_mask(output_mask, len(inputs), likelihood)
+        blank = scaling.target_mean if observed is None else np.zeros(1)
+        targets = likelihood.prepare(fill_unobserved(targets, mask, blank), "y")
         if len(targets) != len(inputs):
             raise InvalidInput(f"y must have as many rows as x ({len(inputs)}), got {len(targets)}")
+        check_labels_possible(targets, mask)
         weights = check_weights(weight, len(inputs))
         if time is not None:
             check_time(time)
-        scaling.inputs(inputs, "x")
-        scaling.targets(targets, "y")
-        return cls(inputs, targets, weights, None if time is None else float(time))
+        scaled_items(scaling, inputs, "x")
+        if observed is None:
+            scaling.targets(targets, "y")
+        if propensity is not None and not (isinstance(propensity, Real) and 0 < float(propensity) <= 1):
+            raise InvalidInput(f"propensity must be a probability above 0, got {propensity!r}")
+        return cls(
+            inputs,
+            targets,
+            weights,
+            None if time is None else float(time),
+            mask,
+            None if observed is None else kind,
+            None if propensity is None else float(propensity),
+        )
 
     def to_body(self) -> dict[str, Any]:
         """As JSON values; every number survives the way there and back."""
@@ -96,14 +122,27 @@ class Observation(NamedTuple):
             body["weight"] = self.weight.tolist()
         if self.time is not None:
             body["time"] = self.time
+        if self.output_mask is not None:
+            body["output_mask"] = self.output_mask.tolist()
+        body |= {
+            name: value for name, value in (("kind", self.kind), ("propensity", self.propensity)) if value is not None
+        }
         return body
 
     @classmethod
-    def from_body(cls, body: Mapping[str, Any], likelihood: Likelihood) -> Observation:
-        """The inverse of :meth:`to_body`; of a weight, what was granted (see :mod:`.admission`)."""
+    def from_body(cls, body: Mapping[str, Any], model: BayesianMLP) -> Observation:
+        """The inverse of :meth:`to_body`, for the model that the event was sent to; of a weight, what was granted (see
+        :mod:`.admission`).
+        """
         x = np.asarray(body["x"], dtype=np.float64)
         weight = np.asarray(body.get("weight", np.ones(len(x))), dtype=np.float64)
-        observation = cls(x, likelihood.prepare(np.asarray(body["y"])), weight, body.get("time"))
+        mask = np.asarray(body["output_mask"]) if "output_mask" in body else None
+        kind = body.get("kind")
+        likelihood = model.likelihood
+        if kind is not None:
+            likelihood = model.kinds[kind].model_of(x.shape[1] // model.num_inputs)
+        targets = likelihood.prepare(np.asarray(body["y"]))
+        observation = cls(x, targets, weight, body.get("time"), mask, kind, body.get("propensity"))
         return observation.granted(body.get("granted", 1.0))
 
     def granted(self, share: float) -> Observation:

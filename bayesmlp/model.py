@@ -24,7 +24,9 @@ from .inference.ensemble import Ensemble
 from .inference.errors import InvalidInput, MissingDependency, NotFitted, NumericalFailure
 from .inference.filtering import FilterModel, Posterior, UpdateInfo
 from .inference.influence import InverseMultiquadric
+from .inference.kinds import Choice, Kind, Place, view_of
 from .inference.likelihoods import Likelihood
+from .inference.likelihoods.masked import MaskedTargets, masked
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
 from .inference.output_space import OutputStep
@@ -38,8 +40,10 @@ from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
 from .inference.structures.mixture import MixtureState
 from .inference.variational_step import VariationalStep
+from .kinds import check_items, observed_kind, resolve_kinds, scaled_items
 from .layers.conversion import restore_network
-from .predictive import APPROXIMATIONS, Predictive
+from .masking import check_labels_possible, check_output_mask, fill_unobserved
+from .predictive import APPROXIMATIONS, JointOutputs, Predictive
 from .progress import fit_progress
 from .sampled import SampledPosterior
 from .scaling import Scaling
@@ -67,6 +71,10 @@ class BayesianMLP:
     Args:
         network: sizes and activation; or a module with Bayesian layers (:mod:`bayesmlp.layers`).
         likelihood: what the outputs mean: ``Gaussian()``, ``Categorical(10)``, ``Bernoulli()``.
+        feedback: in place of a likelihood, several kinds of feedback by name, each an observation model of the first
+            outputs, or of those that a :class:`Kind` names: ``{"label": Categorical(10), "rating": Kind(Ordinal(5),
+            outputs=10), "preference": Kind(BradleyTerry(), outputs=10)}``. The first is the one that :meth:`fit` takes,
+            whose targets are scaled, and that is meant where no kind is named.
         prior: of the weights.
         structure: form of the posterior; None for the network's own default: for an ``MLP`` a ``LastLayer()``.
         dynamics: what happens to the posterior before each update.
@@ -93,8 +101,9 @@ class BayesianMLP:
     def __init__(
         self,
         network: Network,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None = None,
         *,
+        feedback: Mapping[str, Kind | Likelihood | Choice] | None = None,
         prior: NormalPrior | None = None,
         structure: Structure | Mixture | None = None,
         dynamics: Dynamics | None = None,
@@ -110,6 +119,7 @@ class BayesianMLP:
             raise InvalidInput(
                 f"network must be an MLP, or a module given to bayesmlp.layers' bayesianize, got {network!r}"
             )
+        self.kinds, likelihood = resolve_kinds(network, likelihood, feedback)
         parts: tuple[tuple[str, Any, Any], ...] = (
             ("likelihood", likelihood, Likelihood),
             ("prior", prior or NormalPrior(), NormalPrior),
@@ -130,6 +140,9 @@ class BayesianMLP:
             raise InvalidInput(f"structure must be of one Gaussian: {dynamics} makes a mixture of its own of it")
         self.network = network
         self.likelihood = likelihood
+        self._total_outputs = max((max(kind.columns) + 1 for kind in self.kinds.values()), default=0)
+        first = next(iter(self.kinds.values()), None)
+        self._seen = network if first is None else view_of(network, first, self._total_outputs)
         self.prior = prior or NormalPrior()
         self.structure = structure or network.default_structure()
         self.dynamics = dynamics or Static()
@@ -158,7 +171,7 @@ class BayesianMLP:
         self._split: tuple[Any, list[Posterior]] = (None, [])
         self._resolved = self._resolve(self.structure)
         self._fitted_prior = self.prior
-        network.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
+        self._seen.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
@@ -245,14 +258,48 @@ class BayesianMLP:
     def filter_model(self) -> FilterModel:
         """Everything about an update that is not an array."""
         return FilterModel(
-            self.network,
+            self._seen,
             self.scaled_likelihood,
             self._resolved,
             self.dynamics,
             self.step,
             self.relinearizations,
             self.influence,
+            self._place(0),
         )
+
+    @property
+    def masked_filter_model(self) -> FilterModel:
+        """As :attr:`filter_model`, for batches whose targets come with a mask of the outputs."""
+        return replace(self.filter_model, likelihood=masked(self.scaled_likelihood))
+
+    def filter_model_of(self, kind: str | None = None, items: int = 1, has_mask: bool = False) -> FilterModel:
+        """As :attr:`filter_model`, for a kind of feedback whose rows hold so many items."""
+        index = 0 if kind is None else list(self.kinds).index(kind)
+        if index == 0 and items == 1:
+            return self.masked_filter_model if has_mask else self.filter_model
+        chosen = self.kinds[str(kind)]
+        likelihood = chosen.model_of(items)
+        network = view_of(self.network, chosen, self._total_outputs, items)
+        if has_mask:
+            likelihood = masked(likelihood)
+        return replace(self.filter_model, network=network, likelihood=likelihood, place=self._place(index))
+
+    def _place(self, index: int) -> Place | None:
+        if not self.kinds:
+            return None
+        of_kind = list(self.kinds.values())[index].stateful
+        scaled = self.scaled_likelihood
+        return Place(index, scaled if index == 0 else of_kind, scaled)
+
+    def _with_other_kinds(self, state: Any, members: int | None = None) -> Any:
+        """The first kind's state, and with it the others' before any feedback; for each member of a mixture."""
+        if not self.kinds:
+            return state
+        others = [kind.stateful.initial_state() for kind in [*self.kinds.values()][1:]]
+        if members is not None:
+            others = [map_arrays(lambda value: np.stack([value] * members), other) for other in others]
+        return (state, *(state_arrays(self.engine, other) for other in others))
 
     @property
     def scaled_likelihood(self) -> Likelihood:
@@ -271,7 +318,7 @@ class BayesianMLP:
         engine, structure = self.engine, self._base
 
         def variances(posterior: Posterior) -> Any:
-            dispersion = float(self.likelihood.dispersion(map_arrays(engine.to_numpy, posterior.likelihood)))
+            dispersion = self._answering.dispersion(posterior)
             with engine.scope():
                 return tuple(v * dispersion for v in structure.marginal_variance(engine, posterior.weights))
 
@@ -324,7 +371,7 @@ class BayesianMLP:
         x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
-            network=self.network,
+            network=self._seen,
             likelihood=self.likelihood.in_units_of(scaling.target_scale),
             structure=self._base,
             prior=self.prior,
@@ -349,7 +396,11 @@ class BayesianMLP:
         self.history = [float(value) for value in result.history[:, 0]]
         self.fit_details = {"terms": result.history, **result.details}
         self._fitted_prior, self._resolved = result.prior, self._of_hypotheses(result.structure)
-        self._set(x.shape[1], scaling, self._under_hypotheses(result.posterior))
+        posterior = result.posterior
+        if self.kinds:
+            members = result.structure.members if isinstance(result.structure, Mixture) else None
+            posterior = posterior._replace(likelihood=self._with_other_kinds(posterior.likelihood, members))
+        self._set(x.shape[1], scaling, self._under_hypotheses(posterior))
         if kept is not None:
             kept.remove()
         return self
@@ -408,7 +459,16 @@ class BayesianMLP:
             weight=weights if weights.any() else None,  # rows that weigh nothing still have a scale
         )
 
-    def update(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> UpdateInfo:  # noqa: N803
+    def update(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        weight: Any = None,
+        elapsed: float = 1.0,
+        output_mask: Any = None,
+        kind: str | None = None,
+    ) -> UpdateInfo:
         """One online Bayes step, in memory; a model without data starts from its prior.
 
         Large batches are taken in chunks of about 512 output directions, one Bayes step each.
@@ -418,35 +478,58 @@ class BayesianMLP:
             y: targets.
             weight: of each row, at least 0; a row of weight 2 counts as two.
             elapsed: time since the last update, in the unit of the dynamics.
+            output_mask: booleans (rows, K), or (K,) for all rows: for ``Categorical`` the classes that were possible,
+                for ``Gaussian`` and ``Bernoulli`` the outputs that were observed; what y holds for others is ignored.
+            kind: of the feedback, for a model that hears several; None for the first. Where it compares items, a row
+                of X holds those of all items, one after the other, and y says whether the first won, or the place of
+                the chosen one.
 
         Returns:
             What the update did, as plain numbers, summed over the chunks.
 
         Raises:
             InvalidInput: bad data; the model is as it was.
+            NotFitted: a kind of feedback other than the first, and the model has seen no data.
             NumericalFailure: the step would not have been finite; the model is as it was.
         """
-        x = check_inputs(X, self._num_inputs, network=self.network, whole=True)
-        targets = self._prepare(y, len(x))
+        observed = observed_kind(self.kinds, kind)
+        if observed is not None:
+            x = check_items(X, observed, self.num_inputs, "X", self.network)
+            likelihood = observed.model_of(observed.items_of(x.shape[1], self.num_inputs))
+        else:
+            x, likelihood = check_inputs(X, self._num_inputs, network=self.network, whole=True), self.likelihood
+        mask = check_output_mask(output_mask, len(x), likelihood)
+        targets = self._prepare(y, len(x), mask, likelihood)
         weights = check_weights(weight, len(x))
         _check_elapsed(elapsed)
         before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
         if self._posterior is None:
             self.start_from_prior(x.shape[1])
         try:
-            x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
-            return self._update_in_chunks(x, targets, weights, elapsed)
+            x = scaled_items(self.scaling, x)
+            targets = targets if observed else self.scaling.targets(targets)
+            return self._update_in_chunks(x, targets, weights, elapsed, mask, kind if observed else None)
         except BaseException:
             self._num_inputs, self._scaling, self._posterior, self._prior_state = before
             raise
 
-    def _update_in_chunks(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> UpdateInfo:
-        step = self._cached("step", lambda: self.filter_model.compile(self.engine))
-        size = chunk_rows(self.likelihood.num_outputs)
+    def _update_in_chunks(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        weight: np.ndarray,
+        elapsed: float,
+        mask: np.ndarray | None,
+        kind: str | None,
+    ) -> UpdateInfo:
+        what = (kind, x.shape[1] // self.num_inputs if kind else 1, mask is not None)
+        step = self._cached(f"step {what}", lambda: self.filter_model_of(*what).compile(self.engine))
+        size = chunk_rows(max(self.likelihood.num_outputs, what[1]))
         totals = np.zeros(3)
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
-            batch = self.batch(x[rows], y[rows], weight[rows], float(elapsed) if start == 0 else 0.0)
+            time = float(elapsed) if start == 0 else 0.0
+            batch = self.batch(x[rows], y[rows], weight[rows], time, None if mask is None else mask[rows])
             posterior, info = step(self.posterior, self._prior_state, *batch)
             info = UpdateInfo(*(float(value) for value in self.engine.fetch(info)))
             if not info.ok:
@@ -473,9 +556,13 @@ class BayesianMLP:
             if self._prior_state is not None:
                 self._prior_state = pick(self._prior_state)
 
-    def batch(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> tuple[Any, ...]:
+    def batch(
+        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, mask: np.ndarray | None = None
+    ) -> tuple[Any, ...]:
         """Scaled host rows as the engine's arrays, padded with rows of weight 0 to the next power of two."""
         missing = (1 << (len(x) - 1).bit_length()) - len(x)
+        if missing and mask is not None:
+            mask = np.concatenate([mask, np.repeat(mask[:1], missing, axis=0)])
         if missing:
             x = np.concatenate([x, np.repeat(x[:1], missing, axis=0)])
             y = np.concatenate([y, np.repeat(y[:1], missing, axis=0)])
@@ -489,7 +576,8 @@ class BayesianMLP:
             time = self._cached("one event", lambda: convert(np.ones(())))
         else:
             time = convert(np.asarray(elapsed, dtype=np.float64))
-        return convert(x), convert(y), weights, time
+        targets = convert(y) if mask is None else MaskedTargets(convert(y), convert(mask))
+        return convert(x), targets, weights, time
 
     def start_from_prior(self, num_inputs: int | None = None, scaling: Scaling | None = None) -> None:
         """Set the posterior to the prior: normal weights around the network's initialisation, nothing learned.
@@ -510,12 +598,12 @@ class BayesianMLP:
         members = []
         mixture = self.structure if isinstance(self.structure, Mixture) else None
         for member in range(mixture.members if mixture else 1):
-            start = self.network.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
+            start = self._seen.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
             scale, factor = mixture.start(member) if mixture else (1.0, 1.0)
             state = self.likelihood.with_dispersion(self.likelihood.initial_state(), factor)
             dispersion = float(self.likelihood.dispersion(state))
             weights = self._independent(start, num_inputs, dispersion, scale=scale)
-            members.append(Posterior(weights, state_arrays(self.engine, state)))
+            members.append(Posterior(weights, self._with_other_kinds(state_arrays(self.engine, state))))
         scaling = scaling or Scaling.identity(num_inputs, self.likelihood.num_targets)
         if scaling.input_mean.shape != (num_inputs,):
             raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
@@ -536,7 +624,7 @@ class BayesianMLP:
         """A member's state with the prior's precision, at unit dispersion, around a mean."""
         engine, structure = self.engine, self._base
         own_prior = self._fitted_prior.times(scale)
-        prior = self.network.prior_precision(own_prior, num_inputs, self.likelihood.num_outputs)
+        prior = self._seen.prior_precision(own_prior, num_inputs, self.likelihood.num_outputs)
         with engine.scope():
             means = tuple(engine.asarray(matrix) for matrix in mean)
             precisions = tuple(engine.asarray(p * dispersion) for p in prior)
@@ -557,7 +645,7 @@ class BayesianMLP:
         mixture = self._resolved if isinstance(self._resolved, Mixture) else None
         for member, posterior in enumerate(self._members()[0]):
             scale = mixture.start(member)[0] if mixture else 1.0
-            dispersion = float(self.likelihood.dispersion(map_arrays(self.engine.to_numpy, posterior.likelihood)))
+            dispersion = self._answering.dispersion(posterior)
             weights = posterior.weights
             states.append(self._independent(self._base.mean(weights), self.num_inputs, dispersion, weights, scale))
         if not isinstance(self._resolved, Mixture):
@@ -565,10 +653,16 @@ class BayesianMLP:
         with self.engine.scope():
             return stack_trees(self.engine.xp.stack, states)
 
-    def _prepare(self, y: Any, rows: int) -> np.ndarray:
-        targets = self.likelihood.prepare(as_host_array(y, "y"))
+    def _prepare(
+        self, y: Any, rows: int, mask: np.ndarray | None = None, likelihood: Likelihood | None = None
+    ) -> np.ndarray:
+        likelihood = likelihood or self.likelihood
+        is_scaled = self._scaling is not None and likelihood is self.likelihood
+        mean = self.scaling.target_mean if is_scaled else np.zeros(1)
+        targets = likelihood.prepare(fill_unobserved(as_host_array(y, "y"), mask, mean))
         if len(targets) != rows:
             raise InvalidInput(f"y must have as many rows as X ({rows}), got {len(targets)}")
+        check_labels_possible(targets, mask)
         return targets
 
     # -- sampling -------------------------------------------------------------------------------------------------
@@ -590,8 +684,8 @@ class BayesianMLP:
         return self._program("torch", "pyro", num_inputs, scaling)
 
     def _program(self, framework: str, language: str, num_inputs: int | None, scaling: Scaling | None) -> Program:
-        if not isinstance(self.network, MLP):
-            raise InvalidInput(f"network must be an MLP for {language}, got {self.network!r}")
+        if not isinstance(self._seen, MLP):
+            raise InvalidInput(f"network must be an MLP for {language}, got {self._seen!r}")
         if not self.engine.name.startswith(framework):
             raise InvalidInput(f"{language} runs on {framework}: use to_engine({framework!r}) first")
         try:
@@ -601,8 +695,8 @@ class BayesianMLP:
         size = num_inputs or self.num_inputs
         units = scaling or self._scaling or Scaling.identity(size, self.likelihood.num_targets)
         likelihood = self.likelihood.in_units_of(units.target_scale)
-        precision = self.prior.precision(self.network.shapes(size, likelihood.num_outputs))
-        return probabilistic_program(*modules, self.engine, self.network, likelihood, precision)
+        precision = self.prior.precision(self._seen.shapes(size, likelihood.num_outputs))
+        return probabilistic_program(*modules, self.engine, self._seen, likelihood, precision)
 
     def sample(self, X: Any, y: Any, *, method: NUTS | None = None) -> SampledPosterior:  # noqa: N803
         """Draws from the exact posterior given a data set: NumPyro's on jax, Pyro's on torch.
@@ -625,8 +719,8 @@ class BayesianMLP:
             self.engine, program, self.engine.asarray(x), self.engine.asarray(targets), self.seed
         )
         likelihood = self.likelihood.in_units_of(scaling.target_scale)
-        assert isinstance(self.network, MLP)
-        return SampledPosterior(self.network, likelihood, scaling, chains, x, targets)
+        assert isinstance(self._seen, MLP)
+        return SampledPosterior(self._seen, likelihood, scaling, chains, x, targets)
 
     # -- answering ------------------------------------------------------------------------------------------------
     def predict(
@@ -638,6 +732,8 @@ class BayesianMLP:
         seed: int | None = None,
         approximation: str = "nodes",
         elapsed: float = 0.0,
+        output_mask: Any = None,
+        kind: str | None = None,
     ) -> Predictive:
         """The predictive distribution of y.
 
@@ -652,6 +748,10 @@ class BayesianMLP:
                 :mod:`.inference.logit_normal`), for Categorical and Bernoulli. A closed form gives the probabilities
                 and what follows from them; the epistemic parts of variance and entropy are still by fixed nodes.
             elapsed: units of the dynamics that have passed since the last update; the model stays as it is.
+            output_mask: as for :meth:`update`: the classes that are possible, others have probability 0; or the outputs
+                that ``Predictive.log_prob`` is of, which changes nothing else.
+            kind: of what is predicted, for a model that hears several; None for the first. Where it compares items,
+                rows are as for :meth:`update`.
 
         Raises:
             InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
@@ -662,11 +762,20 @@ class BayesianMLP:
         for name, value, least in (("num_samples", num_samples, 1), ("seed", 0 if seed is None else seed, 0)):
             if not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
-        self._check_approximation(approximation, method)
         _check_elapsed(elapsed)
-        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
+        observed = observed_kind(self.kinds, kind)
+        if observed is None:
+            x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
+            answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
+        else:
+            x = scaled_items(self.scaling, check_items(X, observed, self.num_inputs, "X", self.network))
+            answering, likelihood = self._answering_of(str(kind), observed.items_of(x.shape[1], self.num_inputs))
+            scaling = Scaling.identity(self.num_inputs, likelihood.num_targets)
+        self._check_approximation(approximation, method, likelihood)
+        mask = check_output_mask(output_mask, len(x), likelihood)
+        if mask is not None and approximation == "bridge":
+            raise InvalidInput("approximation 'bridge' takes no output_mask: it needs every logit")
         own_seed = self.seed if seed is None else seed
-        answering, likelihood, scaling = self._answering, self.scaled_likelihood, self.scaling
         options: dict[str, Any] = {"approximation": approximation}
         if approximation == "monte_carlo":
             options["standard_normal"] = np.random.default_rng(own_seed).standard_normal(
@@ -687,12 +796,14 @@ class BayesianMLP:
                 mean, covariance = answering.linearized(posterior, x, member=member)
             state = answering.likelihood_state(posterior)
             parts.append(Predictive.single(method, likelihood, scaling, mean, covariance, state, **options))
-        return Predictive.mixture(parts, log_weights) if len(parts) > 1 else parts[0]
+        answer = Predictive.mixture(parts, log_weights) if len(parts) > 1 else parts[0]
+        return answer if mask is None else answer.masked(mask)
 
     @property
     def _answering(self) -> Answering:
         return self._cached(
-            "answering", lambda: Answering(self.engine, self.network, self._base, self.scaled_likelihood)
+            "answering",
+            lambda: Answering(self.engine, self._seen, self._base, self.scaled_likelihood, self._place(0)),
         )
 
     def posterior_after(self, elapsed: float) -> Posterior:
@@ -702,6 +813,12 @@ class BayesianMLP:
         pass_time = self._cached("pass time", lambda: self.filter_model.compile_passing(self.engine))
         span = self.engine.as_batch(np.asarray(elapsed, dtype=np.float64))
         return pass_time(self.posterior, self._prior_state, span)
+
+    def _answering_of(self, kind: str, items: int) -> tuple[Answering, Likelihood]:
+        """Answers of a kind of feedback other than the first, and its likelihood."""
+        model = self.filter_model_of(kind, items)
+        build = lambda: Answering(self.engine, model.network, self._base, model.likelihood, model.place)  # noqa: E731
+        return self._cached(f"answering {kind} {items}", build), model.likelihood
 
     def _members(self, posterior: Posterior | None = None) -> tuple[list[Posterior], np.ndarray]:
         """A posterior's members, one where it is no mixture, and the logarithms of their weights."""
@@ -715,15 +832,15 @@ class BayesianMLP:
                 self._split = posterior, [take(stacked, member) for member in range(count)]
         return self._split[1], self.engine.to_numpy(posterior.weights.log_weights)
 
-    def _check_approximation(self, approximation: str, method: str) -> None:
+    def _check_approximation(self, approximation: str, method: str, likelihood: Likelihood) -> None:
         if approximation not in APPROXIMATIONS:
             raise InvalidInput(f"approximation must be one of {', '.join(APPROXIMATIONS)}, got {approximation!r}")
         if approximation == "nodes":
             return
         if method != "linearized":
             raise InvalidInput(f"approximation {approximation!r} is for method 'linearized', not for {method!r}")
-        if not self.likelihood.has_logits:
-            raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {self.likelihood}")
+        if not likelihood.has_logits:
+            raise InvalidInput(f"approximation {approximation!r} is for class logits, not for {likelihood}")
 
     def output_variance(self, X: Any) -> np.ndarray:  # noqa: N803
         """Variance of each output due to the weights, linearised at the mean, (N, K), in scaled units.
@@ -745,6 +862,23 @@ class BayesianMLP:
         shares = np.exp(log_weights)[:, None, None]
         average = np.sum(shares * means, axis=0)
         return np.asarray(np.sum(shares * (variances + (means - average) ** 2), axis=0))
+
+    def joint_outputs(self, X: Any) -> JointOutputs:  # noqa: N803
+        """Outputs of several rows, linearised at the mean, with the covariances between the rows.
+
+        Args:
+            X: inputs, (rows, inputs); memory grows with the square of their number.
+
+        Raises:
+            InvalidInput: bad inputs.
+            NotFitted: the model has seen no data.
+        """
+        x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
+        members, log_weights = self._members()
+        mean, covariance = (np.stack(a) for a in zip(*(self._answering.joint(p, x) for p in members), strict=True))
+        states = [self._answering.likelihood_state(posterior) for posterior in members]
+        state = stack_trees(np.stack, states)
+        return JointOutputs(self.scaled_likelihood, self.scaling, log_weights, mean, covariance, state)
 
     def sample_functions(
         self, num_functions: int, *, method: str = "linearized", seed: int | None = None
@@ -773,15 +907,12 @@ class BayesianMLP:
             for member, (posterior, count) in enumerate(zip(members, counts, strict=True))
             if count
         ]
-        return FunctionSamples(self.engine, self.network, self.scaling, self.num_inputs, method, groups)
+        return FunctionSamples(self.engine, self._seen, self.scaling, self.num_inputs, method, groups)
 
     def _cached(self, name: str, build: Callable[[], Any]) -> Any:
         if name not in self._compiled:
             self._compiled[name] = build()
         return self._compiled[name]
-
-    def _host_likelihood_state(self) -> Any:
-        return map_arrays(self.engine.to_numpy, self.posterior.likelihood)
 
     # -- moving ---------------------------------------------------------------------------------------------------
     def to_engine(self, engine: str | Engine) -> BayesianMLP:
@@ -794,8 +925,10 @@ class BayesianMLP:
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""
-        bounded = {} if self.influence is None else {"influence": to_spec(self.influence)}
-        return bounded | {
+        kinds = [[name, to_spec(kind)] for name, kind in self.kinds.items()]
+        return {
+            **({"feedback": kinds} if kinds else {}),
+            **({} if self.influence is None else {"influence": to_spec(self.influence)}),
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
             "prior": to_spec(self._fitted_prior),
@@ -821,9 +954,12 @@ class BayesianMLP:
     def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
         """A posterior of this model as named host arrays."""
         arrays = {f"weights.{k}": v for k, v in self._resolved.to_arrays(self.engine, posterior.weights).items()}
-        for part in ("likelihood", "dynamics"):
-            arrays |= {f"{part}.{i}": self.engine.to_numpy(v) for i, v in enumerate(getattr(posterior, part))}
-        return arrays
+        states = {"likelihood": posterior.likelihood, "dynamics": posterior.dynamics}
+        if self.kinds:
+            each = zip(self.kinds, posterior.likelihood, strict=True)
+            states = {f"likelihood.{name}": state for name, state in each} | {"dynamics": posterior.dynamics}
+        named = [(f"{name}.{i}", value) for name, state in states.items() for i, value in enumerate(state)]
+        return arrays | {name: self.engine.to_numpy(value) for name, value in named}
 
     def constant_arrays(self) -> dict[str, np.ndarray]:
         """What updates do not change: the scaling, and the prior where the dynamics need it."""
@@ -860,7 +996,8 @@ class BayesianMLP:
         """
         model = cls(
             restore_network(spec["network"], network),
-            from_spec(spec["likelihood"]),
+            None if "feedback" in spec else from_spec(spec["likelihood"]),
+            feedback={name: from_spec(kind) for name, kind in spec["feedback"]} if "feedback" in spec else None,
             prior=from_spec(spec["prior"]),
             structure=from_spec(spec["structure"]),
             dynamics=from_spec(spec["dynamics"]),
@@ -883,12 +1020,17 @@ class BayesianMLP:
     def posterior_from_arrays(self, arrays: Mapping[str, np.ndarray]) -> Posterior:
         """The inverse of :meth:`posterior_arrays`."""
         weights = self._resolved.from_arrays(self.engine, _under("weights", arrays))
-        likelihood, dynamics = (
-            [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
-            for parts in (_under("likelihood", arrays), _under("dynamics", arrays))
-        )
+        parts = _under("likelihood", arrays)
+
+        def in_order(parts: Mapping[str, np.ndarray]) -> list[Any]:
+            return [self.engine.asarray(parts[str(i)], "float64") for i in range(len(parts))]
+
+        dynamics = in_order(_under("dynamics", arrays))
         own = self.dynamics.restore_state(dynamics) if isinstance(self.dynamics, Hypotheses) else ()
-        return Posterior(weights, self.likelihood.restore_state(likelihood), own)
+        if not self.kinds:
+            return Posterior(weights, self.likelihood.restore_state(in_order(parts)), own)
+        states = (kind.stateful.restore_state(in_order(_under(name, parts))) for name, kind in self.kinds.items())
+        return Posterior(weights, tuple(states), own)
 
 
 def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None) -> Engine:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .inference.engines import NumpyEngine, map_arrays
 from .inference.errors import InvalidInput
 from .inference.likelihoods import Likelihood
+from .inference.likelihoods.base import covariance_root
+from .inference.likelihoods.masked import CERTAIN, MaskedTargets, masked
 from .inference.logit_normal import CLOSED_FORMS
 from .inference.quadrature import normal_nodes
+from .masking import fill_unobserved
 from .scaling import Scaling
+from .validation import as_host_array
 
-__all__ = ["APPROXIMATIONS", "Predictive"]
+__all__ = ["APPROXIMATIONS", "JointOutputs", "Predictive", "draw_outputs"]
 
 _NUMPY = NumpyEngine()
 _AT_ONCE = 1 << 22
@@ -26,6 +30,48 @@ APPROXIMATIONS = ("nodes", *CLOSED_FORMS, "monte_carlo")
 """How class probabilities are averaged over normal logits."""
 
 Reduction = Callable[[np.ndarray], np.ndarray]
+
+
+class JointOutputs(NamedTuple):
+    """Outputs of several rows with the covariances between rows: a mixture of M normal distributions, in scaled units.
+
+    Attributes:
+        likelihood: the observation model.
+        scaling: of the targets.
+        log_weights: logarithms of the components' probabilities, (M,).
+        mean: (M, N, K).
+        covariance: due to the weights, (M, N·K, N·K).
+        likelihood_state: what the likelihood has learned; each array with a leading axis M.
+    """
+
+    likelihood: Likelihood
+    scaling: Scaling
+    log_weights: np.ndarray
+    mean: np.ndarray
+    covariance: np.ndarray
+    likelihood_state: Any
+
+    def sample_mean(self, num_samples: int, *, seed: int) -> np.ndarray:
+        """Joint draws of E[y | weights], in the units of the targets, (num_samples, N, T); for classes, of their
+        probabilities.
+        """
+        likelihood, state = self.likelihood, self.likelihood_state
+        flat = self.mean.reshape(len(self.mean), 1, -1)
+        rng, covariance = np.random.default_rng(seed), self.covariance[:, None]
+        outputs, drawn = draw_outputs(likelihood, rng, num_samples, self.log_weights, flat, covariance, state)
+        drawn = map_arrays(lambda array: array[:, None], drawn)
+        means = np.asarray(likelihood.mean(_NUMPY, outputs.reshape(num_samples, *self.mean.shape[1:]), drawn))
+        if likelihood.scales_targets:
+            means = means * self.scaling.target_scale + self.scaling.target_mean
+        return means
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Mean (N, K) and covariance (N·K, N·K) of the mixture, and the likeliest component's likelihood state."""
+        shares = np.exp(self.log_weights)
+        mean = np.tensordot(shares, self.mean, axes=1)
+        between = (self.mean - mean).reshape(len(shares), -1)
+        covariance = np.tensordot(shares, self.covariance, axes=1) + (between.T * shares) @ between
+        return mean, covariance, map_arrays(lambda array: array[int(shares.argmax())], self.likelihood_state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +92,7 @@ class Predictive:
         likelihood_state: what the likelihood has learned; each array with a leading axis M.
         approximation: of class probabilities, see :meth:`BayesianMLP.predict`.
         standard_normal: draws for ``"monte_carlo"``, (S, K).
+        output_mask: the outputs that :meth:`log_prob` is of, (N, K); None for all.
         prediction_id: by which feedback may name this answer; set by an updater.
         version: of the model that answered; set by an updater.
     """
@@ -59,6 +106,7 @@ class Predictive:
     likelihood_state: Any = ()
     approximation: str = "nodes"
     standard_normal: np.ndarray | None = field(default=None, repr=False)
+    output_mask: np.ndarray | None = None
     prediction_id: str | None = field(default=None)
     version: int | None = field(default=None)
 
@@ -100,6 +148,22 @@ class Predictive:
             output_covariance=np.concatenate(covariances) if covariances else None,
             likelihood_state=kind(*state) if hasattr(kind, "_fields") else state,
         )
+
+    def masked(self, mask: np.ndarray) -> Predictive:
+        """The same answers where only some classes are possible, or only some outputs will be observed.
+
+        A class that is impossible has a logit that is known, and as good as -∞; so it has probability 0 in all that
+        follows.
+
+        Args:
+            mask: booleans, (N, K).
+        """
+        if not self.likelihood.has_logits or self.likelihood.num_outputs == 1:
+            return replace(self, output_mask=mask)
+        covariance = self.output_covariance
+        if covariance is not None:
+            covariance = np.where(mask[:, :, None] & mask[:, None, :], covariance, 0.0)
+        return replace(self, output_mean=np.where(mask, self.output_mean, -CERTAIN), output_covariance=covariance)
 
     def __repr__(self) -> str:
         return f"Predictive({len(self)} answers of {self.likelihood}, {self.method})"
@@ -298,20 +362,27 @@ class Predictive:
         Raises:
             InvalidInput: targets that the likelihood does not take, or another number of them.
         """
-        targets = self.scaling.targets(self.likelihood.prepare(y))
+        mask, likelihood = self.output_mask, self.likelihood
+        y = fill_unobserved(as_host_array(y, "y"), mask, self.scaling.target_mean)
+        targets = self.scaling.targets(likelihood.prepare(y))
         if len(targets) != len(self):
             raise InvalidInput(f"y must have {len(self)} rows, got {len(targets)}")
         if self.approximation != "nodes":
             labels = targets.reshape(len(self)).astype(int)
             return np.log(self.probabilities[np.arange(len(self)), labels])
 
-        def of_component(mean: np.ndarray, covariance: np.ndarray | None, state: Any, y: np.ndarray) -> np.ndarray:
-            return self.likelihood.predictive_log_prob(_NUMPY, mean, covariance, y, state)
+        def of_component(mean: np.ndarray, covariance: np.ndarray | None, state: Any, *y: np.ndarray) -> np.ndarray:
+            if mask is None:
+                return likelihood.predictive_log_prob(_NUMPY, mean, covariance, y[0], state)
+            return masked(likelihood).predictive_log_prob(_NUMPY, mean, covariance, MaskedTargets(*y), state)
 
         def mixed(parts: np.ndarray) -> np.ndarray:
             return _NUMPY.logsumexp(self.log_weights[:, None] + parts, axis=0)
 
-        return self._over_components(of_component, targets, reduce=mixed) - np.sum(np.log(self.scaling.target_scale))
+        per_row = (targets,) if mask is None else (targets, mask)
+        log_scale = np.log(self.scaling.target_scale)
+        in_units = np.sum(log_scale) if mask is None else mask @ log_scale
+        return self._over_components(of_component, *per_row, reduce=mixed) - in_units
 
     def sample(self, num_samples: int = 1, *, seed: int = 0) -> np.ndarray:
         """Draws of y, (num_samples, N) or (num_samples, N, T); the rows of a draw share one component and its noise.
@@ -319,22 +390,64 @@ class Predictive:
         Raises:
             InvalidInput: fewer than one sample.
         """
-        if not isinstance(num_samples, int | np.integer) or num_samples < 1:
-            raise InvalidInput(f"num_samples must be an integer of at least 1, got {num_samples!r}")
+        _check_samples(num_samples)
         rng = np.random.default_rng(seed)
-        chosen = rng.choice(len(self.log_weights), num_samples, p=np.exp(self.log_weights))
-        state = map_arrays(lambda array: array[chosen], self.likelihood_state)
-        drawn_state = self.likelihood.draw_state(rng, state)
-        outputs = self.output_mean[chosen]
-        if self.output_covariance is not None:  # weights and noise share one draw of φ
-            inflation = np.asarray(self.likelihood.dispersion(drawn_state) / self.likelihood.dispersion(state))
-            noise = rng.standard_normal(outputs.shape) * np.sqrt(inflation.reshape(-1, 1, 1))
-            jitter = 1e-12 * np.eye(outputs.shape[2])
-            for part in np.unique(chosen):
-                root = np.linalg.cholesky(self.output_covariance[part] + jitter)
-                outputs[chosen == part] += np.einsum("nkl,snl->snk", root, noise[chosen == part])
+        outputs, drawn_state = self._draw_outputs(num_samples, rng)
         drawn = self.likelihood.draw(rng, outputs, map_arrays(lambda array: array[:, None], drawn_state))
         return self._in_units(drawn) if drawn.ndim == 3 else drawn
+
+    def sample_mean(self, num_samples: int = 1, *, seed: int = 0) -> np.ndarray:
+        """Draws of E[y | weights], (num_samples, N) or (num_samples, N, T); of class probabilities, (..., N, C).
+
+        Raises:
+            InvalidInput: fewer than one sample.
+        """
+        _check_samples(num_samples)
+        outputs, drawn_state = self._draw_outputs(num_samples, np.random.default_rng(seed))
+        state = map_arrays(lambda array: array[:, None], drawn_state)
+        return self._in_units(np.asarray(self.likelihood.mean(_NUMPY, outputs, state)))
+
+    def _draw_outputs(self, num_samples: int, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
+        state, mean, covariance = self.likelihood_state, self.output_mean, self.output_covariance
+        return draw_outputs(self.likelihood, rng, num_samples, self.log_weights, mean, covariance, state)
+
+
+def draw_outputs(
+    likelihood: Likelihood,
+    rng: np.random.Generator,
+    num_samples: int,
+    log_weights: np.ndarray,
+    mean: np.ndarray,
+    covariance: np.ndarray | None,
+    state: Any,
+) -> tuple[np.ndarray, Any]:
+    """Draws of outputs (S, N, K), and what the likelihood is uncertain of, drawn with each.
+
+    Args:
+        likelihood: whose state is drawn.
+        rng: source of the draws.
+        num_samples: S.
+        log_weights: of the components, (M,).
+        mean: (M, N, K).
+        covariance: (M, N, K, K), or None.
+        state: with a leading axis M.
+    """
+    chosen = rng.choice(len(log_weights), num_samples, p=np.exp(log_weights))
+    own = map_arrays(lambda array: array[chosen], state)
+    drawn_state = likelihood.draw_state(rng, own)
+    outputs = mean[chosen]
+    if covariance is not None:  # weights and noise share one draw of φ
+        inflation = np.asarray(likelihood.dispersion(drawn_state) / likelihood.dispersion(own))
+        noise = rng.standard_normal(outputs.shape) * np.sqrt(inflation.reshape(-1, 1, 1))
+        for part in np.unique(chosen):
+            root = covariance_root(_NUMPY, covariance[part])
+            outputs[chosen == part] += np.einsum("nkl,snl->snk", root, noise[chosen == part])
+    return outputs, drawn_state
+
+
+def _check_samples(num_samples: int) -> None:
+    if not isinstance(num_samples, int | np.integer) or num_samples < 1:
+        raise InvalidInput(f"num_samples must be an integer of at least 1, got {num_samples!r}")
 
 
 def _bracket(function: Reduction, start: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

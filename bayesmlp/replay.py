@@ -77,7 +77,7 @@ def replay(
             if record.learned is None:  # a handover: the line goes on
                 continue
             body = store.body(connection, model_id, record.learned)
-            effects[record.offset] = stepper.apply(Observation.from_body(body, stepper.model.likelihood))
+            effects[record.offset] = stepper.apply(Observation.from_body(body, stepper.model))
         return Replay(stepper, fold, effects, len(effects))
 
 

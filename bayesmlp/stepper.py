@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .feedback import Observation
 from .inference.engines import Engine
 from .inference.filtering import Posterior
+from .kinds import scaled_items
 from .model import BayesianMLP
 
 __all__ = ["Effect", "Stepper", "step_fingerprint"]
@@ -53,7 +55,13 @@ class Stepper:
 
     def __init__(self, model: BayesianMLP) -> None:
         self.model = model.to_engine(model.engine)
-        self._step = self.model.filter_model.compile_in_place(self.model.engine)
+        self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def _step_for(self, *what: Any) -> Callable[..., Any]:
+        """The step of a kind, a number of items, and whether there is a mask; compiled when first needed."""
+        if what not in self._steps:
+            self._steps[what] = self.model.filter_model_of(*what).compile_in_place(self.model.engine)
+        return self._steps[what]
 
     @property
     def posterior(self) -> Posterior:
@@ -68,11 +76,13 @@ class Stepper:
         """Fold one observation."""
         started = time.perf_counter()
         model = self.model
+        x = scaled_items(model.scaling, observation.x)
+        y = observation.y if observation.kind else model.scaling.targets(observation.y)
         elapsed = model.elapsed_until(observation.time)
-        batch = model.batch(
-            model.scaling.inputs(observation.x), model.scaling.targets(observation.y), observation.weight, elapsed
-        )
-        posterior, info = self._step(model.posterior, model.prior_state, *batch)
+        batch = model.batch(x, y, observation.weight, elapsed, observation.output_mask)
+        items = x.shape[1] // model.num_inputs if observation.kind else 1
+        step = self._step_for(observation.kind, items, observation.output_mask is not None)
+        posterior, info = step(model.posterior, model.prior_state, *batch)
         model.set_posterior(posterior)
         model.prune()
         info = model.engine.fetch(info)

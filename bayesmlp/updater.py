@@ -8,11 +8,17 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .admission import Admission, Quarantined, excess_surprise
 from .feedback import Observation, check_event_id, check_time
 from .inference.engines import Engine
 from .inference.errors import InvalidInput, StoreError, UnknownEvent
 from .inference.host import as_host_array
+from .inference.kinds import Choice
+from .inference.likelihoods import BradleyTerry
+from .kinds import check_items, comparing_kind, observed_kind
+from .masking import check_output_mask
 from .model import BayesianMLP
 from .predictive import Predictive
 from .prequential import Prequential
@@ -69,6 +75,19 @@ class Retraction(NamedTuple):
     events: int
     replayed: int
     seconds: float
+
+
+class _Told(NamedTuple):
+    """What :meth:`Observation.check` takes, as it came, and the id of the event."""
+
+    x: Any
+    y: Any
+    event_id: str | None = None
+    weight: Any = 1.0
+    time: Any = None
+    output_mask: Any = None
+    kind: str | None = None
+    propensity: Any = None
 
 
 class OnlineUpdater:
@@ -218,7 +237,15 @@ class OnlineUpdater:
             raise StoreError(f"this updater of model {self.name!r} is closed")
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def predict(self, x: Any, *, method: str = "linearized", time: float | None = None) -> Predictive:
+    def predict(
+        self,
+        x: Any,
+        *,
+        method: str = "linearized",
+        time: float | None = None,
+        output_mask: Any = None,
+        kind: str | None = None,
+    ) -> Predictive:
         """Answer, and keep the inputs so that feedback may name the answer.
 
         Args:
@@ -227,6 +254,8 @@ class OnlineUpdater:
             time: for which to answer, in seconds since the epoch: with what is then still known if no event comes
                 before. Nothing is changed by it. None: the time of the newest event. It needs dynamics with a
                 ``time_unit``.
+            output_mask: see :meth:`BayesianMLP.predict`; feedback on the answer names its own.
+            kind: see :meth:`BayesianMLP.predict`; likewise.
 
         Returns:
             The predictive distribution, with its ``prediction_id`` and the ``version`` that answered.
@@ -236,12 +265,15 @@ class OnlineUpdater:
         """
         with self._lock:
             self._require_open()
-            inputs = check_inputs(
-                with_row_axis(x, "x", self.model.network), self.model.num_inputs, "x", self.model.network
-            )
+            rows, network = with_row_axis(x, "x", self.model.network), self.model.network
+            observed = observed_kind(self.model.kinds, kind)
+            if observed is None:
+                inputs = check_inputs(rows, self.model.num_inputs, "x", network)
+            else:
+                inputs = check_items(rows, observed, self.model.num_inputs, "x", network)
             self._apply_waiting()
             elapsed = 0.0 if time is None else self.model.elapsed_until(self._known_time(time))
-            answer = self.model.predict(inputs, method=method, elapsed=elapsed)
+            answer = self.model.predict(inputs, method=method, elapsed=elapsed, output_mask=output_mask, kind=kind)
             kept = self.store.answers.keep(self.name, self._head, inputs, self.answer_time_to_live)
             return dataclasses.replace(answer, prediction_id=kept, version=self._head)
 
@@ -261,6 +293,9 @@ class OnlineUpdater:
         weight: float = 1.0,
         source: str | None = None,
         time: float | None = None,
+        output_mask: Any = None,
+        kind: str | None = None,
+        propensity: float | None = None,
         wait: str = "applied",
     ) -> Receipt:
         """Learn from one observation. When it returns, the event is durable.
@@ -274,6 +309,10 @@ class OnlineUpdater:
             time: of the event, in seconds since the epoch; kept with it. Where the dynamics have a ``time_unit`` they
                 let the time pass since the newest event so far, none for one that comes late or says no time;
                 without one, every event is a unit.
+            output_mask: the outputs that y tells of, see :meth:`BayesianMLP.update`; kept with the event.
+            kind: of the feedback, for a model that hears several; None for the first.
+            propensity: probability of the action that led to y, above 0; kept in the log for off-policy estimates, no
+                part of what is learned.
             wait: ``"applied"``: return when it is learned; ``"durable"``: when it is stored.
 
         Raises:
@@ -281,7 +320,83 @@ class OnlineUpdater:
             ConflictingEvent: the id was sent before with another body; the first one stands.
             LeaseLost: another updater took over; nothing is stored.
         """
-        return self._learn("event", [(x, y, event_id, weight, time)], source, wait)[0]
+        told = _Told(x, y, event_id, weight, time, output_mask, kind, propensity)
+        return self._learn("event", [told], source, wait)[0]
+
+    def prefer(
+        self,
+        better: Any,
+        worse: Any,
+        *,
+        kind: str | None = None,
+        event_id: str | None = None,
+        weight: float = 1.0,
+        source: str | None = None,
+        time: float | None = None,
+        wait: str = "applied",
+    ) -> Receipt:
+        """Learn that one of two was preferred: an event as by :meth:`observe`, of a ``BradleyTerry`` kind.
+
+        Args:
+            better: inputs of the preferred one.
+            worse: inputs of the other.
+            kind: its name; None where the model hears one such kind.
+            event_id: see :meth:`observe`.
+            weight: see :meth:`observe`.
+            source: see :meth:`observe`.
+            time: see :meth:`observe`.
+            wait: see :meth:`observe`.
+
+        Raises:
+            InvalidInput: names what is wrong; nothing is stored or learned.
+        """
+        name = comparing_kind(self.model.kinds, BradleyTerry, kind)
+        pair = self._items([better, worse], ("better", "worse"))
+        return self._learn("event", [_Told(pair, [1], event_id, weight, time, kind=name)], source, wait)[0]
+
+    def choose(
+        self,
+        shown: Any,
+        chosen: int,
+        *,
+        propensity: float | None = None,
+        kind: str | None = None,
+        event_id: str | None = None,
+        weight: float = 1.0,
+        source: str | None = None,
+        time: float | None = None,
+        wait: str = "applied",
+    ) -> Receipt:
+        """Learn which of several that were shown was chosen: an event as by :meth:`observe`, of a ``Choice`` kind.
+
+        Args:
+            shown: inputs of the items, (items, inputs), at least two.
+            chosen: place of the chosen one, from 0.
+            propensity: probability with which these were shown; kept in the log, no part of what is learned.
+            kind: its name; None where the model hears one such kind.
+            event_id: see :meth:`observe`.
+            weight: see :meth:`observe`.
+            source: see :meth:`observe`.
+            time: see :meth:`observe`.
+            wait: see :meth:`observe`.
+
+        Raises:
+            InvalidInput: names what is wrong; nothing is stored or learned.
+        """
+        name = comparing_kind(self.model.kinds, Choice, kind)
+        items = as_host_array(shown, "shown")
+        if items.ndim < 2 or len(items) < 2:
+            raise InvalidInput(f"shown must be at least two items, (items, inputs), got shape {items.shape}")
+        together = self._items(list(items), tuple(f"shown[{i}]" for i in range(len(items))))
+        told = _Told(together, [chosen], event_id, weight, time, kind=name, propensity=propensity)
+        return self._learn("event", [told], source, wait)[0]
+
+    def _items(self, items: list[Any], names: tuple[str, ...]) -> np.ndarray:
+        """Inputs of several items, one after the other in one row."""
+        network, size = self.model.network, self.model.num_inputs
+        named = list(zip(items, names, strict=True))
+        checked = [check_inputs(with_row_axis(item, name, network), size, name, network) for item, name in named]
+        return np.concatenate(checked, axis=1)
 
     def observe_many(
         self,
@@ -290,6 +405,8 @@ class OnlineUpdater:
         *,
         event_ids: Sequence[str] | None = None,
         source: str | None = None,
+        output_mask: Any = None,
+        kind: str | None = None,
         wait: str = "applied",
     ) -> list[Receipt]:
         """Several events, each its own Bayes step, stored in one commit: as :meth:`observe` in a loop, but faster.
@@ -299,17 +416,27 @@ class OnlineUpdater:
             y: what was seen, one for each row.
             event_ids: one for each row.
             source: who sent them.
+            output_mask: see :meth:`observe`; one for all rows (K,), or for each (rows, K).
+            kind: see :meth:`observe`.
             wait: see :meth:`observe`.
 
         Raises:
             InvalidInput: one of them is bad; none is stored.
         """
-        x = check_inputs(x, self.model.num_inputs, "x", self.model.network, whole=True)
+        observed = observed_kind(self.model.kinds, kind)
+        x = check_items(x, observed, self.model.num_inputs, "x", self.model.network)
         y = as_host_array(y, "y")
         ids = [None] * len(x) if event_ids is None else list(event_ids)
         if y.ndim == 0 or not len(x) == len(y) == len(ids):
             raise InvalidInput(f"x, y and event_ids must be equally long, got {len(x)}, {y.shape} and {len(ids)}")
-        return self._learn("event", [(a, b, c, 1.0, None) for a, b, c in zip(x, y, ids, strict=True)], source, wait)
+        likelihood = self.model.likelihood
+        if observed is not None:
+            likelihood = observed.model_of(observed.items_of(x.shape[1], self.model.num_inputs))
+        mask = check_output_mask(output_mask, len(x), likelihood)
+        masks = [None] * len(x) if mask is None else list(mask)
+        rows = zip(x, y, ids, masks, strict=True)
+        told = [_Told(a, b, c, output_mask=d, kind=kind) for a, b, c, d in rows]
+        return self._learn("event", told, source, wait)
 
     def observe_batch(
         self,
@@ -320,6 +447,8 @@ class OnlineUpdater:
         weight: Any = None,
         source: str | None = None,
         time: float | None = None,
+        output_mask: Any = None,
+        kind: str | None = None,
     ) -> Receipt:
         """Several rows as one event and one Bayes step.
 
@@ -330,8 +459,11 @@ class OnlineUpdater:
             weight: of each row.
             source: see :meth:`observe`.
             time: see :meth:`observe`.
+            output_mask: see :meth:`observe`; one for all rows (K,), or for each (rows, K).
+            kind: see :meth:`observe`.
         """
-        return self._learn("batch", [(x, y, event_id, weight, time)], source, "applied")[0]
+        told = _Told(x, y, event_id, weight, time, output_mask, kind)
+        return self._learn("batch", [told], source, "applied")[0]
 
     def feedback(
         self,
@@ -340,6 +472,9 @@ class OnlineUpdater:
         *,
         event_id: str | None = None,
         source: str | None = None,
+        output_mask: Any = None,
+        kind: str | None = None,
+        propensity: float | None = None,
         wait: str = "applied",
     ) -> Receipt:
         """Late feedback on an answer of :meth:`predict`, by its prediction id.
@@ -349,6 +484,9 @@ class OnlineUpdater:
             y: what was seen, one for each row of the answer.
             event_id: by default it follows from the prediction id, so that feedback sent twice is learned once.
             source: see :meth:`observe`.
+            output_mask: see :meth:`observe`; one for all rows (K,), or for each (rows, K).
+            kind: see :meth:`observe`.
+            propensity: see :meth:`observe`.
             wait: see :meth:`observe`.
 
         Raises:
@@ -358,11 +496,12 @@ class OnlineUpdater:
         if not isinstance(prediction_id, str):
             raise InvalidInput(f"prediction_id must be a string, got {prediction_id!r}")
         inputs = self.store.answers.inputs(self.name, prediction_id)
-        kind = "event" if len(inputs) == 1 else "batch"
+        record = "event" if len(inputs) == 1 else "batch"
         chosen = f"feedback-{prediction_id}" if event_id is None else event_id
-        return self._learn(kind, [(inputs, y, chosen, None, None)], source, wait)[0]
+        told = _Told(inputs, y, chosen, None, None, output_mask, kind, propensity)
+        return self._learn(record, [told], source, wait)[0]
 
-    def _learn(self, kind: str, events: Sequence[Any], source: str | None, wait: str) -> list[Receipt]:
+    def _learn(self, record: str, events: Sequence[_Told], source: str | None, wait: str) -> list[Receipt]:
         if wait not in WAITS:
             raise InvalidInput(f"wait must be one of {', '.join(WAITS)}, got {wait!r}")
         if source is not None:
@@ -370,31 +509,22 @@ class OnlineUpdater:
         with self._lock:
             self._require_open()
             ids, observations = [], []
-            for x, y, event_id, weight, when in events:
-                ids.append(check_event_id(event_id))
-                observations.append(self._check(kind, x, y, weight, when))
-            new = [NewRecord(kind, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
+            for told in events:
+                ids.append(check_event_id(told.event_id))
+                observations.append(self._check(record, told))
+            new = [NewRecord(record, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
             new = self._admit(new, observations)
             stored = self._append(new)
-            for event, record, observation in zip(stored, new, observations, strict=True):
-                self._enqueue(event, record, observation)
+            for event, admitted, observation in zip(stored, new, observations, strict=True):
+                self._enqueue(event, admitted, observation)
             if wait == "applied":
                 self._apply_waiting()
             return [self._receipt(i, event) for i, event in zip(ids, stored, strict=True)]
 
-    def _check(self, kind: str, x: Any, y: Any, weight: Any, when: Any) -> Observation:
-        model = self.model
-        checked = Observation.check(
-            x,
-            y,
-            weight,
-            when,
-            num_inputs=model.num_inputs,
-            network=model.network,
-            likelihood=model.likelihood,
-            scaling=model.scaling,
-        )
-        if kind == "event" and len(checked.x) != 1:
+    def _check(self, record: str, told: _Told) -> Observation:
+        x, y, _, *rest = told
+        checked = Observation.check(x, y, *rest, model=self.model)
+        if record == "event" and len(checked.x) != 1:
             raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")
         return checked
 
@@ -411,7 +541,8 @@ class OnlineUpdater:
                 record = record._replace(granted=self.admission.granted(weight, before))
                 spent[source] = before + record.granted * weight
             if self.admission.quarantine_above is not None:
-                excess = float(excess_surprise(self.model.predict(observation.x), observation.y).max())
+                answer = self.model.predict(observation.x, output_mask=observation.output_mask, kind=observation.kind)
+                excess = float(excess_surprise(answer, observation.y).max())
                 if excess > self.admission.quarantine_above:
                     record = record._replace(excess_surprise=excess)
             decided.append(record)
@@ -421,7 +552,7 @@ class OnlineUpdater:
         """The total weight granted to a source's events, but for those that were taken out again."""
         if source not in self._spent:
             kept = [
-                Observation.from_body(row.body, self.model.likelihood)
+                Observation.from_body(row.body, self.model)
                 for row in self._writer.stored(records.c.source == source)
                 if self._status.get(row.offset) in ("live", "quarantined", "released")
             ]
@@ -491,11 +622,10 @@ class OnlineUpdater:
         """The events in quarantine, oldest first: durable, not learned. See :class:`Admission`."""
         with self._lock:
             self._apply_waiting()
-            likelihood = self.model.likelihood
             found = []
             for row in self._writer.stored(records.c.kind == "quarantine"):
                 if self._status.get(row.offset) == "quarantined":
-                    x, y, *_ = Observation.from_body(row.body, likelihood)
+                    x, y, *_ = Observation.from_body(row.body, self.model)
                     found.append(
                         Quarantined(
                             str(row.event_id), row.offset, row.source, row.received, row.body["excess_surprise"], x, y
@@ -525,7 +655,7 @@ class OnlineUpdater:
             bodies = {row.offset: row.body for row in self._writer.stored(records.c.offset.in_(sources))}
             stored = self._append([NewRecord("release", None, {"offset": source}) for source in sources])
             for event, source in zip(stored, sources, strict=True):
-                self._learn_as(event.offset, Observation.from_body(bodies[source], self.model.likelihood))
+                self._learn_as(event.offset, Observation.from_body(bodies[source], self.model))
                 self._status[source] = "released"
             return [self._receipt(event_id, event) for event_id, event in zip(ids, stored, strict=True)]
 

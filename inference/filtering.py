@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from .dynamics import Dynamics, Hypotheses, Rates, Static
 from .engines.base import Array, Engine, map_arrays, map_trees, take
 from .influence import InverseMultiquadric
+from .kinds import Place
 from .likelihoods.base import Likelihood
 from .network import Network
 from .output_space import OutputSolution, OutputStep, own_covariance
@@ -75,6 +76,7 @@ class FilterModel:
         relinearizations: how often a batch is taken in again, with the network linearised at the mean that it led to
             (the iterated extended Kalman filter; Bell and Cathey 1993).
         influence: how much any one row may do; None: as much as the likelihood says.
+        place: of the likelihood, where the posterior's likelihood state is a tuple of those of several kinds.
     """
 
     network: Network
@@ -84,6 +86,7 @@ class FilterModel:
     step: OutputStep = VariationalStep()
     relinearizations: int = 0
     influence: InverseMultiquadric | None = None
+    place: Place | None = None
 
     @property
     def of_member(self) -> Structure:
@@ -165,12 +168,17 @@ def _learn(
     structure = model.of_member
     mean = structure.mean(weights)
     solve = partial(_solve, model, _LARGEST_STEP[engine.dtype])
+    place, state = model.place, before.likelihood
+    ratio: tuple[Any, ...] = ()
+    if place is not None:
+        state, other = place.state(before.likelihood), place.relative_dispersion(before.likelihood)
+        ratio = () if other is None else (other,)
 
     def taken_in(at: Any) -> tuple[Any, OutputSolution]:
         """The batch, with the network linearised around ``at``."""
         outputs, factors = _linearised(engine, model, x, mean, at)
         covariance = structure.output_covariance(engine, weights, factors, joint=True)
-        return factors, engine.in_float64(solve, outputs, covariance, y, weight, before.likelihood)
+        return factors, engine.in_float64(solve, outputs, covariance, y, weight, state, *ratio)
 
     factors, solution = taken_in(None)
     log_predictive = solution.log_predictive
@@ -184,7 +192,8 @@ def _learn(
     def learned() -> Posterior:
         moved = structure.shift(engine, weights, factors, engine.cast(solution.residual))
         sharpened = structure.add_precision(engine, moved, factors, engine.cast(solution.fisher_factor))
-        return before._replace(weights=sharpened, likelihood=solution.state)
+        states = solution.state if place is None else place.replaced(before.likelihood, solution.state)
+        return before._replace(weights=sharpened, likelihood=states)
 
     return engine.guarded(solution.ok, learned, before), info
 
@@ -222,14 +231,32 @@ def _learn_in_mixture(
 
 
 def _solve(
-    model: FilterModel, largest: float, engine: Engine, f: Array, c: Array, y: Array, weight: Array, state: Any
+    model: FilterModel,
+    largest: float,
+    engine: Engine,
+    f: Array,
+    c: Array,
+    y: Array,
+    weight: Array,
+    state: Any,
+    ratio: Array | None = None,
 ) -> OutputSolution:
-    """The output step, with the rows' influence bounded where that is asked for; the engine is of float64 arrays."""
+    """The output step, with the rows' influence bounded where that is asked for; the engine is of float64 arrays.
+
+    Where the weights are held at ``ratio`` times the likelihood's dispersion, C is ``ratio`` times as large in the
+    likelihood's units; in the weights', what was learned weighs ``ratio`` times as much: Λ⁻¹ Jᵀ (ratio · r) moves them,
+    and (ratio · L Lᵀ) sharpens them. Both dispersions are at their estimates.
+    """
+    c = c if ratio is None else ratio * c
     bounds = None
     if model.influence is not None:
         own = own_covariance(engine, c, f) * model.likelihood.dispersion(state)
         bounds = model.influence.row_factors(engine, model.likelihood, f, own, y, state)
-    return model.step.solve(engine, model.likelihood, largest, f, c, y, weight, state, influence=bounds)
+    solved = model.step.solve(engine, model.likelihood, largest, f, c, y, weight, state, influence=bounds)
+    if ratio is None:
+        return solved
+    factor = engine.xp.sqrt(ratio) * solved.fisher_factor
+    return solved._replace(residual=ratio * solved.residual, fisher_factor=factor)
 
 
 def _linearised(engine: Engine, model: FilterModel, x: Array, mean: Any, at: Any) -> tuple[Array, Any]:

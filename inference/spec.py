@@ -15,6 +15,7 @@ from .dynamics import AdaptiveForgetting, ChangePoint, Forgetting, RandomWalk, S
 from .errors import InvalidInput
 from .influence import InverseMultiquadric
 from .kalman_step import KalmanStep
+from .kinds import Choice, Kind
 from .laplace_step import LaplaceStep
 from .likelihoods import (
     Bernoulli,
@@ -43,7 +44,7 @@ _TYPES: dict[str, type[Any]] = {
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
         Ordinal, BradleyTerry, Static, Forgetting, RandomWalk, AdaptiveForgetting, ChangePoint, Diagonal, Full,
         Kronecker, LowRank, Point, Subnetwork, Blocks, Mixture, KalmanStep, LaplaceStep, VariationalStep,
-        InverseMultiquadric,
+        InverseMultiquadric, Kind, Choice,
     )
 }  # fmt: skip
 

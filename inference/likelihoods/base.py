@@ -103,6 +103,9 @@ class Likelihood(ABC):
     is_discrete: bool = False
     """Whether y is a whole number."""
 
+    has_classes: bool = False
+    """Whether y is a class or level with a probability: :meth:`class_probabilities`."""
+
     has_logits: bool = False
     """Whether class probabilities are the softmax of :meth:`logits`."""
 

@@ -22,6 +22,11 @@ class Logistic(Likelihood):
     averaged_by_nodes = True
 
     @property
+    def has_classes(self) -> bool:  # type: ignore[override]
+        """For a single output."""
+        return self.num_outputs == 1
+
+    @property
     def has_logits(self) -> bool:  # type: ignore[override]
         """For a single output."""
         return self.num_outputs == 1

@@ -29,6 +29,7 @@ class Categorical(Likelihood):
 
     num_classes: int
 
+    has_classes = True
     has_logits = True
     averaged_by_nodes = True
 

@@ -160,15 +160,17 @@ class Gaussian(Likelihood):
         if not self.learns_noise:
             return state
         xp = engine.xp
-        error, count = y - outputs, weight
+        of_outputs, total = self._weights(engine, y, weight)
+        error = self._error(engine, outputs, y)[0]
         if influence is not None:
-            error, count = influence.residual[:, None] * error, influence.count * weight
-        root = xp.sqrt(xp.repeat(weight, self.num_outputs))
+            error = influence.residual[:, None] * error
+            _, total = self._weights(engine, y, influence.count * weight)
+        root = xp.sqrt(of_outputs)
         error = root * xp.reshape(error, (-1,))
         identity = engine.eye(error.shape[0], error)
         spread = identity + root[:, None] * covariance * root[None, :]
         squares = error @ engine.solve(spread, error[:, None])[:, 0]
-        return NoiseState(state.shape + 0.5 * self.num_outputs * xp.sum(count), state.rate + 0.5 * squares)
+        return NoiseState(state.shape + 0.5 * total, state.rate + 0.5 * squares)
 
     def prior_share(self, state: Any) -> Any:
         return self.prior_shape / state.shape if self.learns_noise else 0.0
@@ -194,17 +196,30 @@ class Gaussian(Likelihood):
         """φ where it is given."""
         return state.variance if isinstance(state, FixedNoise) else self._fixed
 
+    # -- what a row tells of: all outputs here, some where they are masked ----------------------------------------
+    def _error(self, engine: Engine, outputs: Array, y: Any) -> tuple[Array, Any]:
+        """Residuals, 0 where nothing was observed, and the number of observed outputs."""
+        return y - outputs, self.num_outputs
+
+    def _weights(self, engine: Engine, y: Any, weight: Array) -> tuple[Array, Array]:
+        """The weight of each output of each row, (N K,), and their sum."""
+        return engine.xp.repeat(weight, self.num_outputs), self.num_outputs * engine.xp.sum(weight)
+
+    def _observed(self, engine: Engine, covariance: Array, y: Any) -> Array:
+        """A covariance of all outputs as one of the observed outputs."""
+        return covariance
+
     def unit_log_prob(
         self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any = ()
     ) -> Float[Array, "*S N"]:
-        error = y - outputs
-        constant = 0.5 * self.num_outputs * math.log(2 * math.pi * self._fixed)
+        error, size = self._error(engine, outputs, y)
+        constant = 0.5 * size * math.log(2 * math.pi * self._fixed)
         return -0.5 * engine.xp.sum(error * error, axis=-1) / self._fixed - constant
 
     def unit_score(
         self, engine: Engine, outputs: Float[Array, "N K"], y: Array, state: Any = ()
     ) -> Float[Array, "N K"]:
-        return (y - outputs) / self._fixed
+        return self._error(engine, outputs, y)[0] / self._fixed
 
     def fisher_factor(self, engine: Engine, outputs: Float[Array, "N K"], state: Any = ()) -> Float[Array, "N K R"]:
         identity = engine.eye(self.num_outputs, outputs)
@@ -213,13 +228,13 @@ class Gaussian(Likelihood):
 
     def log_prob(self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any) -> Float[Array, "*S N"]:
         """Normal where φ is given; with φ learned and integrated out, a multivariate Student-t."""
-        error = y - outputs
+        error, size = self._error(engine, outputs, y)
         squares = engine.xp.sum(error * error, axis=-1)
         if isinstance(state, FixedNoise):
-            constant = self.num_outputs * engine.xp.log(2 * math.pi * state.variance)
+            constant = size * engine.xp.log(2 * math.pi * state.variance)
             return -0.5 * (squares / state.variance + constant)
         if self.learns_noise:
-            return self._student_t(engine, squares, 0.0, state)
+            return self._student_t(engine, squares, 0.0, size, state)
         return self.unit_log_prob(engine, outputs, y)
 
     def predictive_log_prob(
@@ -233,13 +248,14 @@ class Gaussian(Likelihood):
         learned = isinstance(state, NoiseState)
         noise = 1.0 if learned else per_row(self._variance(state), 2)
         unit = covariance / (per_row(self.dispersion(state), 2) if learned else 1.0) + noise * identity
-        factor, _ = engine.cholesky(unit)
-        whitened = engine.solve_triangular(factor, (y - mean)[:, :, None])[:, :, 0]
+        factor, _ = engine.cholesky(self._observed(engine, unit, y))
+        error, size = self._error(engine, mean, y)
+        whitened = engine.solve_triangular(factor, error[:, :, None])[:, :, 0]
         squares = xp.sum(whitened * whitened, axis=-1)
         log_determinant = 2 * xp.sum(xp.log(xp.sum(factor * identity, axis=-1)), axis=-1)
         if learned:
-            return self._student_t(engine, squares, log_determinant, state)
-        return -0.5 * (squares + log_determinant + self.num_outputs * math.log(2 * math.pi))
+            return self._student_t(engine, squares, log_determinant, size, state)
+        return -0.5 * (squares + log_determinant + size * math.log(2 * math.pi))
 
     def predictive_moments(
         self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"] | None, state: Any
@@ -253,9 +269,11 @@ class Gaussian(Likelihood):
             epistemic = epistemic * (aleatoric / per_row(self.dispersion(state), 1))
         return PredictiveMoments(mean, epistemic, aleatoric)
 
-    def _student_t(self, engine: Engine, squares: Array, log_determinant: Any, state: Any) -> Array:
-        """Log density of y with Mahalanobis ``squares`` and ``log_determinant`` of its unit-dispersion covariance."""
-        half = 0.5 * self.num_outputs
+    def _student_t(self, engine: Engine, squares: Array, log_determinant: Any, size: Any, state: Any) -> Array:
+        """Log density of ``size`` numbers y with Mahalanobis ``squares`` and the ``log_determinant`` of their
+        unit-dispersion covariance.
+        """
+        half = 0.5 * size
         return (
             engine.lgamma(state.shape + half)
             - engine.lgamma(state.shape)

@@ -49,6 +49,7 @@ class Ordinal(Likelihood):
     num_levels: int
 
     num_outputs = 1
+    has_classes = True
     is_discrete = True
     averaged_by_nodes = True
 

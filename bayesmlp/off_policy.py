@@ -1,0 +1,98 @@
+"""Judging a policy by the decisions in a model's log."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .inference.errors import InvalidInput
+from .inference.off_policy import PolicyValue, importance_values
+from .store.store import PosteriorStore
+from .validation import as_host_array
+
+__all__ = ["LoggedDecisions", "logged_decisions", "off_policy_value"]
+
+METHODS = ("ips", "snips", "dr")
+
+
+class LoggedDecisions(NamedTuple):
+    """Attributes:
+    contexts: inputs of the decisions, (N, inputs).
+    actions: that were taken, (N,).
+    rewards: that they brought, (N,).
+    propensities: with which they were taken, (N,).
+    """
+
+    contexts: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    propensities: np.ndarray
+
+
+def logged_decisions(store: PosteriorStore, name: str) -> LoggedDecisions:
+    """The live events of a log that hold a propensity and the reward of one action: a mask with one output.
+
+    Args:
+        store: where the model is.
+        name: of the model.
+
+    Raises:
+        UnknownModel: no such model.
+        InvalidInput: its log has no such event.
+    """
+    found: list[tuple[Any, ...]] = []
+    with store.read() as connection:
+        model = store.model_id(connection, name)
+        for record in store.fold(connection, model, None).line:
+            if record.kind != "event":
+                continue
+            body = store.body(connection, model, record.offset)
+            mask = np.asarray(body.get("output_mask", [[]]))[0]
+            if "propensity" in body and "kind" not in body and mask.sum() == 1 and isinstance(body["y"][0], list):
+                action = int(mask.argmax())
+                found.append((body["x"][0], action, body["y"][0][action], body["propensity"]))
+    if not found:
+        raise InvalidInput(f"model {name!r} has no event with a propensity and an output_mask of one output")
+    contexts, actions, rewards, propensities = zip(*found, strict=True)
+    return LoggedDecisions(np.array(contexts), np.array(actions), np.array(rewards), np.array(propensities))
+
+
+def off_policy_value(
+    logged: LoggedDecisions, policy: Any, *, method: str = "snips", expected: Any = None
+) -> PolicyValue:
+    """What a policy would have earned per decision, from logged decisions of another.
+
+    Args:
+        logged: decisions with their propensities.
+        policy: probability of each action under the policy that is judged, (N, A); rows add up to 1.
+        method: ``"ips"``: importance weights; ``"snips"``: the same, normalised; ``"dr"``: doubly robust.
+        expected: for ``"dr"``, what a model expects of each action, (N, A).
+
+    Raises:
+        InvalidInput: names the argument, what was expected and what came.
+    """
+    if method not in METHODS:
+        raise InvalidInput(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if (expected is not None) != (method == "dr"):
+        raise InvalidInput(f"expected rewards go with method 'dr' and with no other, got method {method!r}")
+    count = len(logged.actions)
+    propensities = np.asarray(logged.propensities, np.float64)
+    if not ((propensities > 0) & (propensities <= 1)).all():
+        raise InvalidInput("logged.propensities must be above 0 and at most 1")
+    probabilities = _of_actions(policy, "policy", count, logged.actions)
+    if (probabilities < 0).any() or not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-6):
+        raise InvalidInput("policy must hold probabilities whose rows add up to 1")
+    model = None if expected is None else _of_actions(expected, "expected", count, logged.actions)
+    rewards = np.asarray(logged.rewards, np.float64)
+    actions = np.asarray(logged.actions)
+    return importance_values(actions, rewards, propensities, probabilities, model, normalised=method == "snips")
+
+
+def _of_actions(values: Any, argument: str, count: int, actions: np.ndarray) -> np.ndarray:
+    array = np.asarray(as_host_array(values, argument), np.float64)
+    if array.ndim != 2 or len(array) != count or array.shape[1] <= int(np.max(actions)):
+        raise InvalidInput(f"{argument} must have a column for each action and {count} rows, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise InvalidInput(f"{argument} must be finite")
+    return array
