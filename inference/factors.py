@@ -74,6 +74,11 @@ class LayerFactors(NamedTuple):
         projected = engine.xp.permute_dims(self.inputs @ directions, (1, 2, 0))  # N, O, R
         return self.rows @ projected
 
+    def combined(self, engine: Engine, mixing: Float[Array, "N K R"]) -> Float[Array, "R I O"]:
+        """R linear combinations of the rows of ``J``, in the shape of W."""
+        rows = engine.xp.permute_dims(mixing.mT @ self.rows, (1, 0, 2))  # R, N, O
+        return self.inputs.mT @ rows
+
     def multiply(self, engine: Engine, matrix: Float[Array, "P M"]) -> Float[Array, "N K M"]:
         """``J @ matrix``. Where the layer has no more outputs than there are directions, its inputs go first."""
         num_rows, num_inputs = self.inputs.shape
@@ -141,6 +146,10 @@ class SharedFactors(NamedTuple):
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """See :meth:`LayerFactors.push_forward`."""
         return engine.xp.einsum("nti,rio,nkto->nkr", self.inputs, directions, self.rows)
+
+    def combined(self, engine: Engine, mixing: Float[Array, "N K R"]) -> Float[Array, "R I O"]:
+        """See :meth:`LayerFactors.combined`."""
+        return engine.xp.einsum("nti,nrto->rio", self.inputs, self.left_multiply(mixing).rows)
 
     def multiply(self, engine: Engine, matrix: Float[Array, "P M"]) -> Float[Array, "N K M"]:
         """See :meth:`LayerFactors.multiply`."""

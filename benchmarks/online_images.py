@@ -1,0 +1,130 @@
+"""The first 2,000 training images of MNIST once, in order, from the prior alone; tested on the 10,000.
+
+    python benchmarks/online_images.py DATA               # DATA holds mnist/; 10 seeds
+    python benchmarks/online_images.py DATA --quick       # 300 images, one seed, 100-100-10
+
+MLP 500-500-10. For each structure: error, negative log likelihood at the mean, and of the linearised predictive
+distribution. Beside them Adam on the same network with a replay buffer of as many numbers as the structure keeps: every
+event it takes ten steps on 32 images of the buffer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from classification import read_images, read_labels
+from rich.console import Console
+from rich.table import Table
+
+import bayesmlp as bm
+from bayesmlp.metrics import accuracy, negative_log_likelihood
+
+PRIOR = bm.NormalPrior(2.0)
+STRUCTURES: dict[str, Any] = {
+    "Diagonal": bm.Diagonal(),
+    "Kronecker": bm.Kronecker(),
+    "LastLayer(Full, Diagonal)": bm.LastLayer(),
+    "LowRank(10)": bm.LowRank(10),
+}
+NUMBERS = {"Diagonal": 2, "Kronecker": 4, "LastLayer(Full, Diagonal)": 42, "LowRank(10)": 12}
+"""Numbers kept, in multiples of the weights."""
+STEPS, BATCH, RATE = 10, 32, 1e-3
+
+
+def filtered(structure: Any, hidden: tuple[int, int], data: list[np.ndarray], engine: str, seed: int) -> list[float]:
+    """Error, NLL at the mean, linearised NLL."""
+    x, y, test_x, test_y = data
+    model = bm.BayesianMLP(
+        bm.MLP(hidden),
+        bm.Categorical(10),
+        prior=PRIOR,
+        structure=structure,
+        engine=engine,
+        standardize=False,
+        seed=seed,
+    )
+    for row in range(len(x)):
+        model.update(x[row : row + 1], y[row : row + 1])
+    linearized, mean = (model.predict(test_x, method=method).probabilities for method in ("linearized", "mean"))
+    return [
+        1 - accuracy(linearized, test_y),
+        negative_log_likelihood(mean, test_y),
+        negative_log_likelihood(linearized, test_y),
+    ]
+
+
+def replayed(hidden: tuple[int, int], data: list[np.ndarray], buffer: int, seed: int) -> list[float]:
+    """Adam with a reservoir of past images."""
+    import torch
+
+    x, y, test_x, test_y = (torch.tensor(part) for part in data)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    sizes = (784, *hidden, 10)
+    layers: list[Any] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [torch.nn.Linear(before, after), torch.nn.ReLU()]
+    network = torch.nn.Sequential(*layers[:-1])
+    optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
+    kept: list[int] = []
+    for row in range(len(x)):
+        if len(kept) < buffer:
+            kept.append(row)
+        elif (place := int(torch.randint(row + 1, (1,), generator=generator))) < buffer:
+            kept[place] = row
+        pool = torch.tensor([*kept, row])
+        for _ in range(STEPS):
+            chosen = pool[torch.randint(len(pool), (BATCH,), generator=generator)]
+            loss = torch.nn.functional.cross_entropy(network(x[chosen]), y[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        p = torch.softmax(network(test_x).double(), 1).numpy()
+    nll = negative_log_likelihood(p, test_y.numpy())
+    return [1 - accuracy(p, test_y.numpy()), nll, nll]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--quick", action="store_true", help="300 images, one seed, a small network")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--structures", nargs="*", default=list(STRUCTURES), choices=list(STRUCTURES))
+    parser.add_argument("--engine", default="jax")
+    options = parser.parse_args()
+    folder = options.data / "mnist"
+    data = [read(folder, part) for part in ("train", "t10k") for read in (read_images, read_labels)]
+    count, hidden, seeds = (300, (100, 100), 1) if options.quick else (2000, (500, 500), options.seeds)
+    data = [data[0][:count], data[1][:count], *data[2:]]
+    weights = sum((i + 1) * o for i, o in zip((784, *hidden), (*hidden, 10), strict=True))
+    table = Table("", "seeds", "error", "NLL at the mean", "NLL linearised", "seconds a seed")
+    console = Console(width=120)
+
+    def report(name: str, results: list[list[float]], started: float) -> None:
+        mean, error = np.mean(results, axis=0), np.std(results, axis=0) / max(1, len(results) - 1) ** 0.5
+        cells = (f"{m:.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True))
+        table.add_row(name, str(len(results)), *cells, f"{(time.perf_counter() - started) / len(results):.0f}")
+        console.print(table)
+
+    for name in options.structures:
+        started = time.perf_counter()
+        report(name, [filtered(STRUCTURES[name], hidden, data, options.engine, seed) for seed in range(seeds)], started)
+    for name in options.structures:
+        buffer = min(count, NUMBERS[name] * weights // 785)
+        started = time.perf_counter()
+        report(
+            f"Adam, replay of {buffer:,} images",
+            [replayed(hidden, data, buffer, seed) for seed in range(seeds)],
+            started,
+        )
+        if buffer == count:
+            break
+
+
+if __name__ == "__main__":
+    main()
