@@ -29,6 +29,7 @@ __all__ = ["VariationalStep"]
 _RATE = 0.5  # of a natural-gradient step; halved where the fixed point comes no nearer
 _LOWEST_RATE = 0.125
 _JITTER = 1e-12
+_JITTER_OF_FLOAT32 = 1e-6
 _ROUNDING = 1e-14  # of an information matrix that is a difference of probabilities
 
 
@@ -134,4 +135,8 @@ def _root(
     xp = engine.xp
     identity = engine.eye(matrix.shape[-1], matrix)
     size = xp.sum(xp.abs(scale * identity), axis=(-2, -1), keepdims=True)
-    return engine.cholesky(0.5 * (matrix + matrix.mT) + (_JITTER * size + floor) * identity)[0]
+    symmetric = 0.5 * (matrix + matrix.mT)
+    factor, ok = engine.cholesky(symmetric + (_JITTER * size + floor) * identity)
+    # Where the outputs' covariance came in float32, it is indefinite beyond float64's rounding.
+    safe, _ = engine.cholesky(symmetric + (_JITTER_OF_FLOAT32 * size + floor) * identity)
+    return xp.where(ok, factor, safe)
