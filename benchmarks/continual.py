@@ -26,9 +26,10 @@ from rich.table import Table
 import bayesmlp as bm
 
 HIDDEN = (100, 100)
-PRIOR = bm.NormalPrior(1.5)
+PRIOR = bm.NormalPrior(4.0)
 STRUCTURES: dict[str, bm.Diagonal | bm.LowRank] = {"Diagonal": bm.Diagonal(), "LowRank(10)": bm.LowRank(10)}
-BATCH = 16  # rows of one Bayes step
+PLANS = ("permuted, one head", "split, masked", "split, one head")
+BATCH = 8  # rows of one Bayes step
 STORED = 200  # images that each task may keep
 
 
@@ -97,18 +98,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="5,000 images, 3 tasks")
     parser.add_argument("--engine", default="jax")
     parser.add_argument("--structures", nargs="*", default=list(STRUCTURES), choices=list(STRUCTURES))
+    parser.add_argument("--plans", nargs="*", default=PLANS, choices=PLANS)
     options = parser.parse_args()
     folder = options.data / "mnist"
     data = [read(folder, part) for part in ("train", "t10k") for read in (read_images, read_labels)]
     if options.quick:
         data = [part[:5000] for part in data]
     plans: dict[str, tuple[Callable[[], Iterator[Task]], bool]] = {
-        "permuted, one head": (lambda: permuted(data, 3 if options.quick else 10), False),
-        "split, masked": (lambda: split(data), True),
-        "split, one head": (lambda: split(data), False),
+        PLANS[0]: (lambda: permuted(data, 3 if options.quick else 10), False),
+        PLANS[1]: (lambda: split(data), True),
+        PLANS[2]: (lambda: split(data), False),
     }
     table = Table("tasks", "structure", "accuracy", f"with {STORED} stored per task", "seconds")
-    for plan, (tasks, use_mask) in plans.items():
+    for plan in options.plans:
+        tasks, use_mask = plans[plan]
         for name in options.structures:
             without, reminded, seconds = run(list(tasks()), STRUCTURES[name], options.engine, use_mask)
             table.add_row(plan, name, f"{without:.4f}", f"{reminded:.4f}", f"{seconds:.0f}")

@@ -30,6 +30,7 @@ from .variational_step import VariationalStep
 
 __all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step", "pass_time"]
 
+_HOPELESS = -1e10  # log predictive density of a candidate whose step would not be finite
 _LARGEST_STEP = {"float32": 1e20, "float64": 1e200}
 
 
@@ -218,12 +219,17 @@ def _learn_in_mixture(
 
     members = Posterior(began.weights.members, began.likelihood)
     learned, infos = engine.batched(step)(members, prior, each)
-    scored = log_weights + infos.log_predictive
+    evidence, gained, ok = infos.log_predictive, infos.information, xp.all(infos.ok)
+    assert isinstance(model.structure, Mixture)
+    if model.structure.prune_below is not None:  # a candidate that diverges is out; it does not take the others along
+        evidence, gained = xp.where(infos.ok, evidence, _HOPELESS), xp.where(infos.ok, gained, 0.0)
+        ok = xp.any(infos.ok)
+    scored = log_weights + evidence
     log_predictive = engine.logsumexp(scored, axis=0)
     after = scored - log_predictive
     shares = xp.exp(after)
-    information = xp.sum(shares * (infos.information + after - log_weights))
-    info = UpdateInfo(log_predictive, information, xp.max(infos.iterations), xp.all(infos.ok))
+    information = xp.sum(shares * (gained + after - log_weights))
+    info = UpdateInfo(log_predictive, information, xp.max(infos.iterations), ok)
     dynamics = model.dynamics
     state = dynamics.after(engine, began.dynamics) if isinstance(dynamics, Hypotheses) else began.dynamics
     new = Posterior(MixtureState(learned.weights, after), learned.likelihood, state)

@@ -380,3 +380,82 @@ def test_forgetting_returns_every_member_to_its_own_prior() -> None:
     variances = mixture("numpy", dynamics=bm.Forgetting(0.9)).weight_variances()
     for got, expected in zip(model.weight_variances(), variances, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-8)
+
+
+# -- priors chosen by the stream's evidence ---------------------------------------------------------------------------
+def noisy_line(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 2))
+    return x, x @ np.array([1.0, -0.5]) + 0.1 * rng.standard_normal(rows)
+
+
+def grid_model(structure: Any, engine: str = "numpy", seed: int = 0) -> bm.BayesianMLP:
+    return bm.BayesianMLP(
+        bm.MLP(()),
+        bm.Gaussian(),
+        prior=bm.NormalPrior(0.5),
+        structure=structure,
+        engine=engine,
+        dtype="float64",
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("engine", on("numpy", "torch", "jax"))
+def test_evidence_is_the_product_of_each_members_predictions(engine: str) -> None:
+    """Against single filters with the very prior and starting noise of each member."""
+    x, y = noisy_line(12, seed=1)
+    scales, dispersions = (0.5, 2.0, 1.0), (1.0, 0.1, 0.01)
+    mixture = grid_model(bm.Mixture(bm.Full(), scales=scales, dispersions=dispersions), engine)
+    mixture.update(x, y)
+    evidence = []
+    for member, (scale, dispersion) in enumerate(zip(scales, dispersions, strict=True)):
+        alone = bm.BayesianMLP(
+            bm.MLP(()),
+            bm.Gaussian(prior_rate=0.1 * dispersion),
+            prior=bm.NormalPrior(0.5 * scale),
+            structure=bm.Full(),
+            engine=engine,
+            dtype="float64",
+            seed=member,
+        )
+        evidence.append(alone.update(x, y).log_predictive)
+    log_weights = mixture.engine.to_numpy(mixture.posterior.weights.log_weights)
+    np.testing.assert_allclose(log_weights, np.array(evidence) - np.logaddexp.reduce(evidence), rtol=1e-9)
+
+
+@pytest.mark.parametrize("engine", on("numpy", "torch", "jax"))
+def test_members_that_predict_badly_are_dropped_for_good(engine: str) -> None:
+    x, y = noisy_line(60, seed=2)
+    model = grid_model(bm.EvidenceGrid(bm.Full(), scales=(0.01, 1.0), prune_below=-5.0), engine)
+    whole = grid_model(bm.Mixture(bm.Full(), scales=(0.01, 1.0), dispersions=(1.0, 1.0)), engine)
+    for row in range(60):
+        model.update(x[row : row + 1], y[row : row + 1])
+        whole.update(x[row : row + 1], y[row : row + 1])
+    assert model.posterior.weights.log_weights.shape == (1,)
+    np.testing.assert_allclose(model.predict(x).mean, whole.predict(x).mean, atol=1e-3)
+    again = model.to_engine(engine)
+    np.testing.assert_array_equal(again.predict(x).mean, model.predict(x).mean)
+    again.update(x, y)
+
+
+def test_a_candidate_that_diverges_does_not_take_the_others_along() -> None:
+    x, y = noisy_line(5, seed=3)
+    model = grid_model(bm.EvidenceGrid(bm.Full(), scales=(1.0, 1e100)))
+    for row in range(5):
+        model.update(1e20 * x[row : row + 1], y[row : row + 1])
+    assert np.isfinite(model.predict(x).mean).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scales": (1.0, 0.0)}, "scales"),
+        ({"dispersions": ()}, "dispersions"),
+        ({"scales": (1.0,), "dispersions": (1.0, 2.0)}, "equally long"),
+        ({"prune_below": 1.0}, "prune_below"),
+    ],
+)
+def test_bad_grids_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        bm.Mixture(bm.Full(), **arguments)

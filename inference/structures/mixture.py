@@ -43,7 +43,8 @@ class Mixture:
         dispersions: likewise on the dispersion that the likelihood starts from (learned noise), as many.
         prune_below: log weight, relative to the heaviest member's, below which a member counts for nothing. Once half
             of the members do, they are dropped for good, so that a stream soon costs what a single filter costs. None:
-            none is dropped.
+            none is dropped. A member whose step would not be finite then counts for nothing; otherwise the whole step
+            fails.
 
     Raises:
         InvalidInput: a number out of its range.
