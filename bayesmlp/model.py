@@ -51,6 +51,7 @@ from .validation import as_host_array, check_inputs, check_weights
 
 __all__ = ["BayesianMLP", "default_engine"]
 
+_ROWS_OF_A_FOLD = 128
 PREDICTION_METHODS = ("linearized", "samples", "mean")
 
 
@@ -512,6 +513,57 @@ class BayesianMLP:
         except BaseException:
             self._num_inputs, self._scaling, self._posterior, self._prior_state = before
             raise
+
+    def update_each(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> np.ndarray:  # noqa: N803
+        """As :meth:`update` of one row after the other, but many rows in one dispatch where the engine compiles.
+
+        Args:
+            X: inputs, (rows, inputs), in the order of the stream.
+            y: targets.
+            weight: of each row, at least 0.
+            elapsed: time before each row, in the unit of the dynamics.
+
+        Returns:
+            The log predictive density of each row before it was learned, (rows,): the prequential scores.
+
+        Raises:
+            InvalidInput: bad data; the model is as it was.
+            NumericalFailure: a step would not have been finite; the model is as it was.
+        """
+        x = check_inputs(X, self._num_inputs, network=self.network, whole=True)
+        targets = self._prepare(y, len(x))
+        weights = check_weights(weight, len(x))
+        _check_elapsed(elapsed)
+        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
+        if self._posterior is None:
+            self.start_from_prior(x.shape[1])
+        try:
+            x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
+            return self._fold(x, targets, weights, float(elapsed))
+        except BaseException:
+            self._num_inputs, self._scaling, self._posterior, self._prior_state = before
+            raise
+
+    def _fold(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> np.ndarray:
+        fold = self._cached("fold", lambda: self.filter_model.compile_fold(self.engine))
+        whole = len(x) - len(x) % _ROWS_OF_A_FOLD
+        convert, scores = self.engine.as_batch, []
+        for start in range(0, whole, _ROWS_OF_A_FOLD):
+            rows = slice(start, start + _ROWS_OF_A_FOLD)
+            times = np.full(_ROWS_OF_A_FOLD, elapsed)
+            batches = (convert(a) for a in (x[rows, None], y[rows, None], weight[rows, None], times))
+            posterior, infos = fold(self.posterior, self._prior_state, *batches)
+            infos = self.engine.fetch(infos)
+            if not np.all(infos.ok):
+                raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
+            self._posterior = posterior
+            self.prune()
+            scores.append(np.asarray(infos.log_predictive))
+        for row in range(whole, len(x)):
+            one = slice(row, row + 1)
+            info = self._update_in_chunks(x[one], y[one], weight[one], elapsed, None, None)
+            scores.append(np.array([info.log_predictive]))
+        return np.concatenate(scores)
 
     def _update_in_chunks(
         self,

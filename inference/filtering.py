@@ -102,6 +102,17 @@ class FilterModel:
         """As :meth:`compile`, but the step takes over the memory of the posterior it is given."""
         return engine.jit(lambda *args: filter_step(engine.owning(), self, *args), donate=(0,))
 
+    def compile_fold(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
+        """``fold(posterior, prior, x, y, weight, elapsed)``: many batches, one step each, in one dispatch.
+
+        Every array has a leading axis of the batches, and so have the infos.
+        """
+
+        def fold(posterior: Posterior, prior: Any, *batches: Any) -> tuple[Posterior, UpdateInfo]:
+            return engine.scan(lambda now, batch: filter_step(engine, self, now, prior, *batch), posterior, batches)
+
+        return engine.jit(fold)
+
     def compile_passing(self, engine: Engine) -> Callable[..., Posterior]:
         """``pass_time(posterior, prior, elapsed)``: what :func:`pass_time` does, compiled where the engine can."""
         return engine.jit(lambda *args: pass_time(engine, self, *args))

@@ -544,3 +544,32 @@ def test_half_precision_tensors_will_do() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'bayesmlp[torch]'")
     x = torch.tensor([[0.5, 1.0]], dtype=torch.bfloat16)
     np.testing.assert_array_equal(known().predict(x).mean, known().predict([[0.5, 1.0]]).mean)
+
+
+@pytest.mark.parametrize("engine", on("numpy", "torch", "jax"))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"structure": bm.LowRank(2)},
+        {"structure": bm.Diagonal(), "dynamics": bm.Forgetting(0.99)},
+        {"structure": bm.Diagonal(), "dynamics": bm.ChangePoint()},
+        {"structure": bm.Mixture(bm.Full(), 2)},
+    ],
+    ids=["low rank", "forgetting", "change points", "mixture"],
+)
+def test_many_rows_in_one_dispatch_are_one_after_the_other(engine: str, options: dict[str, Any]) -> None:
+    """More rows than one dispatch takes, and some left over."""
+    x = make_inputs(140, seed=31)
+    y = make_targets(LIKELIHOODS["categorical"], x, seed=32)
+    together, apart = (
+        bm.BayesianMLP(bm.MLP((3,)), LIKELIHOODS["categorical"], engine=engine, dtype="float64", **options)
+        for _ in range(2)
+    )
+    scores = together.update_each(x, y)
+    expected = [apart.update(x[row : row + 1], y[row : row + 1]).log_predictive for row in range(140)]
+    np.testing.assert_allclose(scores, expected, rtol=1e-8)
+    np.testing.assert_allclose(together.predict(x).probabilities, apart.predict(x).probabilities, rtol=1e-8)
+    state = together.to_arrays()
+    with pytest.raises(InvalidInput, match="as many rows"):
+        together.update_each(x, y[:5])
+    assert all(np.array_equal(state[name], array) for name, array in together.to_arrays().items())
