@@ -37,6 +37,7 @@ bench: $(STAMP)  ## all benchmarks, quick sizes; run a file itself for the full 
 	$(BIN)/python benchmarks/online_update.py --quick
 	$(BIN)/python benchmarks/cost.py --quick
 	$(BIN)/python benchmarks/digits_stream.py --quick
+	$(BIN)/python benchmarks/online_exact.py --quick
 	$(BIN)/python benchmarks/poison.py --quick
 	$(BIN)/python benchmarks/long_run.py --quick
 	$(BIN)/python benchmarks/import_time.py

@@ -47,8 +47,7 @@ def compare(engine: str, seed: int) -> np.ndarray:
         model.network, model.likelihood, prior=model.prior, structure=bm.LowRank(), engine=engine, standardize=False,
         seed=seed,
     )  # fmt: skip
-    for pixels, label in zip(x, y, strict=True):
-        alone.update(pixels[None], [label])
+    alone.update_each(x, y)
     rows.append(scores(alone, *test))
     rows.append(scores(build_model(engine, seed).fit(x, y, method=fit_method()), *test))
     return np.asarray(rows)

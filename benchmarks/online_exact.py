@@ -61,8 +61,7 @@ def main() -> None:
     answers = {"NUTS": exact}
     for name in ("Full", "Diagonal") if options.quick else STRUCTURES:
         model = model_of(STRUCTURES[name], options.engine)
-        for row in learned:
-            model.update(x[row : row + 1], y[row : row + 1])
+        model.update_each(x[learned], y[learned])
         answers[f"stream, {name}"] = model.predict(x[asked])
     batch = model_of(bm.Full(), options.engine).fit(x[learned], y[learned], method=bm.Laplace())
     answers["batch Laplace, Full"] = batch.predict(x[asked])

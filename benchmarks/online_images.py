@@ -47,8 +47,7 @@ def filtered(structure: Any, hidden: tuple[int, int], data: list[np.ndarray], en
         standardize=False,
         seed=seed,
     )
-    for row in range(len(x)):
-        model.update(x[row : row + 1], y[row : row + 1])
+    model.update_each(x, y)
     linearized, mean = (model.predict(test_x, method=method).probabilities for method in ("linearized", "mean"))
     return [
         1 - accuracy(linearized, test_y),

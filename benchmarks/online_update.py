@@ -3,18 +3,19 @@
     python benchmarks/online_update.py            # both frameworks, three networks
     python benchmarks/online_update.py --quick    # the middle one, fewer rounds
 
-Floor and ours alternate; each round times a block of events of each; the ratio is that of the medians. Three things are
-timed: the bare step (factors, output covariance, one Kalman step: no mode solve, no checks), the step that the updater
-runs (mode solve, checks, surprise and information), and a durable ``observe``.
+Floor and ours alternate; each round times a block of events of each; the ratio is that of the medians. Timed are: the
+bare step (factors, output covariance, one Kalman step, no checks), the step that the updater runs (checks, surprise
+and information) at the mode and variational, and a durable ``observe``. A second table has every structure.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ import bayesmlp as bm
 from bayesmlp.inference.engines import Engine
 from bayesmlp.inference.filtering import Posterior
 
+KEYS = ("bare", "mode", "step", "observe")
+STRUCTURES: list[tuple[str, Any, int]] = [
+    ("Diagonal", bm.Diagonal(), 1),
+    ("Diagonal", bm.Diagonal(), 32),
+    ("LowRank(10)", bm.LowRank(10), 1),
+    ("LowRank(10)", bm.LowRank(10), 32),
+    ("LastLayer(Full, Diagonal)", bm.LastLayer(), 1),
+    ("LastLayer(Kronecker, Diagonal)", bm.LastLayer(bm.Kronecker()), 1),
+    ("Kronecker", bm.Kronecker(), 1),
+]
 NETWORKS = {
     "[8-64-64-1]": (8, (64, 64), bm.Gaussian(noise_variance=0.1)),
     "[784-256-256-10]": (784, (256, 256), bm.Categorical(10)),
@@ -136,66 +147,108 @@ def measure(steps: dict[str, Callable[[int], None]], rounds: int, events: int) -
     return times
 
 
-def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
-    """One row of the table."""
-    num_inputs, hidden, likelihood = NETWORKS[name]
-    rng = np.random.default_rng(0)
-    classes = isinstance(likelihood, bm.Categorical)
-    x = rng.standard_normal((events, num_inputs))
-    y: np.ndarray = rng.standard_normal((events, 1))
-    if classes:  # ten clusters, as images have
-        y = rng.integers(0, 10, events)
-        x = 0.5 * x + 0.5 * rng.standard_normal((10, num_inputs))[y]
-    model = bm.BayesianMLP(bm.MLP(hidden), likelihood, structure=bm.Diagonal(), engine=framework, standardize=False)
-    model.start_from_prior(num_inputs)
-    weights = list(model.mean_weights())
-    prepared = likelihood.prepare(y)
-
-    own = model.to_engine(framework)
+def full_step(model: bm.BayesianMLP, x: np.ndarray, prepared: np.ndarray, size: int = 1) -> Callable[[int], None]:
+    """The step that the updater runs, with its checks and diagnostics, on ``size`` rows at once."""
+    own = model.to_engine(model.engine)
     compiled = own.filter_model.compile_in_place(own.engine)
     state: dict[str, Posterior] = {"posterior": own.posterior}
 
-    def full_step(i: int) -> None:
-        rows = own.batch(x[i : i + 1], prepared[i : i + 1], np.ones(1), 1.0)
-        state["posterior"], info = compiled(state["posterior"], None, *rows)
+    def step(i: int) -> None:
+        rows = [j % len(x) for j in range(i * size, (i + 1) * size)]
+        batch = own.batch(x[rows], prepared[rows], np.ones(size), 1.0)
+        state["posterior"], info = compiled(state["posterior"], None, *batch)
         info = own.engine.fetch(info)
         assert float(info.log_predictive) < np.inf
         assert float(info.information) >= 0
         assert bool(info.ok)
         wait(own.engine, state["posterior"].weights)
+        assert getattr(compiled, "cache_size", lambda: 1)() == 1
 
-    threads = 1
-    if framework.startswith("torch"):
-        import torch
+    return step
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # for the floor too: two threads are slower at these sizes
+
+def clusters(num_inputs: int, events: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ten classes, as images have them."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((events, num_inputs)), rng.integers(0, 10, events)
+    return 0.5 * x + 0.5 * rng.standard_normal((10, num_inputs))[y], y
+
+
+@contextlib.contextmanager
+def one_thread(framework: str) -> Iterator[None]:
+    """For the floor too: two threads are slower at these sizes."""
+    if not framework.startswith("torch"):
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare_structures(framework: str, rounds: int) -> list[list[str]]:
+    """Rows of the second table: every structure's step, alone and in blocks, an event of each to an SGD step."""
+    num_inputs, hidden, likelihood = NETWORKS["[784-256-256-10]"]
+    x, y = clusters(num_inputs, 64)
+    rows = []
+    for name, structure, size in STRUCTURES:
+        model = bm.BayesianMLP(bm.MLP(hidden), likelihood, structure=structure, engine=framework, standardize=False)
+        model.start_from_prior(num_inputs)
+        floor = sgd_torch if framework.startswith("torch") else sgd_jax
+        with one_thread(framework):
+            steps = {
+                "sgd": floor(list(model.mean_weights()), x, y, True),
+                "step": full_step(model, x, likelihood.prepare(y), size),
+            }
+            times = measure(steps, rounds, 8)
+        sgd, step = (statistics.median(times[key]) for key in ("sgd", "step"))
+        rows.append([f"{name}, {size} at once", framework, f"{step / size:.2f}", f"{step / size / sgd:.1f}"])
+    return rows
+
+
+def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
+    """One row of the table."""
+    num_inputs, hidden, likelihood = NETWORKS[name]
+    classes = isinstance(likelihood, bm.Categorical)
+    x, y = clusters(num_inputs, events)
+    if not classes:
+        y = np.random.default_rng(1).standard_normal((events, 1))
+    model = bm.BayesianMLP(bm.MLP(hidden), likelihood, structure=bm.Diagonal(), engine=framework, standardize=False)
+    model.start_from_prior(num_inputs)
+    weights = list(model.mean_weights())
+    prepared = likelihood.prepare(y)
+
+    at_mode = bm.BayesianMLP(
+        bm.MLP(hidden), likelihood, structure=bm.Diagonal(), step=bm.LaplaceStep(), engine=framework, standardize=False
+    )
+    at_mode.start_from_prior(num_inputs)
     floor = sgd_torch if framework.startswith("torch") else sgd_jax
-    with tempfile.TemporaryDirectory() as folder:
+    with one_thread(framework), tempfile.TemporaryDirectory() as folder:
         store = bm.open_store(Path(folder) / "store.db")
         store.publish("m", model)
         with bm.OnlineUpdater(store, "m", engine=framework, snapshot_every=10**9) as updater:
             steps = {
                 "sgd": floor(weights, x, y, classes),
                 "bare": bare_step(model, x, prepared),
-                "step": full_step,
+                "mode": full_step(at_mode, x, prepared),
+                "step": full_step(model, x, prepared),
                 "observe": lambda i: (updater.observe(x[i], y[i]), None)[1],
             }
             times = measure(steps, rounds, events)
-            caches = [getattr(compiled, "cache_size", lambda: 1)()]
         store.close()
-    if threads != 1:
-        torch.set_num_threads(threads)
-    assert caches == [1], f"the step was compiled {caches[0]} times"
     medians = {key: statistics.median(values) for key, values in times.items()}
-    ratio = {key: medians[key] / medians["sgd"] for key in ("bare", "step", "observe")}
+    ratio = {key: medians[key] / medians["sgd"] for key in KEYS}
     count = sum(w.size for w in weights)
     return [
         name,
         framework,
         f"{count:,}",
         f"{medians['sgd']:.3f}",
-        *(f"{ratio[key]:.2f}" for key in ("bare", "step", "observe")),
+        *(f"{ratio[key]:.2f}" for key in KEYS),
     ]
 
 
@@ -205,12 +258,17 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["torch", "jax"])
     options = parser.parse_args()
     console = Console()
-    table = Table("network", "engine", "weights", "SGD step (ms)", "bare / SGD", "step / SGD", "observe / SGD")
+    table = Table("network", "engine", "weights", "SGD step (ms)", *(f"{key} / SGD" for key in KEYS))
     for framework in options.engines:
         for name in ["[784-256-256-10]"] if options.quick else NETWORKS:
             large = "1000" in name
             rounds, events = (5, 40) if options.quick else (9, 20 if large else 60)
             table.add_row(*compare(name, framework, rounds, events))
+    console.print(table)
+    table = Table("structure, [784-256-256-10]", "engine", "ms an event", "event / SGD")
+    for framework in options.engines:
+        for row in compare_structures(framework, 3 if options.quick else 9):
+            table.add_row(*row)
     console.print(table)
 
 
