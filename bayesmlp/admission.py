@@ -85,6 +85,9 @@ class Quarantined(NamedTuple):
     y: np.ndarray
 
 
+_LARGEST_COUNT = 1e6  # that a likelihood of counts takes
+
+
 def excess_surprise(answer: Predictive, y: np.ndarray) -> np.ndarray:
     """How much less likely y is than the most expected outcome, in nats, (N,).
 
@@ -95,5 +98,5 @@ def excess_surprise(answer: Predictive, y: np.ndarray) -> np.ndarray:
     expected = answer.mean
     if not answer.likelihood.scales_targets:
         labels = expected.ndim == 2 and y.ndim == 1
-        expected = expected.argmax(axis=1) if labels else np.rint(expected).astype(np.int64)
+        expected = expected.argmax(axis=1) if labels else np.rint(np.minimum(expected, _LARGEST_COUNT)).astype(np.int64)
     return np.asarray(answer.log_prob(expected) - answer.log_prob(y))

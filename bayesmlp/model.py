@@ -383,7 +383,7 @@ class BayesianMLP:
         )
         method = method or AsMarked()
         if isinstance(self.structure, Mixture) and isinstance(method, LayerMethod):
-            method = Ensemble(method, self.structure.members)
+            method = Ensemble(method, self.structure.members, self.structure.scales)
         kept = (
             None
             if checkpoint is None
@@ -397,6 +397,9 @@ class BayesianMLP:
         self.history = [float(value) for value in result.history[:, 0]]
         self.fit_details = {"terms": result.history, **result.details}
         self._fitted_prior, self._resolved = result.prior, self._of_hypotheses(result.structure)
+        asked = self.structure
+        if isinstance(asked, Mixture) and asked.members == getattr(result.structure, "members", None):
+            self._resolved = self._resolve(asked)  # with what it says of pruning
         posterior = result.posterior
         if self.kinds:
             members = result.structure.members if isinstance(result.structure, Mixture) else None
@@ -1024,6 +1027,8 @@ class BayesianMLP:
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what :meth:`to_arrays` of this very model gave: its posterior, and the time it had seen."""
         self.set_posterior(self.posterior_from_arrays(arrays))
+        if prior := _under("prior", arrays):  # a mixture's, whose members may have been fewer
+            self._prior_state = self._base.from_arrays(self.engine, prior)
         newest = arrays.get("clock.newest")
         self.newest_time = None if newest is None else float(newest)
 

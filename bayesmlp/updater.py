@@ -27,7 +27,7 @@ from .stepper import Effect, step_fingerprint
 from .store.database import records
 from .store.digest import extend_chain, posterior_digest
 from .store.store import Entry, NewRecord, PosteriorStore, StoredEvent
-from .validation import check_inputs, with_row_axis
+from .validation import check_inputs, check_weights, with_row_axis
 from .watching import Watch
 
 __all__ = ["OnlineUpdater", "Receipt", "Retraction"]
@@ -404,7 +404,9 @@ class OnlineUpdater:
         y: Any,
         *,
         event_ids: Sequence[str] | None = None,
+        weight: Any = None,
         source: str | None = None,
+        times: Sequence[float] | None = None,
         output_mask: Any = None,
         kind: str | None = None,
         wait: str = "applied",
@@ -415,7 +417,9 @@ class OnlineUpdater:
             x: inputs, (rows, inputs).
             y: what was seen, one for each row.
             event_ids: one for each row.
+            weight: of each row, or one for all.
             source: who sent them.
+            times: of each row, see :meth:`observe`.
             output_mask: see :meth:`observe`; one for all rows (K,), or for each (rows, K).
             kind: see :meth:`observe`.
             wait: see :meth:`observe`.
@@ -435,7 +439,14 @@ class OnlineUpdater:
         mask = check_output_mask(output_mask, len(x), likelihood)
         masks = [None] * len(x) if mask is None else list(mask)
         rows = zip(x, y, ids, masks, strict=True)
-        told = [_Told(a, b, c, output_mask=d, kind=kind) for a, b, c, d in rows]
+        weights = check_weights(weight, len(x))
+        when = [None] * len(x) if times is None else list(times)
+        if len(when) != len(x):
+            raise InvalidInput(f"times must be one for each of the {len(x)} rows, got {len(when)}")
+        told = [
+            _Told(a, b, c, w, t, output_mask=d, kind=kind)
+            for (a, b, c, d), w, t in zip(rows, weights, when, strict=True)
+        ]
         return self._learn("event", told, source, wait)
 
     def observe_batch(
@@ -471,7 +482,9 @@ class OnlineUpdater:
         y: Any,
         *,
         event_id: str | None = None,
+        weight: Any = None,
         source: str | None = None,
+        time: float | None = None,
         output_mask: Any = None,
         kind: str | None = None,
         propensity: float | None = None,
@@ -482,8 +495,11 @@ class OnlineUpdater:
         Args:
             prediction_id: of the answer.
             y: what was seen, one for each row of the answer.
-            event_id: by default it follows from the prediction id, so that feedback sent twice is learned once.
+            event_id: by default it follows from the prediction id and the kind, so that feedback sent twice is learned
+                once.
+            weight: of each row, or one for all.
             source: see :meth:`observe`.
+            time: see :meth:`observe`.
             output_mask: see :meth:`observe`; one for all rows (K,), or for each (rows, K).
             kind: see :meth:`observe`.
             propensity: see :meth:`observe`.
@@ -497,8 +513,9 @@ class OnlineUpdater:
             raise InvalidInput(f"prediction_id must be a string, got {prediction_id!r}")
         inputs = self.store.answers.inputs(self.name, prediction_id)
         record = "event" if len(inputs) == 1 else "batch"
-        chosen = f"feedback-{prediction_id}" if event_id is None else event_id
-        told = _Told(inputs, y, chosen, None, None, output_mask, kind, propensity)
+        of_kind = "" if kind is None else f"-{kind}"
+        chosen = f"feedback-{prediction_id}{of_kind}" if event_id is None else event_id
+        told = _Told(inputs, y, chosen, weight, time, output_mask, kind, propensity)
         return self._learn(record, [told], source, wait)[0]
 
     def _learn(self, record: str, events: Sequence[_Told], source: str | None, wait: str) -> list[Receipt]:
@@ -580,6 +597,7 @@ class OnlineUpdater:
             else:
                 self._learn_as(offset, observation)
                 self._waiting.pop(0)
+                self._snapshot_if_due()
 
     def _learn_as(self, offset: int, observation: Observation) -> None:
         """One Bayes step, as the record at an offset."""
@@ -588,6 +606,9 @@ class OnlineUpdater:
         self._status[offset] = "live"
         self._chain = extend_chain(self._chain, [offset])
         self._since_snapshot += 1
+
+    def _snapshot_if_due(self) -> None:
+        """Apart from what it follows: if it can't be stored, what was learned is learned."""
         if self._since_snapshot >= self.snapshot_every:
             self.snapshot()
 
@@ -657,6 +678,7 @@ class OnlineUpdater:
             for event, source in zip(stored, sources, strict=True):
                 self._learn_as(event.offset, Observation.from_body(bodies[source], self.model))
                 self._status[source] = "released"
+            self._snapshot_if_due()
             return [self._receipt(event_id, event) for event_id, event in zip(ids, stored, strict=True)]
 
     # -- taking back ----------------------------------------------------------------------------------------------

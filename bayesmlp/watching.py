@@ -41,7 +41,8 @@ class Watch:
         model = stepper.model
         predicted: dict[str, Any] = {}
         if self.calibration and len(observation.x) == 1:
-            predicted = _predicted(model.predict(observation.x), observation.y)
+            answer = model.predict(observation.x, output_mask=observation.output_mask, kind=observation.kind)
+            predicted = _predicted(answer, observation.y)
         if self.probe is None:
             return stepper.apply(observation)._replace(**predicted)
         before = model.predict(self.probe).mean if self._before is None else self._before

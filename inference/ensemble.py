@@ -26,13 +26,15 @@ class Ensemble(Method):
         method: that each member is fitted by: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; unless told
             ``AsMarked()``. With the structure ``Point()`` and ``Laplace()`` this is a plain deep ensemble.
         members: how many, at least 1.
+        scales: factor on the prior's scale for each member; None: 1 for all.
 
     Raises:
-        InvalidInput: another method, or no member.
+        InvalidInput: another method, no member, or not as many scales.
     """
 
     method: LayerMethod = field(default_factory=AsMarked)
     members: int = 5
+    scales: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, LayerMethod):
@@ -41,10 +43,13 @@ class Ensemble(Method):
             )
         if not isinstance(self.members, int) or self.members < 1:
             raise InvalidInput(f"Ensemble.members must be an integer of at least 1, got {self.members!r}")
+        if self.scales is not None and not (len(self.scales) == self.members and min(self.scales) > 0):
+            raise InvalidInput(f"Ensemble.scales must be {self.members} positive numbers, got {self.scales!r}")
 
     def fit(self, problem: FitProblem) -> FitResult:
         seeds = [problem.seed + member for member in range(self.members)]
-        finished, trained = fit_members(self.method, problem, [problem.prior] * self.members, seeds)
+        priors = [problem.prior.times(scale) for scale in self.scales or (1.0,) * self.members]
+        finished, trained = fit_members(self.method, problem, priors, seeds)
         log_weights = np.full(self.members, -np.log(self.members))
         posterior = mixture_of(problem.engine, [done.posterior for done in finished], log_weights)
         details = {"members": [done.details for done in finished], "priors": [done.prior for done in finished]}

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from .engines.base import Array, Engine
 from .errors import InvalidInput
 from .likelihoods.base import Likelihood
+from .likelihoods.masked import MaskedTargets
 
 __all__ = ["InverseMultiquadric", "RowFactors", "squared_distance"]
 
@@ -110,24 +111,32 @@ def squared_distance(
 ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
     """d² and ρ of each row; arguments as for :meth:`InverseMultiquadric.row_factors`.
 
-    Noise that is learned is taken at its estimate.
+    Noise that is learned is taken at its estimate. Of a row that tells of some outputs, these count.
     """
     xp = engine.xp
     mean, epistemic, aleatoric = likelihood.predictive_moments(
         engine, outputs, covariance, likelihood.estimated_state(state)
     )
+    y, mask = y if isinstance(y, MaskedTargets) else (y, None)
     size = mean.shape[-1]
+    told: Any = size if mask is None else xp.sum(xp.astype(mask, mean.dtype), axis=-1)
     noise = xp.sum(aleatoric, axis=-1)
     ratio = xp.where(noise > 0, xp.sum(epistemic, axis=-1) / xp.where(noise > 0, noise, 1.0), 0.0)
     if y.ndim == 1 and size > 1:
         chosen = y[:, None] == engine.constant(np.arange(size), y)
-        return (1 / xp.sum(xp.where(chosen, mean, 0.0), axis=-1) - 1) / (size - 1), ratio
+        possible = mean if mask is None else xp.where(mask, mean, 0.0)
+        share = xp.sum(xp.where(chosen, mean, 0.0), axis=-1) / xp.sum(possible, axis=-1)
+        return (1 / share - 1) / (told - 1 + (told == 1)), ratio
     error = xp.reshape(y, mean.shape) - mean
+    if mask is not None:
+        error = xp.where(mask, error, 0.0)
     if size == 1:
         return (error * error / (epistemic + aleatoric))[:, 0], ratio
     identity = engine.eye(size, mean)
     between = covariance[:, :size, :size] * (1 - identity) if likelihood.scales_targets else 0 * identity
+    if mask is not None:
+        between = xp.where(mask[:, :, None] & mask[:, None, :], between, 0.0)
     spread = between + (epistemic + aleatoric)[:, :, None] * identity
     factor, _ = engine.cholesky(spread)
     whitened = engine.solve_triangular(factor, error[:, :, None])[:, :, 0]
-    return xp.sum(whitened * whitened, axis=-1) / size, ratio
+    return xp.sum(whitened * whitened, axis=-1) / told, ratio

@@ -2,7 +2,7 @@
 
 Of all normal distributions, the one of least KL divergence from the posterior of the linearised model has
 
-    r = E[score(g)],  L Lᵀ = E[Fisher(g)],  g ~ N(f + C r, V),  V = (C⁻¹ + L Lᵀ)⁻¹
+    r = E[score(g)],  L Lᵀ = E[-score'(g)],  g ~ N(f + C r, V),  V = (C⁻¹ + L Lᵀ)⁻¹
 
 (Lambert, Bonnabel and Bach 2022, "The recursive variational Gaussian approximation (R-VGA)", equations 8 and 9; they
 hold for all weights at once, since the observations see the weights only through the outputs). The fixed point is found

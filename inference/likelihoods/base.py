@@ -110,8 +110,8 @@ class Likelihood(ABC):
     """Whether class probabilities are the softmax of :meth:`logits`."""
 
     averaged_by_nodes: bool = False
-    """Whether :meth:`expected_terms` is to be used: the log density is smooth and concave in the outputs, and not
-    quadratic."""
+    """Whether :meth:`expected_terms` is to be used: the log density is smooth, concave and of bounded score in the
+    outputs (an exponential's average outgrows all nodes)."""
 
     @property
     def num_targets(self) -> int:
@@ -244,13 +244,20 @@ class Likelihood(ABC):
     def expected_terms(
         self, engine: Engine, outputs: Float[Array, "S N K"], weights: Float[Array, " S"], y: Array, state: Any = ()
     ) -> tuple[Float[Array, "N K"], Float[Array, "N K K"]]:
-        """Score and Fisher information at unit dispersion, averaged over S weighted nodes of the outputs."""
+        """Score and information at unit dispersion, averaged over S weighted nodes of the outputs.
+
+        The information is minus the second derivative: Fisher's where that is the same, else the observed one.
+        """
         xp = engine.xp
         num_nodes, num_rows, num_outputs = outputs.shape
         flat = xp.reshape(outputs, (num_nodes * num_rows, num_outputs))
         repeated = xp.reshape(xp.broadcast_to(y, (num_nodes, *y.shape)), (num_nodes * num_rows, *y.shape[1:]))
         _, scores, factors = self.unit_terms(engine, flat, repeated, state)
         score = xp.sum(weights[:, None, None] * xp.reshape(scores, outputs.shape), axis=0)
+        observed = self.observed_information(engine, flat, repeated, state)
+        if observed is not None:
+            curvatures = xp.reshape(observed, (*outputs.shape, num_outputs))
+            return score, xp.sum(weights[:, None, None, None] * curvatures, axis=0)
         weighted = xp.sqrt(weights)[:, None, None, None] * xp.reshape(factors, (*outputs.shape, -1))
         joined = xp.reshape(xp.permute_dims(weighted, (1, 2, 0, 3)), (num_rows, num_outputs, -1))
         return score, joined @ joined.mT

@@ -29,7 +29,6 @@ class Poisson(Likelihood):
 
     num_outputs = 1
     is_discrete = True
-    averaged_by_nodes = True
 
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
         values = as_host_array(y, argument)
