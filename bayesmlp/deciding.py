@@ -19,12 +19,14 @@ STRATEGIES = ("thompson", "upper_confidence", "information_directed")
 
 
 class Decision(NamedTuple):
-    """Attributes:
-    action: index of the chosen action; (N,) where there was one decision for each row.
-    propensity: probability with which it was chosen, in the shape of ``action``; None for a strategy that does not
-        randomise. Keep it with the event: off-policy estimates need it.
-    probabilities: of every action, (..., A); None as above.
-    expected_reward: of every action, (..., A), in the units of the targets.
+    """An action, or one for each row.
+
+    Attributes:
+        action: index of the chosen action; (N,) where there was one decision for each row.
+        propensity: probability with which it was chosen, in the shape of ``action``; None for a strategy that does not
+            randomise. Keep it with the event: off-policy estimates need it.
+        probabilities: of every action, (..., A); None as above.
+        expected_reward: of every action, (..., A), in the units of the targets.
     """
 
     action: Any
