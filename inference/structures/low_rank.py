@@ -143,32 +143,31 @@ class LowRank(Structure):
     ) -> LowRankState:
         """The new directions stay factors: only their products with the stored ones and among themselves are taken."""
         xp = engine.xp
+        wide, factors, fisher_factor = engine.widen((state, tuple(factors), fisher_factor))
         new = [factor.left_multiply(fisher_factor) for factor in factors]
-        layers = list(zip(new, state.diagonal, state.columns, strict=True))
+        layers = list(zip(new, wide.diagonal, wide.columns, strict=True))
         across = [f.push_forward(engine, w / d) for f, d, w in layers]  # N, K, R
         among = [f.gram(engine, 1 / d, joint=True) for f, d, _ in layers]
         num_rows, num_directions, rank = across[0].shape
         cross = xp.reshape(sum(across[1:], start=across[0]), (num_rows * num_directions, rank))
-        core = xp.concat([self._core(engine, state), cross.mT], axis=1)
+        core = xp.concat([self._core(engine, wide), cross.mT], axis=1)
         core = xp.concat([core, xp.concat([cross, sum(among[1:], start=among[0])], axis=1)], axis=0)
-        rotation = engine.cast(engine.in_float64(_descending_eigenvectors, core)[:, : self.rank])
+        rotation = engine.in_float64(_descending_eigenvectors, core)[:, : self.rank]
         mixing = xp.reshape(rotation[rank:], (num_rows, num_directions, self.rank))
         kept = tuple(_combine(engine, rotation[:rank].mT, w) + f.combined(engine, mixing) for f, _, w in layers)
         diagonal = tuple(
             self._diagonal_after(engine, f, d, before, after)
             for (f, d, before), after in zip(layers, kept, strict=True)
         )
-        return LowRankState(state.mean, diagonal, kept)
+        return LowRankState(state.mean, *engine.cast((diagonal, kept)))
 
     def _diagonal_after(self, engine: Engine, factor: Any, diagonal: Array, before: Array, after: Array) -> Array:
-        """Υ with the squares of what was dropped: what the diagonal of Λ is to be, less what the new columns hold."""
-        xp = engine.xp
+        """Υ with the squares of what was dropped: what the diagonal of Λ is to be, less what the columns hold."""
         column, row = factor.squares(engine)
-        before, after, column, row = engine.widen((before, after, column, row))
         dropped = column.mT @ row
         for index in range(self.rank):  # one after the other: compilers reduce a leading axis badly
             dropped = dropped + (before[index] * before[index] - after[index] * after[index])
-        return diagonal + engine.cast(xp.where(dropped > 0, dropped, 0.0))
+        return diagonal + engine.xp.where(dropped > 0, dropped, 0.0)
 
     def transition(
         self, engine: Engine, state: LowRankState, prior: Any, retention: Array, growth: Layers
