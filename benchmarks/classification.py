@@ -160,7 +160,7 @@ def support_vectors(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarra
     return model.fit(x, y).predict_proba(test)
 
 
-def tables(data: Path, engine: str, quick: bool, console: Console) -> None:
+def tables(data: Path, engine: str, quick: bool, console: Console, sets: list[str] | None = None) -> None:
     methods: dict[str, Probabilities] = {
         "ours": lambda x, y, test: ours(x, y, test, engine),
         "boosting": boosting,
@@ -169,7 +169,8 @@ def tables(data: Path, engine: str, quick: bool, console: Console) -> None:
     }
     table = Table("accuracy / NLL / ECE", "rows x columns", *methods)
     paths = sorted((data / "classification").glob("*.npz"))
-    for path in [p for p in paths if p.stem in ("sonar", "vehicle")] if quick else paths:
+    chosen = sets or (["sonar", "vehicle"] if quick else [path.stem for path in paths])
+    for path in (path for path in paths if path.stem in chosen):
         x, y = read_table(path)
         folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(x, y))[: 1 if quick else 5]
         cells = []
@@ -181,7 +182,7 @@ def tables(data: Path, engine: str, quick: bool, console: Console) -> None:
                 scores.append([f(p, y[test]) for f in (accuracy, negative_log_likelihood, expected_calibration_error)])
             cells.append(" / ".join(f"{value:.3f}" for value in np.mean(scores, axis=0)))
         table.add_row(path.stem, f"{x.shape[0]:,} x {x.shape[1]}", *cells)
-    console.print(table)
+        console.print(table)
 
 
 def main() -> None:
@@ -189,12 +190,15 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("part", nargs="?", choices=["mnist", "tables"], help="both if left out")
     parser.add_argument("--quick", action="store_true", help="few rows and epochs")
+    parser.add_argument("--sets", nargs="*", help="of the tables; all if left out")
     parser.add_argument("--engine", default="jax")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    for part, run in (("mnist", mnist), ("tables", tables)):
-        if options.part in (None, part):
-            run(options.data, options.engine, options.quick, Console(width=160))
+    console = Console(width=160)
+    if options.part in (None, "mnist"):
+        mnist(options.data, options.engine, options.quick, console)
+    if options.part in (None, "tables"):
+        tables(options.data, options.engine, options.quick, console, options.sets)
 
 
 if __name__ == "__main__":
