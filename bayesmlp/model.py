@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -269,16 +270,12 @@ class BayesianMLP:
             self._place(0),
         )
 
-    @property
-    def masked_filter_model(self) -> FilterModel:
-        """As :attr:`filter_model`, for batches whose targets come with a mask of the outputs."""
-        return replace(self.filter_model, likelihood=masked(self.scaled_likelihood))
-
     def filter_model_of(self, kind: str | None = None, items: int = 1, has_mask: bool = False) -> FilterModel:
         """As :attr:`filter_model`, for a kind of feedback whose rows hold so many items."""
         index = 0 if kind is None else list(self.kinds).index(kind)
         if index == 0 and items == 1:
-            return self.masked_filter_model if has_mask else self.filter_model
+            plain = self.filter_model
+            return replace(plain, likelihood=masked(plain.likelihood)) if has_mask else plain
         chosen = self.kinds[str(kind)]
         likelihood = chosen.model_of(items)
         network = view_of(self.network, chosen, self._total_outputs, items)
@@ -506,16 +503,10 @@ class BayesianMLP:
         targets = self._prepare(y, len(x), mask, likelihood)
         weights = check_weights(weight, len(x))
         _check_elapsed(elapsed)
-        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
-        if self._posterior is None:
-            self.start_from_prior(x.shape[1])
-        try:
+        with self._all_or_nothing(x.shape[1]):
             x = scaled_items(self.scaling, x)
             targets = targets if observed else self.scaling.targets(targets)
             return self._update_in_chunks(x, targets, weights, elapsed, mask, kind if observed else None)
-        except BaseException:
-            self._num_inputs, self._scaling, self._posterior, self._prior_state = before
-            raise
 
     def update_each(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> np.ndarray:  # noqa: N803
         """As :meth:`update` of one row after the other, but many rows in one dispatch where the engine compiles.
@@ -537,12 +528,18 @@ class BayesianMLP:
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
         _check_elapsed(elapsed)
-        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
-        if self._posterior is None:
-            self.start_from_prior(x.shape[1])
-        try:
+        with self._all_or_nothing(x.shape[1]):
             x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
             return self._fold(x, targets, weights, float(elapsed))
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self, num_inputs: int) -> Iterator[None]:
+        """A model without data starts from its prior; whatever is raised leaves the model as it was."""
+        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
+        if self._posterior is None:
+            self.start_from_prior(num_inputs)
+        try:
+            yield
         except BaseException:
             self._num_inputs, self._scaling, self._posterior, self._prior_state = before
             raise

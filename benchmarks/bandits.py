@@ -143,7 +143,7 @@ def posterior_sampling(engine: Engine, bandit: Bandit) -> Policy:
 
 def play_and_learn(engine: Engine, model: bm.BayesianMLP) -> Callable[..., Any]:
     """One step: draw the arms' expected rewards, play the best, learn from the reward of that arm."""
-    xp, masked = engine.xp, model.masked_filter_model
+    xp, masked = engine.xp, model.filter_model_of(has_mask=True)
     structure = masked.of_member
 
     def body(posterior: Any, row: Any) -> tuple[Any, Any]:

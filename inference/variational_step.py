@@ -61,7 +61,7 @@ class VariationalStep(OutputStep):
 
     Unlike at the mode, an event that the model gets right still narrows what is wide, so that the predictive
     distribution of a stream stays calibrated. Expectations are by fixed nodes. Where the mode is exact (normal noise),
-    or the log density is not concave in the outputs, it is :class:`LaplaceStep`.
+    or nodes do not do (counts, scale mixtures, learned scales), it is :class:`LaplaceStep`.
 
     Args:
         tolerance: distance from the fixed point at which to stop, in standard deviations of the outputs and relative

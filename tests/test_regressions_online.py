@@ -103,8 +103,9 @@ def test_calibration_is_of_the_kind_and_the_mask_that_came(tmp_path: Path) -> No
     with published(tmp_path, model) as store, bm.OnlineUpdater(store, "m", calibration=True) as updater:
         assert updater.prefer(better=[0.0, 1.0], worse=[1.0, 0.0]).status == "applied"
         assert updater.observe([0.0, 1.0], 1, output_mask=[False, True, False]).status == "applied"
-        hits = updater.prequential()
-        assert hits is not None
+        seen = updater.prequential()
+        assert 0.5 <= seen.confidence[0] < 1
+        np.testing.assert_allclose([seen.confidence[1], seen.hit[1]], 1)  # one class was possible, and it came
 
 
 @pytest.mark.parametrize("structure", [bm.Diagonal(), bm.Full()], ids=["diagonal", "full"])
