@@ -29,7 +29,7 @@ from .inference.kinds import Choice, Kind, Place, view_of
 from .inference.likelihoods import Likelihood
 from .inference.likelihoods.masked import MaskedTargets, masked
 from .inference.methods import FitProblem, Method, state_arrays
-from .inference.network import MLP, Network
+from .inference.network import Network
 from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
 from .inference.sampling.base import Sampler
@@ -785,7 +785,7 @@ class BayesianMLP:
         return program_of(self, "torch", "pyro", num_inputs, scaling)
 
     def to_arviz(self, X: Any, y: Any = None, *, num_samples: int = 1000, seed: int | None = None) -> Any:  # noqa: N803
-        """The posterior as ArviZ takes it, whatever method it is of; see :func:`bayesmlp.inference_data.inference_data`.
+        """The posterior as ArviZ takes it, whatever method it is of; see :mod:`bayesmlp.inference_data`.
 
         Args:
             X: inputs at which to look at function values.
@@ -891,8 +891,8 @@ class BayesianMLP:
         size = effective_size(log_weights)
         if not size >= least * form.size:
             raise NumericalFailure(
-                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: sample anew with these rows, "
-                "or update, which goes on from a Gaussian"
+                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: sample anew with these "
+                "rows, or update, which goes on from a Gaussian"
             )
         gaussian = self._gaussian_after(X, y, weight)
         self._posterior = gaussian._replace(weights=state._replace(gaussian=gaussian.weights))
@@ -978,8 +978,8 @@ class BayesianMLP:
             )
         if has_draws:
             state, drawn = self.posterior.weights, self.sampled_answers
-            parts = drawn.log_weights(state), drawn.outputs(state, x), None, drawn.likelihood_states(state)
-            answer = Predictive(method, likelihood, scaling, *parts)
+            mixture = drawn.log_weights(state), drawn.outputs(state, x), None, drawn.likelihood_states(state)
+            answer = Predictive(method, likelihood, scaling, *mixture)
             return answer if mask is None else answer.masked(mask)
         members, log_weights = self._members(self.posterior_after(elapsed))
         parts = []
