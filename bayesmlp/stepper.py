@@ -57,6 +57,12 @@ class Stepper:
         self.model = model.to_engine(model.engine)
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
+    def fork(self) -> Stepper:
+        """Another one, with memory of its own; what is compiled is shared."""
+        other = Stepper(self.model)
+        other._steps = self._steps
+        return other
+
     def _step_for(self, *what: Any) -> Callable[..., Any]:
         """The step of a kind, a number of items, and whether there is a mask; compiled when first needed."""
         if what not in self._steps:

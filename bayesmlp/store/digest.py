@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["body_hash", "canonical_json", "extend_chain", "posterior_digest"]
+__all__ = ["body_hash", "canonical_json", "extend_chain", "posterior_digest", "row_checksum"]
 
 
 def canonical_json(value: Any) -> str:
@@ -20,6 +20,12 @@ def canonical_json(value: Any) -> str:
 def body_hash(kind: str, canonical_body: str) -> str:
     """Hash of a record's meaning: its kind and its body."""
     return hashlib.sha256(f"{kind}\n{canonical_body}".encode()).hexdigest()
+
+
+def row_checksum(offset: int, kind: str, event_id: str | None, source: str | None, body: str) -> str:
+    """What a row of the log must have: 16 hexadecimal digits of SHA-256, against rot."""
+    row = json.dumps([offset, kind, event_id, source, body])
+    return hashlib.sha256(row.encode()).hexdigest()[:16]
 
 
 def posterior_digest(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
