@@ -74,6 +74,12 @@ class Fold:
             covers[chain] = number
         return covers
 
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Under which the line goes on: that of its last publish or handover."""
+        marks = [record for record in self.line if record.kind in ("publish", "handover")]
+        return dict(marks[-1].body["fingerprint"])
+
     @cached_property
     def chain(self) -> str:
         """The chain hash after the whole line."""

@@ -110,7 +110,7 @@ class Log:
         body = case((records.c.kind.in_(_NEEDS_BODY), records.c.body)).label("body")
         columns = (*(column for column in _ROW if column is not records.c.body), body)
         return effective(
-            Record(row.offset, row.kind, row.event_id, {} if row.body is None else self._body_of(row))
+            Record(row.offset, row.kind, row.event_id, {} if row.body is None else self.body_of(row))
             for row in self.rows(columns, last=last)
         )
 
@@ -140,7 +140,7 @@ class Log:
             where: conditions on :data:`.database.records`.
         """
         rows = self.rows(_ROW, *where, last=self.head())
-        return [StoredRecord(r.offset, r.event_id, r.source, r.received, self._body_of(r)) for r in rows]
+        return [StoredRecord(r.offset, r.event_id, r.source, r.received, self.body_of(r)) for r in rows]
 
     def bodies(self, offsets: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """The bodies of some records, in the order given.
@@ -158,7 +158,7 @@ class Log:
                     raise CorruptStore(f"record {offset} of model {self.name!r} is not in the store")
                 if found[offset].purged is not None:
                     raise Purged(f"the payload of version {offset} of model {self.name!r} was erased")
-                yield offset, self._body_of(found[offset])
+                yield offset, self.body_of(found[offset])
 
     def purged_among(self, offsets: Iterable[int]) -> list[int]:
         """Those of some records whose payload was erased."""
@@ -204,7 +204,8 @@ class Log:
         with self._engine.connect() as connection:
             return {row.offset: _effect(row) for row in connection.execute(select(effects).where(where))}
 
-    def _body_of(self, row: Any) -> dict[str, Any]:
+    def body_of(self, row: Any) -> dict[str, Any]:
+        """The body of a row; raises :class:`CorruptStore` if it is not what was written."""
         checksum = row_checksum(row.offset, row.kind, row.event_id, row.source, row.body)
         if row.checksum not in (None, checksum):
             raise CorruptStore(f"version {row.offset} of model {self.name!r} does not have its checksum")

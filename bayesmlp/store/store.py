@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
+from ..inference.engines import Engine
 from ..inference.errors import CorruptStore, InvalidInput, UnknownModel
 from ..model import BayesianMLP
 from ..prequential import Prequential
@@ -24,6 +25,8 @@ from .fold import Fold
 from .history import Entry, history_of, prequential_of
 from .log import Log
 from .snapshots import Snapshot, Snapshots
+from .transfer import export_model, import_model
+from .verify import Problem, unsound_snapshots, verify
 from .writer import Writer
 
 __all__ = ["PosteriorStore", "open_store"]
@@ -175,6 +178,86 @@ class PosteriorStore:
         """
         with self.write(name) as writer:
             return writer.append_rollback(version)
+
+    # -- looking after ---------------------------------------------------------------------------------------------
+    def verify(self, name: str | None = None) -> list[Problem]:
+        """Check every byte of a model, or of all models and the database, against what was written.
+
+        Args:
+            name: of a model; None for all.
+
+        Returns:
+            What is wrong; empty if all is well.
+        """
+        return verify(self, name)
+
+    def repair(self, name: str, *, engine: str | Engine | None = None, network: Any = None) -> int:
+        """Delete the snapshots of a model that are not sound, and make its newest posterior again: the newest sound
+        snapshot and the log after it are folded.
+
+        Args:
+            name: of the model.
+            engine: to fold on. Only where it has the fingerprint of the model's line is a new snapshot stored: else the
+                next updater folds, and hands over.
+            network: for a model whose network is the user's own module, see :func:`bayesmlp.load`.
+
+        Returns:
+            How many snapshots were deleted.
+
+        Raises:
+            CorruptStore: records are damaged, or no snapshot is sound: fall back to a copy of the store.
+            LeaseHeld: an updater is writing to the model.
+        """
+        from ..replay import replay
+
+        with self.write(name) as writer:
+            bad = sorted({offset for offset, _ in unsound_snapshots(self, writer.model_id)})
+            if not bad:
+                return 0
+            result = replay(self, name, engine=engine, network=network)
+            model, fold = result.stepper.model, result.fold
+            fingerprint = step_fingerprint(model.engine)
+            if fingerprint == fold.fingerprint:
+                prepared = self.snapshots.prepare(model.spec(), result.stepper.to_arrays(), fingerprint)
+                writer.snapshot(fold.head, fold.chain, prepared, {}, [offset for offset in bad if offset != fold.head])
+            else:
+                with writer.transaction() as connection:
+                    self.snapshots.delete(connection, writer.model_id, bad)
+            return len(bad)
+
+    def collect_garbage(self) -> int:
+        """Delete arrays that no snapshot names; returns how many. Snapshots that go take theirs along as it is."""
+        with unavailable_as_such(self.path), self.engine.begin() as connection:
+            return self.snapshots.blobs.collect(connection)
+
+    def export(self, name: str, path: str | Path) -> None:
+        """Write a model with its log and its snapshots to one file, which is a store too.
+
+        Args:
+            name: of the model.
+            path: of the new file.
+
+        Raises:
+            InvalidInput: the file is there, or its folder is not.
+            CorruptStore: the model is not sound.
+        """
+        export_model(self, name, path)
+
+    def import_(self, path: str | Path, *, name: str | None = None) -> str:
+        """Take in a model from a file of :meth:`export`.
+
+        Args:
+            path: of the file.
+            name: for it here; None for its own.
+
+        Returns:
+            Its name here.
+
+        Raises:
+            InvalidInput: no such file, or there is a model of that name.
+            CorruptStore: the file is damaged.
+        """
+        return import_model(self, path, name)
 
     # -- reading --------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
