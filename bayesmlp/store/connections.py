@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,12 @@ def postgresql_url(url: str) -> URL:
         raise InvalidInput(f"path must be a file or postgresql://user@host/database, got {url!r}") from error
 
 
-def connect_postgresql(url: URL, schema: MetaData, *, durability: str, exclusive: bool) -> Engine:
+def connect_postgresql(url: URL, schemas: Sequence[MetaData], *, durability: str, exclusive: bool) -> Engine:
     """An SQLAlchemy engine on a PostgreSQL database; its tables exist.
 
     Args:
         url: of the database.
-        schema: tables to make.
+        schemas: tables to make.
         durability: ``"full"``: a commit survives power loss; ``"normal"``: it survives the death of this process, but
             not always that of the server.
         exclusive: for writers; else transactions see one state of the database throughout.
@@ -127,8 +127,9 @@ def connect_postgresql(url: URL, schema: MetaData, *, durability: str, exclusive
     if exclusive:
         with engine.begin() as connection:  # several processes may open a new store at once
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('bayesmlp schema'), 0)"))
-            schema.create_all(connection)
-            _add_what_came_later(connection, schema)
+            for schema in schemas:
+                schema.create_all(connection)
+                _add_what_came_later(connection, schema)
     return engine
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,13 +66,14 @@ class PosteriorStore:
         self.actor = _checked_actor(actor)
         place = None if blobs is None else place_for(blobs)
         self._answers: Answers | None = None
+        self._making_answers = threading.Lock()
         self._answers_file: Path | None = None
         if is_postgresql(path):
-            url = postgresql_url(str(path))
+            url, schemas = postgresql_url(str(path)), (metadata, answers_metadata)
             self.path = url.render_as_string(hide_password=True)
             with unavailable_as_such(self.path):
-                self.engine = connect_postgresql(url, metadata, durability=durability, exclusive=True)
-            self.reader = connect_postgresql(url, metadata, durability=durability, exclusive=False)
+                self.engine = connect_postgresql(url, schemas, durability=durability, exclusive=True)
+            self.reader = connect_postgresql(url, schemas, durability=durability, exclusive=False)
         else:
             file = _checked_file(path)
             self.path = str(file)
@@ -101,16 +103,14 @@ class PosteriorStore:
     @property
     def answers(self) -> Answers:
         """Answers given with a prediction id, kept beside the log."""
-        if self._answers is None:
-            if self._answers_file is None:
-                with self.engine.begin() as connection:
-                    answers_metadata.create_all(connection)
-                self._answers = Answers(self.reader.execution_options(isolation_level="READ COMMITTED"))
-            else:
-                self._answers = Answers(
-                    connect_sqlite(self._answers_file, answers_metadata, durability="normal", exclusive=True)
-                )
-        return self._answers
+        with self._making_answers:
+            if self._answers is None:
+                if self._answers_file is None:
+                    engine = self.reader.execution_options(isolation_level="READ COMMITTED")
+                else:
+                    engine = connect_sqlite(self._answers_file, answers_metadata, durability="normal", exclusive=True)
+                self._answers = Answers(engine)
+            return self._answers
 
     # -- models ---------------------------------------------------------------------------------------------------
     def publish(self, name: str, model: BayesianMLP) -> int:
@@ -214,6 +214,7 @@ class PosteriorStore:
             bad = sorted({offset for offset, _ in unsound_snapshots(self, writer.model_id)})
             if not bad:
                 return 0
+            self.snapshots.blobs.forget()
             result = replay(self, name, engine=engine, network=network)
             model, fold = result.stepper.model, result.fold
             fingerprint = step_fingerprint(model.engine)
