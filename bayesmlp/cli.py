@@ -65,18 +65,20 @@ def history(
     store: StorePath,
     name: ModelName,
     last: Annotated[int, typer.Option(help="How many records, from the newest.", min=1)] = 20,
+    audit: Annotated[bool, typer.Option("--audit", help="Who appended each record, and when.")] = False,
 ) -> None:
     """What happened to a model, record by record."""
     from .store import open_store
 
     with open_store(store) as opened:
         entries = opened.history(name)
-    table = Table("version", "received", "actor", "kind", "event", "status", "surprise", "information", "note")
+    who = ("received", "actor", "source") if audit else ()
+    table = Table("version", *who, "kind", "event", "status", "surprise", "information", "note")
     for entry in entries[-last:]:
-        numbers = ["" if value is None else f"{value:.3f}" for value in (entry.surprise, entry.information)]
         when = datetime.fromtimestamp(entry.received, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        shown = (entry.kind, entry.event_id or "", entry.status)
-        table.add_row(str(entry.version), when, entry.actor, *shown, *numbers, entry.note)
+        numbers = ["" if value is None else f"{value:.3f}" for value in (entry.surprise, entry.information)]
+        by = (when, entry.actor, entry.source or "") if audit else ()
+        table.add_row(str(entry.version), *by, entry.kind, entry.event_id or "", entry.status, *numbers, entry.note)
     _console().print(table)
     _console().print(f"{len(entries)} records")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
 from sqlalchemy import Connection, insert, select
 
 from ..inference.engines import Engine
@@ -106,7 +107,7 @@ class PosteriorStore:
         with self._making_answers:
             if self._answers is None:
                 if self._answers_file is None:
-                    engine = self.reader.execution_options(isolation_level="READ COMMITTED")
+                    engine: sqlalchemy.Engine = self.reader.execution_options(isolation_level="READ COMMITTED")
                 else:
                     engine = connect_sqlite(self._answers_file, answers_metadata, durability="normal", exclusive=True)
                 self._answers = Answers(engine)
