@@ -173,7 +173,7 @@ class BayesianMLP:
         self._split: tuple[Any, list[Posterior]] = (None, [])
         self._resolved = self._resolve(self.structure)
         self._fitted_prior = self.prior
-        self._seen.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
+        self._seen.check_prior(self.prior, network.inputs_per_row, likelihood.num_outputs)
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"

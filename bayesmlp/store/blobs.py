@@ -19,6 +19,7 @@ from sqlalchemy import Connection, select
 from ..inference.errors import CorruptStore, InvalidInput, MissingDependency
 from .arrays import Buffer
 from .database import blobs, lock_blobs, parts, snapshots
+from .digest import sha256_of
 
 __all__ = ["Blobs", "Folder", "ObjectStore", "place_for"]
 
@@ -53,7 +54,9 @@ class Folder:
 
     def put(self, pieces: Sequence[Buffer]) -> str:
         """Write while hashing; of what is there already, nothing is kept twice."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _flush_folder(self.path.parent)
         aside = self.path / f"{os.getpid()}-{threading.get_ident()}.tmp"
         try:
             with ThreadPoolExecutor(1) as hashing, open(aside, "wb") as file:
@@ -64,13 +67,15 @@ class Folder:
                 os.fsync(file.fileno())
                 name = hashed.result()
             path = self._file(name)
+            is_new = not path.parent.exists()
             path.parent.mkdir(exist_ok=True)
             os.replace(aside, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 aside.unlink()
-        for folder in (path.parent, self.path, self.path.parent):
-            _flush_folder(folder)
+        _flush_folder(path.parent)
+        if is_new:
+            _flush_folder(self.path)
         return name
 
     def get(self, name: str) -> Buffer:
@@ -235,14 +240,6 @@ class Blobs:
 
 class BlobGone(Exception):
     """A blob was collected between its bytes and its row."""
-
-
-def sha256_of(pieces: Iterable[Buffer]) -> str:
-    """Hash of bytes in pieces."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _sample(pieces: Iterable[Buffer]) -> bytes:

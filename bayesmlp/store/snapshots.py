@@ -19,12 +19,13 @@ from ..inference.errors import CorruptStore
 from .arrays import decode, encode
 from .blobs import BlobGone, Blobs
 from .database import blobs, parts, snapshots
-from .digest import canonical_json, posterior_digest
+from .digest import canonical_json, posterior_digest, posterior_digest_of_format_1
 
 __all__ = ["Prepared", "Snapshot", "Snapshots", "thinned"]
 
 PART_BYTES = 50_000
 WRITE_ATTEMPTS = 5
+WRITING_THREADS = 2
 
 
 class Snapshot(NamedTuple):
@@ -82,11 +83,13 @@ class Snapshots:
     def prepare(
         self, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], fingerprint: Mapping[str, str]
     ) -> Prepared:
-        """Keep the bytes of a posterior; its digest is taken meanwhile."""
-        with ThreadPoolExecutor(1) as hashing:
-            digest = hashing.submit(posterior_digest, spec, arrays)
-            written = [self.blobs.write(encode(part)) for part in _in_parts(arrays)]
-            return Prepared(spec, arrays, fingerprint, digest.result(), written)
+        """Keep the bytes of a posterior. A large array's hash is its blob's name: it is taken once for both."""
+        divided = _in_parts(arrays)
+        with ThreadPoolExecutor(WRITING_THREADS) as pool:
+            written = list(pool.map(lambda part: self.blobs.write(encode(part)), divided))
+        alone = zip(divided, written, strict=True)
+        known = {next(iter(part)): name for part, (name, _) in alone if len(part) == 1}
+        return Prepared(spec, arrays, fingerprint, posterior_digest(spec, arrays, known), written)
 
     def insert(self, connection: Connection, model_id: int, offset: int, chain: str, prepared: Prepared) -> None:
         """The rows of a snapshot; it takes the place of one at the same offset."""
@@ -155,7 +158,8 @@ class Snapshots:
         arrays: dict[str, np.ndarray] = {}
         for name in self.blobs_of(connection, model_id, offset):
             arrays |= decode(self.blobs.read(connection, name))
-        if posterior_digest(spec, arrays) != row.digest:
+        digest = posterior_digest_of_format_1 if row.blob else posterior_digest
+        if digest(spec, arrays) != row.digest:
             raise CorruptStore(f"the snapshot at version {offset} does not have its digest")
         return Snapshot(offset, spec, arrays, row.digest)
 

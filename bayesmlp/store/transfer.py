@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Table, insert, select
 
 from ..inference.errors import CorruptStore, InvalidInput
-from .blobs import sha256_of
 from .database import effects, parts, records, snapshots
+from .digest import sha256_of
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -121,15 +121,15 @@ def _copy_snapshot(
     names = source.snapshots.blobs_of(connection, ids[0], offset)
     where = (snapshots.c.model_id == ids[0]) & (snapshots.c.offset == offset)
     row: dict[str, Any] = dict(connection.execute(select(snapshots).where(where)).mappings().one())
-    to.execute(insert(snapshots), [{**row, "model_id": ids[1], "blob": ""}])
+    to.execute(insert(snapshots), [{**row, "model_id": ids[1]}])
     for number, name in enumerate(names):
         data = source.snapshots.blobs.read(connection, name)
         if sha256_of([data]) != name:
             raise CorruptStore(f"blob {name} does not have its hash")
         written = (name, bytes(data)) if inline else target.snapshots.blobs.write([data])
         target.snapshots.blobs.insert(to, *written)
-        part = {"model_id": ids[1], "offset": offset, "number": number, "blob": name}
-        to.execute(insert(parts), [part])
+        if not row["blob"]:
+            to.execute(insert(parts), [{"model_id": ids[1], "offset": offset, "number": number, "blob": name}])
 
 
 def _make_single_file(path: Path) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import select
 
 from ..inference.errors import CorruptStore
-from .blobs import sha256_of
 from .database import models, records
-from .digest import body_hash, canonical_json
+from .digest import body_hash, canonical_json, sha256_of
 from .log import Log
 
 if TYPE_CHECKING:
