@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .admission import Admission, Quarantined, excess_surprise
+from .events import parse_event
 from .feedback import Observation, check_event_id, check_time
 from .inference.engines import Engine
 from .inference.errors import ConflictingEvent, InvalidInput, StoreError, StoreUnavailable, UnknownEvent
@@ -521,6 +522,20 @@ class OnlineUpdater:
         chosen = f"feedback-{prediction_id}{of_kind}" if event_id is None else event_id
         told = _Told(inputs, y, chosen, weight, time, output_mask, kind, propensity)
         return self._learn(record, [told], source, wait)[0]
+
+    def observe_json(self, text: str | bytes, *, wait: str = "applied") -> Receipt:
+        """Learn from one event as JSON text, see :mod:`.events`; as :meth:`observe` of its fields.
+
+        Args:
+            text: the event.
+            wait: see :meth:`observe`.
+
+        Raises:
+            InvalidInput: names what is wrong; nothing is stored or learned.
+        """
+        fields = parse_event(text)
+        source = fields.pop("source", None)
+        return self._learn("event", [_Told(**fields)], source, wait)[0]
 
     async def observe_async(self, x: Any, y: Any, *, wait: str = "applied", **options: Any) -> Receipt:
         """As :meth:`observe`, for asyncio: what many tasks send is committed together.

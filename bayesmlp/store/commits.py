@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 __all__ = ["GroupCommit"]
+
+PATIENCE = 0.5
+LONGEST_WAIT = 0.01
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,7 +21,9 @@ Result = TypeVar("Result")
 class GroupCommit(Generic[Item, Result]):
     """A queue whose first waiter leads: it commits all that has queued up, then wakes those it committed for.
 
-    While a leader waits for the disk, the next group forms. Items are committed in the order in which they queued.
+    While a leader waits for the disk, the next group forms. Callers that were in the last group are likely to be back
+    soon, so a leader gives them part of the time that a commit takes; one caller alone waits for nobody. Items are
+    committed in the order in which they queued.
 
     Args:
         commit: does a group; gives for each item a result, or an error for that one alone.
@@ -26,7 +32,8 @@ class GroupCommit(Generic[Item, Result]):
     def __init__(self, commit: Callable[[Sequence[Item]], Sequence[Result | Exception]]) -> None:
         self._commit = commit
         self._queue: list[tuple[Item, Future[Result]]] = []
-        self._mutex = threading.Lock()
+        self._mutex = threading.Condition()
+        self._last_size, self._last_seconds = 0, 0.0
         self._turn = threading.Condition()
         self._led = False
 
@@ -36,6 +43,8 @@ class GroupCommit(Generic[Item, Result]):
         future.set_running_or_notify_cancel()  # who no longer waits does not take it back
         with self._mutex:
             self._queue.append((item, future))
+            if len(self._queue) >= self._last_size:
+                self._mutex.notify()
         return future
 
     def submit(self, item: Item) -> Result:
@@ -74,15 +83,25 @@ class GroupCommit(Generic[Item, Result]):
             self._led = False
             self._turn.notify_all()
 
-    def _commit_queued(self) -> None:
+    def _gathered(self) -> list[tuple[Item, Future[Result]]]:
+        """What has queued up, or queues up in the time that the leader can spare."""
+        deadline = time.monotonic() + min(PATIENCE * self._last_seconds, LONGEST_WAIT)
         with self._mutex:
+            while len(self._queue) < self._last_size and (left := deadline - time.monotonic()) > 0:
+                self._mutex.wait(left)
             group, self._queue = self._queue, []
+            return group
+
+    def _commit_queued(self) -> None:
+        group = self._gathered()
+        started = time.monotonic()
         try:
             results = self._commit([item for item, _ in group])
         except BaseException as error:
             for _, future in group:
                 future.set_exception(error)
             return
+        self._last_size, self._last_seconds = len(group), time.monotonic() - started
         for (_, future), result in zip(group, results, strict=True):
             if isinstance(result, Exception):
                 future.set_exception(result)

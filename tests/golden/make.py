@@ -21,7 +21,7 @@ def main() -> None:
     folder = Path(__file__).parent / f"format-{FORMAT_VERSION}"
     folder.mkdir()
     x, y = stream(30)
-    with bm.open_store(folder / "store.db") as store:
+    with bm.open_store(folder / "store.db", actor="golden") as store:
         store.publish("small", small_model())
         wide = bm.BayesianMLP(bm.MLP((8,)), bm.Categorical(3), structure=bm.Full(), engine="numpy", standardize=False)
         wide.start_from_prior(4)
