@@ -40,6 +40,7 @@ bench: $(STAMP)  ## all benchmarks, quick sizes; run a file itself for the full 
 	$(BIN)/python benchmarks/online_exact.py --quick
 	$(BIN)/python benchmarks/poison.py --quick
 	$(BIN)/python benchmarks/long_run.py --quick
+	$(BIN)/python benchmarks/store.py --quick
 	$(BIN)/python benchmarks/import_time.py
 
 docs: $(STAMP)

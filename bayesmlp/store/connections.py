@@ -69,6 +69,7 @@ def connect_sqlite(path: Path, schema: MetaData, *, durability: str, exclusive: 
         cursor.execute(f"PRAGMA synchronous={synchronous}")
         cursor.execute(f"PRAGMA journal_mode={journal}")
         cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten
         cursor.close()
 
     @event.listens_for(engine, "begin")
