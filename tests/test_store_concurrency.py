@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -167,6 +170,29 @@ def test_a_commit_that_reports_an_error_and_was_done(places: Places, monkeypatch
     with places.published(name="other") as fresh, bm.OnlineUpdater(fresh, "m", engine="numpy") as updater:
         updater.observe_many(x[[0, 2, 3]], y[[0, 2, 3]])
         assert updater.digest() == digest
+
+
+def test_a_writer_that_was_killed_is_followed_within_seconds(places: Places) -> None:
+    store = places.published()
+    worker = Path(__file__).parent / "faults" / "worker.py"
+    command = [sys.executable, str(worker), places.location(), "numpy", "0", "10000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        acknowledged = int(process.stdout.readline())
+        with pytest.raises(errors.LeaseHeld):
+            bm.OnlineUpdater(store, "m", engine="numpy")
+        process.kill()
+    started = time.monotonic()
+    while True:
+        try:
+            updater = bm.OnlineUpdater(store, "m", engine="numpy")
+            break
+        except errors.LeaseHeld:
+            time.sleep(0.05)
+            assert time.monotonic() - started < 5
+    with updater:
+        assert updater.version > acknowledged + 1
 
 
 @pytest.mark.parametrize("options", [{}, {"source_cap": 5.0}])
