@@ -41,7 +41,7 @@ def check_time(time: Any) -> None:
     """Raises :class:`InvalidInput` unless the argument ``time`` is a number that can be a time: a wrong unit, or an
     infinite time, would leave the dynamics no later event.
     """
-    if not (isinstance(time, Real) and math.isfinite(time) and abs(time) <= _LARGEST_TIME):
+    if not (isinstance(time, Real) and math.isfinite(time) and abs(float(time)) <= _LARGEST_TIME):
         raise InvalidInput(
             f"time must be seconds since the epoch, at most {_LARGEST_TIME:g} in magnitude, got {time!r:.60}"
         )

@@ -549,9 +549,9 @@ class OnlineUpdater:
         source = options.pop("source", None)
         group = self._group("event", [_Told(x, y, **options)], source, wait)
         leading, finishing = self._own_threads()
-        future = self._commits.add(group)
-        leading.submit(self._commits.lead, future)
-        stored = await asyncio.wrap_future(future)
+        ticket = self._commits.add(group)
+        leading.submit(self._commits.lead, ticket)
+        stored = await asyncio.wrap_future(ticket.future)
         finished: Future[list[Receipt]] = finishing.submit(self._receipts, group, stored, wait)
         return (await asyncio.wrap_future(finished))[0]
 

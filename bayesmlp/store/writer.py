@@ -40,6 +40,8 @@ class Writer:
         self.store, self.name = store, name
         self._mutex = threading.Lock()
         self._session: Connection | None = None
+        self._next: int | None = None  # nobody else appends while the lease is held
+        self._effects_end: int | None = None  # no effects are stored from this offset on
         self._held = True
         with self._mutex, self._begin() as connection:
             self.model_id = store.model_id(connection, name)
@@ -56,11 +58,15 @@ class Writer:
             LeaseLost: another writer took over.
             StoreUnavailable: the database can't be reached or written; nothing is acknowledged.
         """
-        with self._mutex, self._begin() as connection:
-            leases.check(connection, self.model_id, self.epoch, self.name)
-            if not self._held:
-                self._held = leases.hold(connection, self.model_id, self.epoch)
-            yield connection
+        try:
+            with self._mutex, self._begin() as connection:
+                leases.check(connection, self.model_id, self.epoch, self.name)
+                if not self._held:
+                    self._held = leases.hold(connection, self.model_id, self.epoch)
+                yield connection
+        except BaseException:  # it may have been committed, or not
+            self._next = self._effects_end = None
+            raise
 
     @contextlib.contextmanager
     def _begin(self) -> Iterator[Connection]:
@@ -128,6 +134,7 @@ class Writer:
                 rows += added
             if rows:
                 connection.execute(insert(records), rows)
+            self._next = offset + len(rows)
             return results
 
     def _placed(
@@ -191,6 +198,7 @@ class Writer:
             connection.execute(insert(records), [row])
             chain = extend_chain(chain, [offset])
             self.store.snapshots.insert(connection, self.model_id, offset, chain, prepared)
+            self._next = offset + 1
             return offset, chain
 
     def snapshot(
@@ -225,6 +233,8 @@ class Writer:
 
     # -- rows -----------------------------------------------------------------------------------------------------
     def _next_offset(self, connection: Connection) -> int:
+        if self._next is not None:
+            return self._next
         query = select(func.max(records.c.offset)).where(records.c.model_id == self.model_id)
         return int(connection.execute(query).scalar() or 0) + 1
 
@@ -258,12 +268,17 @@ class Writer:
     def _write_effects(self, connection: Connection, done: Mapping[int, Effect]) -> None:
         if not done:
             return
-        offsets = list(done)
-        for start in range(0, len(offsets), 500):
-            stale = (effects.c.model_id == self.model_id) & effects.c.offset.in_(offsets[start : start + 500])
+        offsets = sorted(done)
+        if self._effects_end is None:
+            query = select(func.max(effects.c.offset)).where(effects.c.model_id == self.model_id)
+            self._effects_end = int(connection.execute(query).scalar() or 0) + 1
+        again = [offset for offset in offsets if offset < self._effects_end]
+        for start in range(0, len(again), 500):
+            stale = (effects.c.model_id == self.model_id) & effects.c.offset.in_(again[start : start + 500])
             connection.execute(effects.delete().where(stale))
         rows = [{"model_id": self.model_id, "offset": offset, **effect._asdict()} for offset, effect in done.items()]
         connection.execute(insert(effects), rows)
+        self._effects_end = max(offsets[-1] + 1, self._effects_end)
 
 
 _PURGED = "purged"
