@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,6 +50,7 @@ from .watching import Watch
 __all__ = ["OnlineUpdater", "Purge", "Receipt", "Retraction"]
 
 WAITS = ("applied", "durable")
+AT_ONCE = 16
 
 
 class _Told(NamedTuple):
@@ -671,8 +673,10 @@ class OnlineUpdater:
                 learned = None if kinds[place] == "quarantine" else Observation.from_body(body, self.model)
                 self._line.waiting.append(Waiting(place, learned))
 
-    def _apply_waiting(self) -> None:
-        while self._line.waiting:
+    def _apply_waiting(self, most: int | None = None) -> None:
+        for _ in itertools.count() if most is None else range(most):
+            if not self._line.waiting:
+                return
             self._line.apply_next()
             if self._keeper.is_due():  # apart from what it follows: if it can't be stored, what was learned is learned
                 self._keeper.store()
@@ -887,8 +891,7 @@ class OnlineUpdater:
                 version=self._line.head,
                 stepper=self._line.stepper.fork(),
             )
-            with self._commits.alone(), self._lock:
-                self._swap(result, forget)
+            self._take_over(result, forget)
         except BaseException:
             self._broken = True
             raise
@@ -898,15 +901,21 @@ class OnlineUpdater:
                 self._folded.notify_all()
         return result.replayed
 
-    def _swap(self, result: Replay, forget: bool) -> None:
-        self._line.adopt(result)
-        self._spent = {}
-        self._keeper.adopt(result.fold, forget=forget)
-        if result.replayed:
-            self._keeper.store()
-        self._folding = False
-        self._apply_waiting()
-        self._hand_over()
+    def _take_over(self, result: Replay, forget: bool) -> None:
+        """Swap the posterior, learn what has come meanwhile, then let the callers that wait for it go on."""
+        with self._commits.alone(), self._lock:
+            self._line.adopt(result)
+            self._spent = {}
+            self._keeper.adopt(result.fold, forget=forget)
+            if result.replayed:
+                self._keeper.store()
+        for _ in range(0, len(self._line.waiting), AT_ONCE):
+            with self._lock:  # let go in between: who commits or asks need not wait for all of it
+                self._apply_waiting(AT_ONCE)
+        with self._commits.alone(), self._lock:
+            self._folding = False
+            self._apply_waiting()
+            self._hand_over()
 
     # -- keeping --------------------------------------------------------------------------------------------------
     def snapshot(self) -> None:

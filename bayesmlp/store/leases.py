@@ -18,12 +18,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, bindparam, select, text
 
 from ..inference.errors import LeaseHeld, LeaseLost
 from .database import leases
 
 __all__ = ["acquire", "check", "hold", "release"]
+
+_EPOCH = select(leases.c.epoch).where(leases.c.model_id == bindparam("model")).with_for_update()
 
 
 def acquire(connection: Connection, model_id: int, model: str, *, take_over: bool = False) -> int:
@@ -54,8 +56,7 @@ def acquire(connection: Connection, model_id: int, model: str, *, take_over: boo
 
 def check(connection: Connection, model_id: int, epoch: int, model: str) -> None:
     """Raise :class:`LeaseLost` unless the epoch is still the newest; call it in the transaction that writes."""
-    query = select(leases.c.epoch).where(leases.c.model_id == model_id).with_for_update()
-    row = connection.execute(query).one()
+    row = connection.execute(_EPOCH, {"model": model_id}).one()
     if row.epoch != epoch:
         raise LeaseLost(f"another updater took over model {model!r} (epoch {row.epoch}, this one has {epoch})")
 

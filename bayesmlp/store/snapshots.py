@@ -18,7 +18,7 @@ from sqlalchemy import Connection, insert, select
 from ..inference.errors import CorruptStore
 from .arrays import decode, encode
 from .blobs import BlobGone, Blobs
-from .database import blobs, parts, snapshots
+from .database import parts, snapshots
 from .digest import canonical_json, posterior_digest, posterior_digest_of_format_1
 
 __all__ = ["Prepared", "Snapshot", "Snapshots", "thinned"]
@@ -171,10 +171,6 @@ class Snapshots:
             return names
         where = (snapshots.c.model_id == model_id) & (snapshots.c.offset == offset)  # as format 1 had it
         return [name for name in connection.execute(select(snapshots.c.blob).where(where)).scalars() if name]
-
-    def blob_names(self, connection: Connection) -> list[str]:
-        """Hashes of all blobs there are rows of."""
-        return list(connection.execute(select(blobs.c.sha256)).scalars())
 
 
 def _in_parts(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from ..inference.errors import ConflictingEvent, StoreUnavailable, UnknownModel
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from .store import PosteriorStore
 
 __all__ = ["Writer"]
+
+# Made once: SQLAlchemy takes longer to build a statement than SQLite to do it.
+_INSERT = insert(records)
+_EARLIER = select(records.c.event_id, records.c.offset, records.c.body_hash).where(
+    records.c.model_id == bindparam("model"), records.c.event_id.in_(bindparam("ids", expanding=True))
+)
 
 
 class Writer:
@@ -133,7 +139,7 @@ class Writer:
                 results.append(stored)
                 rows += added
             if rows:
-                connection.execute(insert(records), rows)
+                connection.execute(_INSERT, rows)
             self._next = offset + len(rows)
             return results
 
@@ -242,10 +248,8 @@ class Writer:
         """Offset and body hash of the events that are there, by id."""
         found: dict[str, tuple[int, str]] = {}
         for start in range(0, len(event_ids), 500):
-            part = list(event_ids[start : start + 500])
-            query = select(records.c.event_id, records.c.offset, records.c.body_hash)
-            query = query.where(records.c.model_id == self.model_id, records.c.event_id.in_(part))
-            found |= {row.event_id: (row.offset, row.body_hash) for row in connection.execute(query)}
+            these = {"model": self.model_id, "ids": list(event_ids[start : start + 500])}
+            found |= {row.event_id: (row.offset, row.body_hash) for row in connection.execute(_EARLIER, these)}
         return found
 
     def _row(self, offset: int, record: NewRecord, body: str, digest: str) -> dict[str, Any]:
