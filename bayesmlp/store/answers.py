@@ -7,17 +7,19 @@ for a while, so that late feedback can be told that it is late.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from ..inference.errors import ExpiredPrediction, InvalidInput, UnknownPrediction
 from .commits import GroupCommit
+from .connections import unavailable_as_such
 from .database import answers
 
 __all__ = ["Answers", "Keeping"]
@@ -61,6 +63,11 @@ class Answers:
         self._quotas: dict[str, int] = {}
         self._since_sweep = 0
 
+    @contextlib.contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        with unavailable_as_such("the answers"), self._engine.begin() as connection:
+            yield connection
+
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
@@ -92,7 +99,7 @@ class Answers:
         return str(row["prediction_id"])
 
     def _insert(self, rows: Sequence[dict[str, Any]]) -> list[None]:
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             connection.execute(insert(answers), list(rows))
         self._since_sweep += len(rows)
         if self._since_sweep > min([*self._quotas.values(), 1000]) // 10:
@@ -107,7 +114,7 @@ class Answers:
             ExpiredPrediction: its time to live has passed, or newer answers crowded it out.
         """
         where = (answers.c.prediction_id == prediction_id) & (answers.c.model == model)
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             row = connection.execute(select(answers).where(where)).first()
         if row is None:
             raise UnknownPrediction(f"model {model!r} gave no answer with prediction id {prediction_id!r}")
@@ -122,7 +129,7 @@ class Answers:
         """Erase the inputs of expired answers, expire what is above a quota, forget ids that expired long ago."""
         now = time.time()
         self._since_sweep = 0
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             for model, quota in self._quotas.items():
                 waiting = select(answers.c.given).where(answers.c.model == model, answers.c.expires >= now)
                 oldest = connection.execute(waiting.order_by(answers.c.given.desc()).limit(1).offset(quota)).scalar()
@@ -134,7 +141,7 @@ class Answers:
 
     def erase(self, model: str, prediction_ids: Iterable[str]) -> None:
         """Forget answers, with their inputs."""
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             for prediction_id in prediction_ids:
                 where = (answers.c.model == model) & (answers.c.prediction_id == prediction_id)
                 connection.execute(delete(answers).where(where))
@@ -142,5 +149,5 @@ class Answers:
     def waiting(self, model: str) -> int:
         """How many answers of a model wait for feedback."""
         where = (answers.c.model == model) & (answers.c.expires >= time.time())
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             return int(connection.execute(select(func.count()).select_from(answers).where(where)).scalar_one())

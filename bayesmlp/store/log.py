@@ -5,15 +5,17 @@ The log only grows, so it is read page by page, each in a transaction of its own
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import Engine, Row, case, func, select
+from sqlalchemy import Connection, Engine, Row, case, func, select
 
 from ..inference.errors import CorruptStore, Purged, UnknownEvent
 from ..stepper import Effect
+from .connections import unavailable_as_such
 from .database import effects, records
 from .digest import row_checksum
 from .fold import Fold, Record, effective
@@ -98,9 +100,14 @@ class Log:
     def __init__(self, engine: Engine, model_id: int, name: str) -> None:
         self._engine, self.model_id, self.name = engine, model_id, name
 
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        with unavailable_as_such(f"the store of model {self.name!r}"), self._engine.connect() as connection:
+            yield connection
+
     def head(self) -> int:
         """Offset of the newest record; 0 for an empty log."""
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             query = select(func.max(records.c.offset)).where(records.c.model_id == self.model_id)
             return int(connection.execute(query).scalar() or 0)
 
@@ -126,7 +133,7 @@ class Log:
         while first <= last:
             query = select(*columns).where(records.c.model_id == self.model_id, records.c.offset >= first, *where)
             query = query.where(records.c.offset <= last).order_by(records.c.offset).limit(PAGE)
-            with self._engine.connect() as connection:
+            with self._connect() as connection:
                 page = connection.execute(query).all()
             yield from page
             if len(page) < PAGE:
@@ -151,7 +158,7 @@ class Log:
         for start in range(0, len(offsets), 500):
             chunk = list(offsets[start : start + 500])
             query = select(*_ROW).where(records.c.model_id == self.model_id, records.c.offset.in_(chunk))
-            with self._engine.connect() as connection:
+            with self._connect() as connection:
                 found = {row.offset: row for row in connection.execute(query)}
             for offset in chunk:
                 if offset not in found:
@@ -180,7 +187,7 @@ class Log:
         """Offsets of events; raises :class:`UnknownEvent` naming those that are not there."""
         wanted = list(dict.fromkeys(event_ids))
         found: dict[str, int] = {}
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             for start in range(0, len(wanted), 500):
                 part = wanted[start : start + 500]
                 query = select(records.c.event_id, records.c.offset)
@@ -194,14 +201,14 @@ class Log:
     def effect(self, offset: int) -> Effect | None:
         """The stored effect of a record."""
         where = (effects.c.model_id == self.model_id) & (effects.c.offset == offset)
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             row = connection.execute(select(effects).where(where)).first()
         return None if row is None else _effect(row)
 
     def effects_since(self, offset: int) -> dict[int, Effect]:
         """The stored effects of the records from an offset on."""
         where = (effects.c.model_id == self.model_id) & (effects.c.offset >= offset)
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             return {row.offset: _effect(row) for row in connection.execute(select(effects).where(where))}
 
     def body_of(self, row: Any) -> dict[str, Any]:
