@@ -177,7 +177,7 @@ class BayesianMLP:
         self._split: tuple[Any, list[Posterior]] = (None, [])
         self._resolved: Structure | Mixture | Particles = self._resolve(self.structure)
         self._fitted_prior = self.prior
-        self._seen.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
+        self._seen.check_prior(self.prior, network.inputs_per_row, likelihood.num_outputs)
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
@@ -1140,6 +1140,36 @@ class BayesianMLP:
             engine: a name as for the constructor.
         """
         return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine, self.network)
+
+    def with_settings(
+        self,
+        *,
+        dynamics: Dynamics | None = None,
+        step: OutputStep | None = None,
+        influence: InverseMultiquadric | None = None,
+    ) -> BayesianMLP:
+        """The same posterior, which learns in another way from here on; None leaves a setting as it is.
+
+        Args:
+            dynamics: what happens between events. The posterior as it is now is what they relax to.
+            step: of the update.
+            influence: of an event.
+
+        Raises:
+            InvalidInput: the dynamics are hypotheses, whose posteriors are of no use to others.
+            NotFitted: the model has seen no data.
+        """
+        changes = {"dynamics": dynamics, "step": step, "influence": influence}
+        spec = self.spec() | {name: to_spec(value) for name, value in changes.items() if value is not None}
+        if dynamics is None:
+            return BayesianMLP.from_parts(spec, self.to_arrays(), self.engine, self.network)
+        if isinstance(self.dynamics, Hypotheses):
+            raise InvalidInput(f"dynamics can't be put in place of hypotheses, {self.dynamics}")
+        other = BayesianMLP.from_parts(spec, {}, self.engine, self.network)
+        copied = self.to_engine(self.engine)
+        other._set(self.num_inputs, self.scaling, other._under_hypotheses(copied.posterior))
+        other.newest_time = self.newest_time
+        return other
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +11,12 @@ from .inference.engines import Engine
 from .inference.errors import InvalidInput, UnknownModel
 from .model import BayesianMLP
 from .stepper import Effect, Stepper
-from .store.fold import Fold
-from .store.store import PosteriorStore, is_version
+from .store.connections import is_postgresql
+from .store.fold import Fold, Record
+from .store.log import Log, is_version
+from .store.store import PosteriorStore
 
-__all__ = ["Replay", "load", "replay"]
+__all__ = ["Replay", "fold_on", "load", "replay"]
 
 
 class Replay(NamedTuple):
@@ -60,25 +63,31 @@ def replay(
     """
     if version is not None and not is_version(version):
         raise InvalidInput(f"version must be a positive integer, got {version!r}")
-    with store.read() as connection:
-        model_id = store.model_id(connection, name)
-        fold = store.fold(connection, model_id, None if version is None else min(int(version), 2**62))
-        if not fold.line or (version is not None and version != fold.head):
-            raise UnknownModel(
-                f"model {name!r} has no version {version!r}; its versions are the offsets of its history"
-            )
-        covered, snapshot = store.nearest_snapshot(connection, model_id, fold)
-        if stepper is None or stepper.model.spec() != snapshot.spec:
-            stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network))
-        else:
-            stepper.reset(snapshot.arrays)
-        effects = {}
-        for record in fold.line[covered:]:
-            if record.learned is None:  # a handover: the line goes on
-                continue
-            body = store.body(connection, model_id, record.learned)
-            effects[record.offset] = stepper.apply(Observation.from_body(body, stepper.model))
-        return Replay(stepper, fold, effects, len(effects))
+    log = store.log(name)
+    fold = log.fold(None if version is None else min(int(version), 2**62))
+    if not fold.line or (version is not None and version != fold.head):
+        raise UnknownModel(f"model {name!r} has no version {version!r}; its versions are the offsets of its history")
+    covered, snapshot = store.nearest_snapshot(log.model_id, fold)
+    if stepper is None or stepper.model.spec() != snapshot.spec:
+        stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network), own=True)
+    else:
+        stepper.reset(snapshot.arrays)
+    effects = fold_on(stepper, log, fold.line[covered:])
+    return Replay(stepper, fold, effects, len(effects))
+
+
+def fold_on(stepper: Stepper, log: Log, line: Sequence[Record]) -> dict[int, Effect]:
+    """Fold records of a line, in order; gives what each did, by offset.
+
+    Raises:
+        Purged: the payload of one of them was erased.
+    """
+    learning = [(record.offset, record.learned) for record in line if record.learned is not None]
+    bodies = log.bodies([source for _, source in learning])
+    return {
+        offset: stepper.apply(Observation.from_body(body, stepper.model))
+        for (offset, _), (_, body) in zip(learning, bodies, strict=True)
+    }
 
 
 def load(
@@ -92,7 +101,7 @@ def load(
     """A model from a store as it is, or as it was at an earlier version, on any engine.
 
     Args:
-        store: a store, or the path of one.
+        store: a store, or the path or URL of one.
         name: of the model.
         engine: as for :class:`~bayesmlp.BayesianMLP`.
         network: for a model whose network is the user's own module: the module, or what ``bayesianize`` made of it. Its
@@ -106,7 +115,7 @@ def load(
     """
     if isinstance(store, PosteriorStore):
         return replay(store, name, engine=engine, network=network, version=version).model
-    if not Path(store).is_file():
+    if not is_postgresql(store) and not Path(store).is_file():
         raise InvalidInput(f"store must be the path of a store, got {str(store)!r}, which is not there")
     with PosteriorStore(store) as opened:
         return replay(opened, name, engine=engine, network=network, version=version).model

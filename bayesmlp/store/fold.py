@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..inference.errors import CorruptStore
@@ -64,13 +65,25 @@ class Fold:
     status: Mapping[int, str]
     head: int
 
-    def chains(self) -> list[str]:
-        """The chain hash after each record of the line."""
-        chain, chains = "", []
-        for record in self.line:
+    @cached_property
+    def covers(self) -> dict[str, int]:
+        """How many records of the line are behind each chain hash, in order."""
+        chain, covers = "", {}
+        for number, record in enumerate(self.line, start=1):
             chain = extend_chain(chain, [record.offset])
-            chains.append(chain)
-        return chains
+            covers[chain] = number
+        return covers
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Under which the line goes on: that of its last publish or handover."""
+        marks = [record for record in self.line if record.kind in ("publish", "handover")]
+        return dict(marks[-1].body["fingerprint"])
+
+    @cached_property
+    def chain(self) -> str:
+        """The chain hash after the whole line."""
+        return next(reversed(self.covers), "")
 
 
 def effective(records: Iterable[Record]) -> Fold:
