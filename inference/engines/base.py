@@ -349,6 +349,10 @@ class Engine(ABC):
     def logsumexp(self, array: Array, axis: int) -> Array:
         """Log Σ exp along an axis."""
 
+    def exp2(self, array: Array) -> Array:
+        """2 to the power of the array: in torch on a processor a third of the time of exp."""
+        return self.xp.exp2(array)
+
     @abstractmethod
     def lgamma(self, array: Array) -> Array:
         """Logarithm of the gamma function."""
@@ -364,6 +368,10 @@ class Engine(ABC):
     @abstractmethod
     def relu(self, array: Array) -> Array:
         """``max(array, 0)``, whose derivative at 0 is 0."""
+
+    def add_product(self, array: Array, left: Array, right: Array, factor: float = 1.0) -> Array:
+        """``array + factor left ∘ right``, elementwise; where the framework can, without arrays in between."""
+        return array + factor * left * right
 
     # -- the writes of a filter step; the only places where memory may be taken over ------------------------------
     def add_outer(self, matrix: Array, column: Array, row: Array) -> Array:

@@ -241,6 +241,9 @@ class TorchEngine(Engine):
     def relu(self, array: torch.Tensor) -> torch.Tensor:
         return torch.relu(array)
 
+    def add_product(self, array: Any, left: Any, right: Any, factor: float = 1.0) -> torch.Tensor:
+        return torch.addcmul(array, left, right, value=factor)
+
     def add_outer(self, matrix: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         if len(column) == 1:  # a broadcast product is faster than a matrix product of rank one
             return matrix.addcmul_(column.T, row) if self.in_place else torch.addcmul(matrix, column.T, row)
