@@ -257,7 +257,7 @@ class Engine(ABC):
 
     @abstractmethod
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
-        """Value and gradient with respect to the first argument, a tree of arrays.
+        """Value and gradient with respect to the first argument, a tree of arrays; 0 for those that it doesn't use.
 
         Args:
             function: returns a number, or with ``has_aux`` a number and a tree that comes back beside the value.

@@ -135,7 +135,7 @@ class TorchEngine(Engine):
                 tracked = map_arrays(lambda a: a.detach().requires_grad_(), parameters)
                 result = function(tracked, *rest)
                 value = result[0] if has_aux else result
-                gradients = iter(torch.autograd.grad(value, leaves_of(tracked)))
+                gradients = iter(torch.autograd.grad(value, leaves_of(tracked), materialize_grads=True))
             return map_arrays(torch.Tensor.detach, result), map_arrays(lambda _: next(gradients), parameters)
 
         return evaluated
