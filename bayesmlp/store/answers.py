@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
-from ..inference.errors import ExpiredPrediction, InvalidInput, UnknownPrediction
+from ..inference.errors import CorruptStore, ExpiredPrediction, InvalidInput, UnknownPrediction
 from .commits import GroupCommit
 from .connections import unavailable_as_such
 from .database import answers
+from .digest import answer_checksum
 
 __all__ = ["Answers", "Keeping"]
 
@@ -95,6 +96,7 @@ class Answers:
             "expires": now + keeping.time_to_live,
             "given": now,
         }
+        row["checksum"] = answer_checksum(row)
         self._commits.submit(row)
         return str(row["prediction_id"])
 
@@ -112,18 +114,32 @@ class Answers:
         Raises:
             UnknownPrediction: the model gave no such answer.
             ExpiredPrediction: its time to live has passed, or newer answers crowded it out.
+            CorruptStore: they are not what was kept.
         """
         where = (answers.c.prediction_id == prediction_id) & (answers.c.model == model)
         with self._begin() as connection:
             row = connection.execute(select(answers).where(where)).first()
         if row is None:
             raise UnknownPrediction(f"model {model!r} gave no answer with prediction id {prediction_id!r}")
+        if not _is_sound(row):
+            raise CorruptStore(f"the answer {prediction_id!r} of model {model!r} is not as it was kept")
         if row.expires < time.time():
             raise ExpiredPrediction(
                 f"the answer {prediction_id!r} of model {model!r} expired {time.time() - row.expires:.0f} s ago: "
                 "send the feedback with its inputs, by observe"
             )
         return np.asarray(json.loads(row.inputs), dtype=np.float64) if row.inputs else None
+
+    def unsound(self, model: str) -> list[str]:
+        """Prediction ids of a model's answers that are not as they were kept."""
+        with self._begin() as connection:
+            rows = connection.execute(select(answers).where(answers.c.model == model))
+            return [str(row.prediction_id) for row in rows if not _is_sound(row)]
+
+    def integrity(self) -> list[str]:
+        """What SQLite says of the file: ``ok``, or what is wrong."""
+        with self._begin() as connection:
+            return [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(20)")]
 
     def sweep(self) -> None:
         """Erase the inputs of expired answers, expire what is above a quota, forget ids that expired long ago."""
@@ -151,3 +167,9 @@ class Answers:
         where = (answers.c.model == model) & (answers.c.expires >= time.time())
         with self._begin() as connection:
             return int(connection.execute(select(func.count()).select_from(answers).where(where)).scalar_one())
+
+
+def _is_sound(row: Any) -> bool:
+    if row.checksum in (None, answer_checksum(row._mapping)):
+        return isinstance(row.expires, float)
+    return row.inputs == "" and isinstance(row.expires, float) and row.expires < time.time()  # erased as it expired

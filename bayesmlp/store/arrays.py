@@ -57,15 +57,15 @@ def decode(data: Buffer) -> dict[str, np.ndarray]:
     Raises:
         CorruptStore: the bytes are no such file.
     """
-    view = memoryview(data)
-    length = int.from_bytes(view[:8], "little")
-    if len(view) < 8 or length > min(len(view) - 8, MAX_HEADER_BYTES):
-        raise CorruptStore(f"{len(view)} bytes are no safetensors file")
     try:
+        view = memoryview(data)
+        length = int.from_bytes(view[:8], "little")
+        if len(view) < 8 or length > min(len(view) - 8, MAX_HEADER_BYTES):
+            raise CorruptStore(f"{len(view)} bytes are no safetensors file")
         header = json.loads(bytes(view[8 : 8 + length]))
         header.pop("__metadata__", None)
         return {name: _array(view[8 + length :], **entry) for name, entry in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptStore(f"the header of a safetensors file can not be read: {error}") from error
 
 

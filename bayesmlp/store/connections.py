@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from ..inference.errors import CorruptStore, InvalidInput, MissingDependency, StoreUnavailable
@@ -137,16 +137,25 @@ def connect_postgresql(url: URL, schemas: Sequence[MetaData], *, durability: str
 @contextlib.contextmanager
 def unavailable_as_such(what: str) -> Iterator[None]:
     """Raise :class:`StoreUnavailable` where the database can't be reached or written (disk full, server gone), and
-    :class:`CorruptStore` where its bytes are none of a database.
+    :class:`CorruptStore` where its bytes are none of a database, or of another one.
     """
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
-        raise StoreUnavailable(f"{what} can not be used now: {str(error.orig).strip()}") from error
-    except DatabaseError as error:
-        if type(error) is not DatabaseError:  # a mistake in a statement
+    except DBAPIError as error:
+        if _is_rot(error):
+            raise CorruptStore(f"{what} can not be read as a store: {error.orig}") from error
+        if not isinstance(error, OperationalError | InterfaceError):  # a mistake in a statement
             raise
-        raise CorruptStore(f"{what} can not be read as a store: {error.orig}") from error
+        raise StoreUnavailable(f"{what} can not be used now: {str(error.orig).strip()}") from error
+
+
+def _is_rot(error: DBAPIError) -> bool:
+    """Whether SQLite, on a statement that is known to be right, found other tables, keys or text than were written."""
+    if not isinstance(error.orig, sqlite3.Error):
+        return False
+    if isinstance(error, OperationalError):
+        return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR
+    return not isinstance(error, InterfaceError)
 
 
 def _add_what_came_later(connection: Connection, schema: MetaData) -> None:

@@ -89,6 +89,7 @@ effects = Table(
     Column("pit", Float),
     Column("confidence", Float),
     Column("hit", Float),
+    Column("checksum", String(16)),  # of the row; absent in older stores
 )
 
 snapshots = Table(
@@ -102,6 +103,7 @@ snapshots = Table(
     Column("spec", Text, nullable=False),
     Column("fingerprint", Text, nullable=False),
     Column("created", Float, nullable=False),
+    Column("checksum", String(16)),  # of the row; absent in older stores
 )
 
 parts = Table(
@@ -140,6 +142,7 @@ answers = Table(
     Column("inputs", Text, nullable=False),  # empty: not kept
     Column("expires", Float, nullable=False, index=True),
     Column("given", Float),
+    Column("checksum", String(16)),  # of the row until it expires; absent in older stores
 )
 
 

@@ -13,14 +13,17 @@ import numpy as np
 from .arrays import Buffer, encode
 
 __all__ = [
+    "answer_checksum",
     "array_hash",
     "body_hash",
     "canonical_json",
+    "effect_checksum",
     "extend_chain",
     "posterior_digest",
     "posterior_digest_of_format_1",
     "row_checksum",
     "sha256_of",
+    "snapshot_checksum",
 ]
 
 
@@ -37,10 +40,35 @@ def body_hash(kind: str, canonical_body: str) -> str:
     return hashlib.sha256(f"{kind}\n{canonical_body}".encode()).hexdigest()
 
 
-def row_checksum(offset: int, kind: str, event_id: str | None, source: str | None, body: str) -> str:
-    """What a row of the log must have: 16 hexadecimal digits of SHA-256, against rot."""
-    row = json.dumps([offset, kind, event_id, source, body])
-    return hashlib.sha256(row.encode()).hexdigest()[:16]
+def row_checksum(
+    offset: int, kind: str, event_id: str | None, source: str | None, body: str, *when_and_who: float | str | None
+) -> str:
+    """What a row of the log must have: 16 hexadecimal digits of SHA-256, against rot.
+
+    Rows of older stores have that of their first five fields; newer ones that of when they came, who appended them and
+    when they were erased, too.
+    """
+    return _checksum(offset, kind, event_id, source, body, *when_and_who)
+
+
+def snapshot_checksum(row: Mapping[str, Any]) -> str:
+    """What the row of a snapshot must have, beside its spec, of which the digest is."""
+    return _checksum(*(row[field] for field in ("offset", "chain", "digest", "blob", "fingerprint", "created")))
+
+
+def effect_checksum(offset: int, *fields: Any) -> str:
+    """What the row of an effect must have."""
+    return _checksum(offset, *fields)
+
+
+def answer_checksum(row: Mapping[str, Any]) -> str:
+    """What the row of an answer must have until it expires."""
+    return _checksum(*(row[field] for field in ("prediction_id", "model", "version", "inputs", "expires", "given")))
+
+
+def _checksum(*values: Any) -> str:
+    """Values that JSON has not, such as bytes where text was written, have a checksum too: another one."""
+    return hashlib.sha256(json.dumps(values, default=repr).encode()).hexdigest()[:16]
 
 
 def posterior_digest(

@@ -9,9 +9,10 @@ import numpy as np
 from sqlalchemy import Engine, case, select
 
 from ..prequential import PER_EVENT, Prequential
+from .connections import unavailable_as_such
 from .database import effects, records
 from .fold import Fold
-from .log import Log
+from .log import Log, is_sound_effect
 
 __all__ = ["Entry", "history_of", "prequential_of"]
 
@@ -91,8 +92,8 @@ def prequential_of(engine: Engine, model_id: int, fold: Fold) -> Prequential:
     """How the events of a line were predicted before they were learned."""
     learned = [record.offset for record in fold.line if record.learned is not None]
     query = select(effects).where(effects.c.model_id == model_id, effects.c.outcome == "applied")
-    with engine.connect() as connection:
-        rows = {row.offset: row for row in connection.execute(query)}
+    with unavailable_as_such("the store"), engine.connect() as connection:
+        rows = {row.offset: row for row in connection.execute(query) if is_sound_effect(row)}
     done = [rows[offset] for offset in learned if offset in rows]
     numbers = [name for name in PER_EVENT if name != "version"]
     columns = {name: np.array([getattr(row, name) for row in done], dtype=np.float64) for name in numbers}

@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, text
 
-from ..inference.errors import LeaseHeld, LeaseLost
+from ..inference.errors import CorruptStore, LeaseHeld, LeaseLost
 from .database import leases
 
 __all__ = ["acquire", "check", "hold", "release"]
@@ -38,7 +38,7 @@ def acquire(connection: Connection, model_id: int, model: str, *, take_over: boo
     """
     row = connection.execute(select(leases).where(leases.c.model_id == model_id).with_for_update()).first()
     if row is not None and row.owner is not None and not take_over:
-        owner = json.loads(row.owner)
+        owner = _owner_of(row, model)
         if _may_live(connection, model_id, row.epoch, owner):
             raise LeaseHeld(
                 f"model {model!r} is being written by process {owner['pid']} on {owner['host']}: "
@@ -75,6 +75,14 @@ def hold(connection: Connection, model_id: int, epoch: int) -> bool:
         return True
     query = text("SELECT pg_try_advisory_lock(:key)")
     return bool(connection.execute(query, {"key": _key(connection, model_id, epoch)}).scalar_one())
+
+
+def _owner_of(row: Any, model: str) -> dict[str, Any]:
+    try:
+        owner = json.loads(row.owner)
+        return {key: owner[key] for key in ("host", "pid", "started")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptStore(f"the lease of model {model!r} can not be read: {error!r}") from error
 
 
 def _may_live(connection: Connection, model_id: int, epoch: int, owner: dict[str, Any]) -> bool:

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Row, case, func, select
+from sqlalchemy import Connection, Engine, Row, case, func, select, text
 
 from ..inference.errors import CorruptStore, Purged, UnknownEvent
 from ..stepper import Effect
 from .connections import unavailable_as_such
 from .database import effects, records
-from .digest import row_checksum
+from .digest import effect_checksum, row_checksum
 from .fold import Fold, Record, effective
 
-__all__ = ["SCHEMA_VERSION", "Log", "NewRecord", "StoredEvent", "StoredRecord", "is_version"]
+__all__ = ["SCHEMA_VERSION", "Log", "NewRecord", "StoredEvent", "StoredRecord", "is_sound_effect", "is_version"]
 
 SCHEMA_VERSION = 2
 """Of the bodies of records: raised when a field changes its meaning. Bodies without one are of version 1."""
@@ -29,7 +29,7 @@ PAGE = 5_000
 _NEEDS_BODY = ("retract", "rollback", "release", "publish", "handover")
 _ROW = (
     records.c.offset, records.c.kind, records.c.event_id, records.c.source, records.c.body, records.c.received,
-    records.c.checksum, records.c.purged,
+    records.c.checksum, records.c.purged, records.c.actor,
 )  # fmt: skip
 
 
@@ -113,13 +113,36 @@ class Log:
 
     def fold(self, version: int | None = None) -> Fold:
         """The live records up to a version; None: to the newest."""
-        last = self.head() if version is None else version
+        last = self._checked_head() if version is None else version
         body = case((records.c.kind.in_(_NEEDS_BODY), records.c.body)).label("body")
         columns = (*(column for column in _ROW if column is not records.c.body), body)
-        return effective(
+        fold = effective(
             Record(row.offset, row.kind, row.event_id, {} if row.body is None else self.body_of(row))
-            for row in self.rows(columns, last=last)
+            for row in self._contiguous(self.rows(columns, last=last))
         )
+        if version is None and fold.head != last:
+            raise CorruptStore(f"record {fold.head + 1} of model {self.name!r} is not in the store")
+        return fold
+
+    def _checked_head(self) -> int:
+        """The newest offset, by one index; every record is in the other one too, or a record was lost."""
+        with self._connect() as connection:
+            if connection.dialect.name != "sqlite":  # the server looks after its pages
+                return self.head()
+            counted = "SELECT count(*) FROM records INDEXED BY sqlite_autoindex_records_2 WHERE model_id = :model"
+            newest = 'SELECT max("offset") FROM records INDEXED BY sqlite_autoindex_records_1 WHERE model_id = :model'
+            query = text(f"SELECT ({newest}) AS newest, ({counted}) AS counted")
+            row = connection.execute(query, {"model": self.model_id}).one()
+        if (row.newest or 0) != row.counted:
+            raise CorruptStore(f"model {self.name!r} has {row.counted} records, the newest has number {row.newest}")
+        return int(row.counted)
+
+    def _contiguous(self, rows: Iterable[Row[Any]]) -> Iterator[Row[Any]]:
+        """Rows of the log from its first on; raises :class:`CorruptStore` where one is missing."""
+        for expected, row in enumerate(rows, start=1):
+            if row.offset != expected:
+                raise CorruptStore(f"record {expected} of model {self.name!r} is not in the store")
+            yield row
 
     def rows(self, columns: Sequence[Any], *where: Any, first: int = 1, last: int) -> Iterator[Row[Any]]:
         """Rows of the log in order of offset, page by page.
@@ -203,31 +226,40 @@ class Log:
         where = (effects.c.model_id == self.model_id) & (effects.c.offset == offset)
         with self._connect() as connection:
             row = connection.execute(select(effects).where(where)).first()
-        return None if row is None else _effect(row)
+        return None if row is None or not is_sound_effect(row) else _effect(row)
 
     def effects_since(self, offset: int) -> dict[int, Effect]:
-        """The stored effects of the records from an offset on."""
+        """The stored effects of the records from an offset on; one that is not as it was written is as good as none."""
         where = (effects.c.model_id == self.model_id) & (effects.c.offset >= offset)
         with self._connect() as connection:
-            return {row.offset: _effect(row) for row in connection.execute(select(effects).where(where))}
+            rows = connection.execute(select(effects).where(where))
+            return {row.offset: _effect(row) for row in rows if is_sound_effect(row)}
 
     def body_of(self, row: Any) -> dict[str, Any]:
         """The body of a row; raises :class:`CorruptStore` if it is not what was written."""
-        checksum = row_checksum(row.offset, row.kind, row.event_id, row.source, row.body)
-        if row.checksum not in (None, checksum):
+        said = (row.offset, row.kind, row.event_id, row.source, row.body)
+        whole = row_checksum(*said, row.received, row.actor, row.purged)
+        if row.checksum not in (None, whole, row_checksum(*said)):
             raise CorruptStore(f"version {row.offset} of model {self.name!r} does not have its checksum")
         try:
             body = json.loads(row.body)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise CorruptStore(
                 f"the body of version {row.offset} of model {self.name!r} is no JSON: {error}"
             ) from error
+        if not isinstance(body, dict):
+            raise CorruptStore(f"the body of version {row.offset} of model {self.name!r} is no JSON object")
         if body.get("schema", 1) > SCHEMA_VERSION:
             raise CorruptStore(
                 f"version {row.offset} of model {self.name!r} has schema {body['schema']}, "
                 f"this version of bayesmlp reads up to {SCHEMA_VERSION}"
             )
         return dict(body)
+
+
+def is_sound_effect(row: Any) -> bool:
+    """Whether a row of effects is as it was written."""
+    return row.checksum in (None, effect_checksum(row.offset, *_effect(row)))
 
 
 def _effect(row: Any) -> Effect:

@@ -19,7 +19,7 @@ from ..inference.errors import CorruptStore
 from .arrays import decode, encode
 from .blobs import BlobGone, Blobs
 from .database import parts, snapshots
-from .digest import canonical_json, posterior_digest, posterior_digest_of_format_1
+from .digest import canonical_json, posterior_digest, posterior_digest_of_format_1, snapshot_checksum
 
 __all__ = ["Prepared", "Snapshot", "Snapshots", "thinned"]
 
@@ -97,18 +97,17 @@ class Snapshots:
         for part, (name, data) in zip(_in_parts(prepared.arrays), prepared.blobs, strict=True):
             names.append(self._insert_blob(connection, name, data, part))
         self.delete(connection, model_id, [offset], collect=False)
-        connection.execute(
-            insert(snapshots).values(
-                model_id=model_id,
-                offset=offset,
-                chain=chain,
-                digest=prepared.digest,
-                blob="",
-                spec=canonical_json(prepared.spec),
-                fingerprint=canonical_json(prepared.fingerprint),
-                created=time.time(),
-            )
-        )
+        row = {
+            "model_id": model_id,
+            "offset": offset,
+            "chain": chain,
+            "digest": prepared.digest,
+            "blob": "",
+            "spec": canonical_json(prepared.spec),
+            "fingerprint": canonical_json(prepared.fingerprint),
+            "created": time.time(),
+        }
+        connection.execute(insert(snapshots), [{**row, "checksum": snapshot_checksum(row)}])
         rows = [{"model_id": model_id, "offset": offset, "number": i, "blob": name} for i, name in enumerate(names)]
         if rows:
             connection.execute(insert(parts), rows)
@@ -151,9 +150,11 @@ class Snapshots:
         row = connection.execute(select(snapshots).where(where)).first()
         if row is None:
             raise CorruptStore(f"there is no snapshot at version {offset}")
+        if row.checksum not in (None, snapshot_checksum(row._mapping)):
+            raise CorruptStore(f"the row of the snapshot at version {offset} does not have its checksum")
         try:
             spec = json.loads(row.spec)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise CorruptStore(f"the spec of the snapshot at version {offset} is no JSON: {error}") from error
         arrays: dict[str, np.ndarray] = {}
         for name in self.blobs_of(connection, model_id, offset):

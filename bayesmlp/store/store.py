@@ -109,7 +109,10 @@ class PosteriorStore:
                 if self._answers_file is None:
                     engine: sqlalchemy.Engine = self.reader.execution_options(isolation_level="READ COMMITTED")
                 else:
-                    engine = connect_sqlite(self._answers_file, answers_metadata, durability="normal", exclusive=True)
+                    with unavailable_as_such("the answers"):
+                        engine = connect_sqlite(
+                            self._answers_file, answers_metadata, durability="normal", exclusive=True
+                        )
                 self._answers = Answers(engine)
             return self._answers
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import select
 
 from ..inference.errors import CorruptStore
-from .database import models, records
+from .database import effects, models, records
 from .digest import body_hash, canonical_json, sha256_of
-from .log import Log
+from .log import Log, is_sound_effect
 
 if TYPE_CHECKING:
     from .store import PosteriorStore
@@ -53,6 +53,8 @@ def verify(store: PosteriorStore, name: str | None = None) -> list[Problem]:
         log = store.log(each)
         problems += _log_problems(log)
         problems += [Problem(each, offset, what, False) for offset, what in unsound_snapshots(store, log.model_id)]
+        problems += _effect_problems(store, log)
+        problems += [Problem(each, 0, f"answer {i} is not as it was kept", True) for i in store.answers.unsound(each)]
         problems += _fold_problems(store, log)
     return problems
 
@@ -62,7 +64,7 @@ def _database_problems(store: PosteriorStore) -> list[str]:
         if connection.dialect.name != "sqlite":
             return []
         found = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check(20)")]
-        return [] if found == ["ok"] else found
+    return [what for what in [*found, *store.answers.integrity()] if what != "ok"]
 
 
 def _log_problems(log: Log) -> Iterator[Problem]:
@@ -99,6 +101,14 @@ def unsound_snapshots(store: PosteriorStore, model_id: int) -> Iterator[tuple[in
                         yield offset, f"blob {blob} does not have its hash"
         except (CorruptStore, json.JSONDecodeError) as error:
             yield offset, str(error)
+
+
+def _effect_problems(store: PosteriorStore, log: Log) -> list[Problem]:
+    with store.read() as connection:
+        rows = connection.execute(select(effects).where(effects.c.model_id == log.model_id)).all()
+    return [
+        Problem(log.name, row.offset, "its effect is not as it was", False) for row in rows if not is_sound_effect(row)
+    ]
 
 
 def _fold_problems(store: PosteriorStore, log: Log) -> list[Problem]:

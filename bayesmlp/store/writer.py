@@ -17,7 +17,7 @@ from ..stepper import Effect
 from . import leases
 from .connections import unavailable_as_such
 from .database import FORMAT_VERSION, effects, models, records
-from .digest import body_hash, canonical_json, extend_chain, row_checksum
+from .digest import body_hash, canonical_json, effect_checksum, extend_chain, row_checksum
 from .log import SCHEMA_VERSION, Log, NewRecord, StoredEvent, is_version
 from .snapshots import Prepared
 
@@ -230,11 +230,10 @@ class Writer:
         with self.transaction() as connection:
             for offset in offsets:
                 where = (records.c.model_id == self.model_id) & (records.c.offset == offset)
-                row = connection.execute(
-                    select(records.c.kind, records.c.event_id, records.c.source).where(where)
-                ).one()
-                checksum = row_checksum(offset, row.kind, row.event_id, row.source, erased)
-                values = {"body": erased, "body_hash": _PURGED, "checksum": checksum, "purged": time.time()}
+                row, now = connection.execute(select(records).where(where)).one(), time.time()
+                said = (offset, row.kind, row.event_id, row.source, erased)
+                checksum = row_checksum(*said, row.received, row.actor, now)
+                values = {"body": erased, "body_hash": _PURGED, "checksum": checksum, "purged": now}
                 connection.execute(records.update().where(where).values(**values))
 
     # -- rows -----------------------------------------------------------------------------------------------------
@@ -255,7 +254,8 @@ class Writer:
     def _row(self, offset: int, record: NewRecord, body: str, digest: str) -> dict[str, Any]:
         extras = canonical_json({**record.decided, "schema": SCHEMA_VERSION})
         whole = extras if body == "{}" else f"{body[:-1]},{extras[1:]}"
-        kind = record.stored_kind
+        kind, now = record.stored_kind, time.time()
+        said = (offset, kind, record.event_id, record.source, whole)
         return {
             "model_id": self.model_id,
             "offset": offset,
@@ -264,8 +264,8 @@ class Writer:
             "source": record.source,
             "body": whole,
             "body_hash": digest,
-            "checksum": row_checksum(offset, kind, record.event_id, record.source, whole),
-            "received": time.time(),
+            "checksum": row_checksum(*said, now, self.store.actor, None),
+            "received": now,
             "actor": self.store.actor,
         }
 
@@ -280,7 +280,10 @@ class Writer:
         for start in range(0, len(again), 500):
             stale = (effects.c.model_id == self.model_id) & effects.c.offset.in_(again[start : start + 500])
             connection.execute(effects.delete().where(stale))
-        rows = [{"model_id": self.model_id, "offset": offset, **effect._asdict()} for offset, effect in done.items()]
+        rows = [
+            {"model_id": self.model_id, "offset": o, **effect._asdict(), "checksum": effect_checksum(o, *effect)}
+            for o, effect in done.items()
+        ]
         connection.execute(insert(effects), rows)
         self._effects_end = max(offsets[-1] + 1, self._effects_end)
 
