@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping
 from numbers import Real
@@ -41,7 +40,7 @@ def check_time(time: Any) -> None:
     """Raises :class:`InvalidInput` unless the argument ``time`` is a number that can be a time: a wrong unit, or an
     infinite time, would leave the dynamics no later event.
     """
-    if not (isinstance(time, Real) and math.isfinite(time) and abs(float(time)) <= _LARGEST_TIME):
+    if not (isinstance(time, Real) and -_LARGEST_TIME <= time <= _LARGEST_TIME):
         raise InvalidInput(
             f"time must be seconds since the epoch, at most {_LARGEST_TIME:g} in magnitude, got {time!r:.60}"
         )
@@ -108,7 +107,7 @@ class Observation(NamedTuple):
         scaled_items(scaling, inputs, "x")
         if observed is None:
             scaling.targets(targets, "y")
-        if propensity is not None and not (isinstance(propensity, Real) and 0 < float(propensity) <= 1):
+        if propensity is not None and not (isinstance(propensity, Real) and 0 < propensity <= 1):
             raise InvalidInput(f"propensity must be a probability above 0, got {propensity!r}")
         return cls(
             inputs,

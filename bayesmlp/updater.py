@@ -429,7 +429,7 @@ class OnlineUpdater:
         observed = observed_kind(self.model.kinds, kind)
         x = check_items(x, observed, self.model.num_inputs, "x", self.model.network)
         y = as_host_array(y, "y")
-        ids = [None] * len(x) if event_ids is None else list(event_ids)
+        ids = [None] * len(x) if event_ids is None else _as_list(event_ids, "event_ids")
         if y.ndim == 0 or not len(x) == len(y) == len(ids):
             raise InvalidInput(f"x, y and event_ids must be equally long, got {len(x)}, {y.shape} and {len(ids)}")
         likelihood = self.model.likelihood
@@ -439,7 +439,7 @@ class OnlineUpdater:
         masks = [None] * len(x) if mask is None else list(mask)
         rows = zip(x, y, ids, masks, strict=True)
         weights = check_weights(weight, len(x))
-        when = [None] * len(x) if times is None else list(times)
+        when = [None] * len(x) if times is None else _as_list(times, "times")
         if len(when) != len(x):
             raise InvalidInput(f"times must be one for each of the {len(x)} rows, got {len(when)}")
         told = [
@@ -513,6 +513,7 @@ class OnlineUpdater:
         """
         if not isinstance(prediction_id, str):
             raise InvalidInput(f"prediction_id must be a string, got {prediction_id!r}")
+        check_event_id(prediction_id, "prediction_id")
         inputs = self.store.answers.inputs(self.name, prediction_id)
         if (inputs is None) == (x is None):
             kept = "were kept: leave x out" if x is not None else "were not kept: x must be given"
@@ -946,6 +947,13 @@ def answers_of(event_ids: Iterable[str]) -> list[str]:
     return [event_id.split("-")[1] for event_id in event_ids if event_id.startswith("feedback-")]
 
 
+def _as_list(values: Any, argument: str) -> list[Any]:
+    """One value for each row."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise InvalidInput(f"{argument} must be a sequence, one for each row, got {values!r:.60}")
+    return list(values)
+
+
 def _checked_ids(event_ids: Any) -> list[str]:
     """Ids of at least one event."""
     if isinstance(event_ids, str) or not isinstance(event_ids, Iterable):
@@ -955,4 +963,6 @@ def _checked_ids(event_ids: Any) -> list[str]:
         raise InvalidInput(f"event_ids must be strings, got {ids[:5]!r}")
     if not ids:
         raise InvalidInput("event_ids must name at least one event")
+    for event_id in ids:
+        check_event_id(event_id, "event_ids")
     return ids

@@ -19,13 +19,17 @@ def as_host_array(values: Any, argument: str) -> np.ndarray:
         argument: its name, for the error.
 
     Raises:
-        InvalidInput: ragged, or not real numbers.
+        InvalidInput: ragged, masked, or not real numbers.
     """
     if hasattr(values, "detach"):  # a torch tensor, perhaps on a GPU, with gradients, or in half precision
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()
+    if np.ma.is_masked(values):
+        raise InvalidInput(f"{argument} must hold a number in every place, got masked values")
     try:
         array = np.asarray(values)
+    except (TypeError, OverflowError) as error:  # None among numbers; an integer that no number of NumPy holds
+        raise InvalidInput(f"{argument} must hold real numbers: {error}") from error
     except ValueError as error:
         raise InvalidInput(f"{argument} must be an array of numbers, got a ragged {type(values).__name__}") from error
     if array.dtype.kind == "O" and hasattr(values, "dtypes"):  # a data frame whose columns are of several types

@@ -57,8 +57,8 @@ def snapshot_checksum(row: Mapping[str, Any]) -> str:
 
 
 def effect_checksum(offset: int, *fields: Any) -> str:
-    """What the row of an effect must have."""
-    return _checksum(offset, *fields)
+    """What the row of an effect must have; SQLite keeps NULL for NaN, and 0 for -0."""
+    return _checksum(offset, *(None if field != field else 0.0 if field == 0 else field for field in fields))
 
 
 def answer_checksum(row: Mapping[str, Any]) -> str:
