@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from sqlalchemy import Connection, select
 
-from ..inference.errors import CorruptStore, InvalidInput, MissingDependency
+from ..inference.errors import CorruptStore, InvalidInput, MissingDependency, StoreUnavailable
 from .arrays import Buffer
 from .database import blobs, lock_blobs, parts, snapshots
 from .digest import sha256_of
@@ -30,7 +30,7 @@ class Place(Protocol):
     """Where large blobs are. What has a name is whole."""
 
     def put(self, pieces: Sequence[Buffer]) -> str:
-        """Keep bytes, durably, and return their hash."""
+        """Keep bytes, durably, and return their hash; raises :class:`OSError` if they can not be written."""
 
     def get(self, name: str) -> Buffer:
         """The bytes; raises :class:`OSError` if they can not be read."""
@@ -111,8 +111,12 @@ class ObjectStore:
     def put(self, pieces: Sequence[Buffer]) -> str:
         """Create the object; one of that name that is there already has these bytes."""
         name = sha256_of(pieces)
-        with contextlib.suppress(self._obstore.exceptions.AlreadyExistsError):
+        try:
             self._obstore.put(self._store, self._key(name), b"".join(pieces), mode="create", use_multipart=False)
+        except self._obstore.exceptions.AlreadyExistsError:
+            return name
+        except self._obstore.exceptions.BaseError as error:
+            raise OSError(f"{self._key(name)}: {error}") from error
         return name
 
     def get(self, name: str) -> Buffer:
@@ -179,13 +183,20 @@ class Blobs:
 
         Returns:
             The hash, and the bytes to keep in the row, or None if they are elsewhere.
+
+        Raises:
+            StoreUnavailable: they can't be written (disk full, no connection).
         """
         if self.place is not None and sum(len(piece) for piece in pieces) > INLINE_BYTES:
             sample = _sample(pieces)
             if sample in self._seen and self.place.has(name := sha256_of(pieces)):
                 return name, None
-            self._seen.add(sample)
-            return self.place.put(pieces), None
+            try:
+                name = self.place.put(pieces)
+            except OSError as error:
+                raise StoreUnavailable(f"a large array can not be stored now: {error}") from error
+            self._seen.add(sample)  # only now: a file whose folder was not flushed is written again
+            return name, None
         return sha256_of(pieces), b"".join(pieces)
 
     def insert(self, connection: Connection, name: str, data: bytes | None) -> None:
