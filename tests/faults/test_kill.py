@@ -7,6 +7,7 @@ acknowledged is sent again too. BAYESMLP_KILLS sets how many kills (100 in .ci/r
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shim
 from store_cases import published, stream
 
 import bayesmlp as bm
@@ -74,3 +76,28 @@ def test_kills(tmp_path: Path, engine: str, share: float) -> None:
         assert updater.digest() == survived
     total = len(sends(events))
     print(f"\n{engine}: {done} kills, {total} sends of {events} events, digest {survived[:12]} as if never killed")
+
+
+@pytest.mark.parametrize("kills", [15, pytest.param(None, marks=pytest.mark.slow)])
+def test_kills_at_exact_changes_of_files(tmp_path: Path, kills: int | None) -> None:
+    """Processes that die at a write, a flush, a rename; BAYESMLP_KILLS of them."""
+    kills = kills or int(os.environ.get("BAYESMLP_KILLS", "100"))
+    (tmp_path / "disk").mkdir()
+    published(tmp_path / "disk").close()
+    done = shim.run_under(tmp_path / "disk", WORKER.with_name("kill_worker.py"), tmp_path / "disk", kills, 0)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["exact"] + said["at random"] > 0.8 * kills
+    events = 2 * kills
+    x, y = stream(events)
+    order = list(dict.fromkeys(sends(events)))
+    (tmp_path / "calm").mkdir()
+    with published(tmp_path / "calm") as calm, bm.OnlineUpdater(calm, "m", engine="numpy") as updater:
+        updater.observe_many(x[order], y[order], event_ids=[f"e{i}" for i in order])
+        expected = updater.digest()
+    with bm.open_store(tmp_path / "disk" / "store.db") as store:
+        assert store.verify() == []
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            stored = Counter(e.event_id for e in updater.history() if e.kind == "event")
+            assert updater.digest() == expected, "the posterior is not that of a process that never died"
+    assert stored == Counter({f"e{i}": 1 for i in range(events)}), "an event was lost, or is there twice"
+    print(f"\nkills: {said}")
