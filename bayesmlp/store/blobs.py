@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import DBAPIError
 
 from ..inference.errors import CorruptStore, InvalidInput, MissingDependency, StoreUnavailable
 from .arrays import Buffer
@@ -39,7 +40,10 @@ class Place(Protocol):
         """Whether there are bytes of that name."""
 
     def delete(self, name: str) -> None:
-        """Remove them, if they are there."""
+        """Remove them, if they are there; raises :class:`OSError` if that can not be done."""
+
+    def names(self) -> list[str]:
+        """Of all that is there."""
 
 
 class Folder:
@@ -92,6 +96,9 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             self._file(name).unlink()
 
+    def names(self) -> list[str]:
+        return [file.stem for file in self.path.glob("*/*.safetensors")]
+
     def _file(self, name: str) -> Path:
         return self.path / name[:2] / f"{name}.safetensors"
 
@@ -133,8 +140,16 @@ class ObjectStore:
         return True
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self._obstore.delete(self._store, self._key(name))
+        except FileNotFoundError:
+            return
+        except self._obstore.exceptions.BaseError as error:
+            raise OSError(f"{self._key(name)}: {error}") from error
+
+    def names(self) -> list[str]:
+        listed = [entry["path"] for batch in self._obstore.list(self._store) for entry in batch]
+        return [Path(path).stem for path in listed if path.endswith(".safetensors")]
 
     def _key(self, name: str) -> str:
         return f"{name[:2]}/{name}.safetensors"
@@ -173,6 +188,7 @@ class Blobs:
     def __init__(self, place: Place | None) -> None:
         self.place = place
         self._seen: set[bytes] = set()
+        self._outside_garbage: set[str] = set()
 
     def forget(self) -> None:
         """Do not trust what was written before: write all of it again."""
@@ -232,6 +248,9 @@ class Blobs:
     def collect(self, connection: Connection, names: Iterable[str] | None = None) -> int:
         """Delete blobs that no snapshot names, in the caller's transaction; returns how many.
 
+        What is outside of the database goes by :meth:`sweep`, once the transaction is committed: a crash in between
+        leaves bytes that nothing names, never a name without its bytes.
+
         Args:
             connection: of a transaction that writes.
             names: those that may have become garbage; None for all.
@@ -245,8 +264,27 @@ class Blobs:
         for row in garbage:
             connection.execute(blobs.delete().where(blobs.c.sha256 == row.sha256))
             if row.outside and self.place is not None:
-                self.place.delete(row.sha256)
+                self._outside_garbage.add(row.sha256)
         return len(garbage)
+
+    def sweep(self, engine: Engine, *, everything: bool = False) -> int:
+        """Delete bytes outside of the database that have no row, as far as they can be reached now; returns how many.
+
+        Args:
+            engine: of writers.
+            everything: look at all that is there, not only at what was collected here.
+        """
+        swept = 0
+        if self.place is None or not (everything or self._outside_garbage):
+            return swept
+        with contextlib.suppress(OSError, DBAPIError), engine.begin() as connection:
+            lock_blobs(connection)
+            named = set(connection.execute(select(blobs.c.sha256)).scalars())
+            for name in sorted({*self._outside_garbage, *(self.place.names() if everything else ())} - named):
+                self.place.delete(name)
+                swept += 1
+            self._outside_garbage.clear()
+        return swept
 
 
 class BlobGone(Exception):

@@ -231,9 +231,13 @@ class PosteriorStore:
             return len(bad)
 
     def collect_garbage(self) -> int:
-        """Delete arrays that no snapshot names; returns how many. Snapshots that go take theirs along as it is."""
+        """Delete arrays that no snapshot names; returns how many. Snapshots that go take theirs along as it is; what is
+        left over is from processes that died.
+        """
         with unavailable_as_such(self.path), self.engine.begin() as connection:
-            return self.snapshots.blobs.collect(connection)
+            inside = self.snapshots.blobs.collect(connection)
+        self.snapshots.blobs.sweep(self.engine)
+        return inside + self.snapshots.blobs.sweep(self.engine, everything=True)
 
     def export(self, name: str, path: str | Path) -> None:
         """Write a model with its log and its snapshots to one file, which is a store too.

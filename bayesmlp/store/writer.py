@@ -73,6 +73,7 @@ class Writer:
         except BaseException:  # it may have been committed, or not
             self._next = self._effects_end = None
             raise
+        self.store.snapshots.blobs.sweep(self.store.engine)
 
     @contextlib.contextmanager
     def _begin(self) -> Iterator[Connection]:
