@@ -49,6 +49,7 @@ class Writer:
         self._next: int | None = None  # nobody else appends while the lease is held
         self._effects_end: int | None = None  # no effects are stored from this offset on
         self._held = True
+        self._in_doubt = False  # whether what can be read may not be on disk, as after a flush that failed
         with self._mutex, self._begin() as connection:
             self.model_id = store.model_id(connection, name)
             self.epoch = leases.acquire(connection, self.model_id, name, take_over=take_over)
@@ -69,9 +70,13 @@ class Writer:
                 leases.check(connection, self.model_id, self.epoch, self.name)
                 if not self._held:
                     self._held = leases.hold(connection, self.model_id, self.epoch)
+                if self._in_doubt:  # a repeat writes nothing, and is acknowledged: what it repeats is flushed by this
+                    leases.touch(connection, self.model_id, self.epoch)
                 yield connection
+            self._in_doubt = False
         except BaseException:  # it may have been committed, or not
             self._next = self._effects_end = None
+            self._in_doubt = True
             raise
         self.store.snapshots.blobs.sweep(self.store.engine)
 
