@@ -46,6 +46,7 @@ _HOME = {
     "LaplaceStep": "inference.laplace_step",
     "KalmanStep": "inference.kalman_step",
     "InverseMultiquadric": "inference.influence",
+    "Memory": "inference.memory",
     "Laplace": "inference.laplace",
     "Variational": "inference.variational",
     "StructuredVariational": "inference.structured_variational",

@@ -28,6 +28,7 @@ from .inference.influence import InverseMultiquadric
 from .inference.kinds import Choice, Kind, Place, view_of
 from .inference.likelihoods import Likelihood
 from .inference.likelihoods.masked import MaskedTargets, masked
+from .inference.memory import Memory, MemoryState
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
 from .inference.output_space import OutputStep
@@ -46,6 +47,7 @@ from .layers.conversion import restore_network
 from .masking import check_labels_possible, check_output_mask, fill_unobserved
 from .predictive import APPROXIMATIONS, JointOutputs, Predictive
 from .progress import fit_progress
+from .rehearsal import learn_by_heart, offer
 from .sampled import SampledPosterior
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
@@ -86,6 +88,7 @@ class BayesianMLP:
             batch led to; at least 0.
         influence: how much any one event may do to the posterior: ``InverseMultiquadric()`` bounds it, against outliers
             and poison; None: as much as the likelihood says. It is for updates; a fit takes its data as they are.
+        memory: rows that are kept from the past, so that updates and consolidations do not forget; None: none.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
             None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
@@ -112,6 +115,7 @@ class BayesianMLP:
         step: OutputStep | None = None,
         relinearizations: int = 0,
         influence: InverseMultiquadric | None = None,
+        memory: Memory | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool | None = None,
@@ -134,6 +138,10 @@ class BayesianMLP:
                 raise InvalidInput(f"{name} must be a {getattr(kind, '__name__', 'Structure')}, got {value!r}")
         if not isinstance(influence, InverseMultiquadric | None):
             raise InvalidInput(f"influence must be an InverseMultiquadric or None, got {influence!r}")
+        if not isinstance(memory, Memory | None):
+            raise InvalidInput(f"memory must be a Memory or None, got {memory!r}")
+        if memory is not None and (isinstance(structure, Mixture) or isinstance(dynamics, Hypotheses)):
+            raise InvalidInput(f"memory is for a posterior of one Gaussian, not for {structure}, {dynamics}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         if not isinstance(relinearizations, int) or relinearizations < 0:
@@ -151,6 +159,9 @@ class BayesianMLP:
         self.step = step or VariationalStep()
         self.relinearizations = relinearizations
         self.influence = influence
+        self.memory = memory
+        self.memory_state: MemoryState | None = None
+        """What is remembered; None where nothing is."""
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
         self.engine = _engine_for(network, engine, dtype)
@@ -366,6 +377,8 @@ class BayesianMLP:
             raise InvalidInput(f"StructuredVariational fits one Gaussian, not the members of {self.structure}")
         if isinstance(self.dynamics, Hypotheses) and isinstance(method, Ensemble | Stacking):
             raise InvalidInput(f"method must fit one Gaussian for {self.dynamics}, got {method!r}")
+        if self.memory is not None and isinstance(method, Ensemble | Stacking):
+            raise InvalidInput(f"method must fit one Gaussian for a model with a memory, got {method!r}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
@@ -402,6 +415,8 @@ class BayesianMLP:
             members = result.structure.members if isinstance(result.structure, Mixture) else None
             posterior = posterior._replace(likelihood=self._with_other_kinds(posterior.likelihood, members))
         self._set(x.shape[1], scaling, self._under_hypotheses(posterior))
+        if self.memory is not None:
+            offer(self, x, targets, weights)
         if kept is not None:
             kept.remove()
         return self
@@ -469,6 +484,7 @@ class BayesianMLP:
         elapsed: float = 1.0,
         output_mask: Any = None,
         kind: str | None = None,
+        source: str | None = None,
     ) -> UpdateInfo:
         """One online Bayes step, in memory; a model without data starts from its prior.
 
@@ -484,6 +500,7 @@ class BayesianMLP:
             kind: of the feedback, for a model that hears several; None for the first. Where it compares items, a row
                 of X holds those of all items, one after the other, and y says whether the first won, or the place of
                 the chosen one.
+            source: who sent the rows, for a ``memory``, whose sources share it.
 
         Returns:
             What the update did, as plain numbers, summed over the chunks.
@@ -506,16 +523,27 @@ class BayesianMLP:
         with self._all_or_nothing(x.shape[1]):
             x = scaled_items(self.scaling, x)
             targets = targets if observed else self.scaling.targets(targets)
-            return self._update_in_chunks(x, targets, weights, elapsed, mask, kind if observed else None)
+            return self._update_in_chunks(x, targets, weights, elapsed, mask, kind if observed else None, source)
 
-    def update_each(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> np.ndarray:  # noqa: N803
+    def update_each(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        weight: Any = None,
+        elapsed: float = 1.0,
+        source: str | None = None,
+    ) -> np.ndarray:
         """As :meth:`update` of one row after the other, but many rows in one dispatch where the engine compiles.
+
+        With a ``memory``, which the host keeps, each row is a dispatch of its own.
 
         Args:
             X: inputs, (rows, inputs), in the order of the stream.
             y: targets.
             weight: of each row, at least 0.
             elapsed: time before each row, in the unit of the dynamics.
+            source: see :meth:`update`.
 
         Returns:
             The log predictive density of each row before it was learned, (rows,): the prequential scores.
@@ -530,23 +558,25 @@ class BayesianMLP:
         _check_elapsed(elapsed)
         with self._all_or_nothing(x.shape[1]):
             x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
-            return self._fold(x, targets, weights, float(elapsed))
+            return self._fold(x, targets, weights, float(elapsed), source)
 
     @contextlib.contextmanager
     def _all_or_nothing(self, num_inputs: int) -> Iterator[None]:
         """A model without data starts from its prior; whatever is raised leaves the model as it was."""
-        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state)
+        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state, self.memory_state)
         if self._posterior is None:
             self.start_from_prior(num_inputs)
         try:
             yield
         except BaseException:
-            self._num_inputs, self._scaling, self._posterior, self._prior_state = before
+            self._num_inputs, self._scaling, self._posterior, self._prior_state, self.memory_state = before
             raise
 
-    def _fold(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> np.ndarray:
+    def _fold(
+        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, source: str | None
+    ) -> np.ndarray:
         fold = self._cached("fold", lambda: self.filter_model.compile_fold(self.engine))
-        whole = len(x) - len(x) % _ROWS_OF_A_FOLD
+        whole = len(x) - len(x) % _ROWS_OF_A_FOLD if self.memory is None else 0
         convert, scores = self.engine.as_batch, []
         for start in range(0, whole, _ROWS_OF_A_FOLD):
             rows = slice(start, start + _ROWS_OF_A_FOLD)
@@ -561,7 +591,7 @@ class BayesianMLP:
             scores.append(np.asarray(infos.log_predictive))
         for row in range(whole, len(x)):
             one = slice(row, row + 1)
-            info = self._update_in_chunks(x[one], y[one], weight[one], elapsed, None, None)
+            info = self._update_in_chunks(x[one], y[one], weight[one], elapsed, None, None, source)
             scores.append(np.array([info.log_predictive]))
         return np.concatenate(scores)
 
@@ -573,6 +603,7 @@ class BayesianMLP:
         elapsed: float,
         mask: np.ndarray | None,
         kind: str | None,
+        source: str | None,
     ) -> UpdateInfo:
         what = (kind, x.shape[1] // self.num_inputs if kind else 1, mask is not None)
         step = self._cached(f"step {what}", lambda: self.filter_model_of(*what).compile(self.engine))
@@ -588,8 +619,20 @@ class BayesianMLP:
                 raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
             self._posterior = posterior
             self.prune()
+            if kind is None:
+                self.remember(x[rows], y[rows], weight[rows], None if mask is None else mask[rows], source)
             totals += [info.log_predictive, info.information, info.iterations]
         return UpdateInfo(float(totals[0]), float(totals[1]), float(totals[2]), True)
+
+    def remember(
+        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, mask: np.ndarray | None, source: str | None
+    ) -> None:
+        """What a memory does after an update of scaled rows: it rehearses some of its own, and takes in the new ones.
+
+        Rows of other kinds of feedback than the first are not remembered.
+        """
+        if self.memory is not None:
+            learn_by_heart(self, x, y, weight, mask, source)
 
     def prune(self) -> None:
         """Drop the members of a mixture that predicted too badly to count; see :class:`Mixture`."""
@@ -686,7 +729,7 @@ class BayesianMLP:
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
         self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
-        self._prior_state = self.newest_time = None
+        self._prior_state = self.newest_time = self.memory_state = None
         self._compiled = {}  # a step closes over the likelihood in the units of the scaling
         if not self.dynamics.is_static:  # forgetting relaxes to where learning began, with the prior's variance
             self._prior_state = self._relaxed_state()
@@ -981,6 +1024,7 @@ class BayesianMLP:
         return {
             **({"feedback": kinds} if kinds else {}),
             **({} if self.influence is None else {"influence": to_spec(self.influence)}),
+            **({} if self.memory is None else {"memory": to_spec(self.memory)}),
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
             "prior": to_spec(self._fitted_prior),
@@ -1001,6 +1045,8 @@ class BayesianMLP:
         arrays = {**self.posterior_arrays(self._posterior), **self.constant_arrays()}
         if self.newest_time is not None:
             arrays["clock.newest"] = np.asarray(self.newest_time, dtype=np.float64)
+        if self.memory_state is not None:
+            arrays |= {f"memory.{name}": array for name, array in self.memory_state.to_arrays().items()}
         return arrays
 
     def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
@@ -1026,6 +1072,8 @@ class BayesianMLP:
         self.set_posterior(self.posterior_from_arrays(arrays))
         if prior := _under("prior", arrays):  # a mixture's, whose members may have been fewer
             self._prior_state = self._base.from_arrays(self.engine, prior)
+        remembered = _under("memory", arrays)
+        self.memory_state = MemoryState.from_arrays(remembered) if remembered else None
         newest = arrays.get("clock.newest")
         self.newest_time = None if newest is None else float(newest)
 
@@ -1058,6 +1106,7 @@ class BayesianMLP:
             step=from_spec(spec["step"]),
             relinearizations=spec["relinearizations"],
             influence=from_spec(spec.get("influence")),
+            memory=from_spec(spec.get("memory")),
             engine=engine,
             dtype=spec["dtype"],
             standardize=spec["standardize"],
