@@ -62,6 +62,8 @@ _HOME = {
     "PosteriorStore": "store",
     "open_store": "store",
     "OnlineUpdater": "updater",
+    "Consolidate": "consolidation",
+    "Consolidation": "consolidation",
     "Admission": "admission",
     "Quarantined": "admission",
     "Receipt": "updater",

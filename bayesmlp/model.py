@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,6 +51,9 @@ from .rehearsal import learn_by_heart, offer
 from .sampled import SampledPosterior
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
+
+if TYPE_CHECKING:
+    from .consolidation import Consolidate, Consolidation
 
 __all__ = ["BayesianMLP", "default_engine"]
 
@@ -560,6 +563,46 @@ class BayesianMLP:
             x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
             return self._fold(x, targets, weights, float(elapsed), source)
 
+    def consolidate(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        newest: tuple[Any, Any],
+        base: BayesianMLP | None = None,
+        method: Consolidate | None = None,
+        weight: Any = None,
+        output_mask: Any = None,
+        newest_output_mask: Any = None,
+        source: str | None = None,
+    ) -> Consolidation:
+        """Learn again, all at once, what updates have learned one after the other, if that predicts better.
+
+        The rows are fitted anew from what was known before them. Both posteriors then learn the newest rows, and the
+        one that predicts them better, each before it is learned, is the model's from now on.
+
+        Args:
+            X: inputs that the model has learned since ``base``, (rows, inputs).
+            y: their targets.
+            newest: inputs and targets that it has not learned yet; it has after, either way.
+            base: a copy of the model, as ``to_engine`` makes it, from before it learned the rows; None: its prior.
+            method: how.
+            weight: of each row, at least 0.
+            output_mask: of the rows, see :meth:`update`.
+            newest_output_mask: of the newest rows.
+            source: who sent all of them, see :meth:`update`.
+
+        Raises:
+            InvalidInput: bad data, or a model that can't be consolidated: a mixture, dynamics that are not static, a
+                bounded influence, an engine without gradients.
+            NotFitted: the model has seen no data.
+            NumericalFailure: the fit diverged; the model is as it was.
+        """
+        from .consolidation import consolidate  # the stepper and feedback are built on the model
+
+        told = (X, y, weight, output_mask), (*newest, None, newest_output_mask)
+        return consolidate(self, base, *told, method, source)
+
     @contextlib.contextmanager
     def _all_or_nothing(self, num_inputs: int) -> Iterator[None]:
         """A model without data starts from its prior; whatever is raised leaves the model as it was."""
@@ -572,9 +615,7 @@ class BayesianMLP:
             self._num_inputs, self._scaling, self._posterior, self._prior_state, self.memory_state = before
             raise
 
-    def _fold(
-        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, source: str | None
-    ) -> np.ndarray:
+    def _fold(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, source: str | None) -> np.ndarray:
         fold = self._cached("fold", lambda: self.filter_model.compile_fold(self.engine))
         whole = len(x) - len(x) % _ROWS_OF_A_FOLD if self.memory is None else 0
         convert, scores = self.engine.as_batch, []

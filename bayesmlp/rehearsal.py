@@ -14,7 +14,7 @@ from .inference.remembering import Outlook, RememberedRows, outlook, rehearse
 if TYPE_CHECKING:
     from .model import BayesianMLP
 
-__all__ = ["learn_by_heart", "offer", "outlook_on"]
+__all__ = ["learn_by_heart", "offer", "outlook_on", "see_again"]
 
 
 def learn_by_heart(
@@ -39,7 +39,9 @@ def _rehearse(model: BayesianMLP, state: MemoryState, rows: np.ndarray) -> None:
     padding = (1 << (len(rows) - 1).bit_length()) - len(rows)
     padded = np.concatenate([rows, np.repeat(rows[:1], padding)])
     weight = memory.strength * state.stands_for[padded] * (np.arange(len(padded)) < len(rows))
-    x, y, outputs, weights = (engine.as_batch(a) for a in (state.x[padded], state.y[padded], state.outputs[padded], weight))
+    x, y, outputs, weights = (
+        engine.as_batch(a) for a in (state.x[padded], state.y[padded], state.outputs[padded], weight)
+    )
     targets = MaskedTargets(y, engine.as_batch(state.mask[padded])) if has_mask else y
     posterior, seen = step(model.posterior, RememberedRows(x, targets, outputs, weights))
     model.set_posterior(posterior)
@@ -64,6 +66,16 @@ def offer(
     worth = memory.worth(seen.leverage, seen.surprise)
     rows = NewRows(x, y, whole, weight, seen.outputs, seen.log_prob, worth)
     model.memory_state = keep(memory, model.memory_state, rows, source_key(source))
+
+
+def see_again(model: BayesianMLP) -> None:
+    """All rows of a model's memory, as its posterior sees them now."""
+    memory, state = model.memory, model.memory_state
+    if memory is None or state is None or not state.num_rows:
+        return
+    seen = outlook_on(model, state.x, state.y, None if state.mask.all() else state.mask)
+    worth = memory.worth(seen.leverage, seen.surprise)
+    model.memory_state = state.seen_again(np.arange(state.num_rows), seen.outputs, seen.log_prob, worth)
 
 
 def outlook_on(model: BayesianMLP, x: np.ndarray, y: np.ndarray, mask: np.ndarray | None = None) -> Outlook:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sqlalchemy import Connection
+
 from .feedback import Observation
 from .inference.engines import Engine
-from .inference.errors import InvalidInput, UnknownModel
+from .inference.errors import CorruptStore, InvalidInput, UnknownModel
 from .model import BayesianMLP
 from .stepper import Effect, Stepper
-from .store.fold import Fold
+from .store.fold import Fold, Record
 from .store.store import PosteriorStore, is_version
 
-__all__ = ["Replay", "load", "replay"]
+__all__ = ["Replay", "load", "observation_of", "replay"]
 
 
 class Replay(NamedTuple):
@@ -43,6 +45,7 @@ def replay(
     network: Any = None,
     version: int | None = None,
     stepper: Stepper | None = None,
+    length: int | None = None,
 ) -> Replay:
     """Rebuild a model's posterior from its log.
 
@@ -53,6 +56,7 @@ def replay(
         network: see :func:`load`.
         version: None for the newest.
         stepper: of the same model, to fold with, so that nothing is compiled again.
+        length: how many records of the version's line to fold; None for all.
 
     Raises:
         UnknownModel: no such model or version.
@@ -67,18 +71,29 @@ def replay(
             raise UnknownModel(
                 f"model {name!r} has no version {version!r}; its versions are the offsets of its history"
             )
-        covered, snapshot = store.nearest_snapshot(connection, model_id, fold)
+        covered, snapshot = store.nearest_snapshot(connection, model_id, fold, length)
         if stepper is None or stepper.model.spec() != snapshot.spec:
             stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network))
         else:
             stepper.reset(snapshot.arrays)
         effects = {}
-        for record in fold.line[covered:]:
+        for record in fold.line[covered:length]:
+            if record.kind == "consolidate":
+                raise CorruptStore(f"the snapshot of the consolidation at version {record.offset} is not sound")
             if record.learned is None:  # a handover: the line goes on
                 continue
-            body = store.body(connection, model_id, record.learned)
-            effects[record.offset] = stepper.apply(Observation.from_body(body, stepper.model))
+            effects[record.offset] = stepper.apply(observation_of(store, connection, model_id, record, stepper.model))
         return Replay(stepper, fold, effects, len(effects))
+
+
+def observation_of(
+    store: PosteriorStore, connection: Connection, model_id: int, record: Record, model: BayesianMLP
+) -> Observation:
+    """What a record learns."""
+    assert record.learned is not None
+    body = store.body(connection, model_id, record.learned)
+    source = None if model.memory is None else store.source(connection, model_id, record.learned)
+    return Observation.from_body(body, model, source)
 
 
 def load(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .admission import Admission, Quarantined, excess_surprise
+from .consolidation import Consolidate, Consolidation, consolidate_log
 from .feedback import Observation, check_event_id, check_time
 from .inference.engines import Engine
 from .inference.errors import InvalidInput, StoreError, UnknownEvent
@@ -33,6 +34,7 @@ from .watching import Watch
 __all__ = ["OnlineUpdater", "Receipt", "Retraction"]
 
 WAITS = ("applied", "durable")
+CARRIES_SNAPSHOT = ("publish", "handover", "consolidate")
 
 
 class Receipt(NamedTuple):
@@ -200,7 +202,7 @@ class OnlineUpdater:
             return self.store.prequential(self.name)
 
     def _adopt(self, result: Replay) -> None:
-        marks = [record for record in result.fold.line if record.kind in ("publish", "handover")]
+        marks = [record for record in result.fold.line if record.kind in CARRIES_SNAPSHOT]
         self._fingerprint = dict(marks[-1].body["fingerprint"])
         self._stepper = result.stepper
         self._head = result.fold.head
@@ -528,7 +530,7 @@ class OnlineUpdater:
             ids, observations = [], []
             for told in events:
                 ids.append(check_event_id(told.event_id))
-                observations.append(self._check(record, told))
+                observations.append(self._check(record, told)._replace(source=source))
             new = [NewRecord(record, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
             new = self._admit(new, observations)
             stored = self._append(new)
@@ -673,10 +675,11 @@ class OnlineUpdater:
             if missing:
                 raise UnknownEvent(f"model {self.name!r} has no event {missing[0]!r} in quarantine")
             sources = [waiting[event_id] for event_id in ids]
-            bodies = {row.offset: row.body for row in self._writer.stored(records.c.offset.in_(sources))}
+            rows = {row.offset: row for row in self._writer.stored(records.c.offset.in_(sources))}
             stored = self._append([NewRecord("release", None, {"offset": source}) for source in sources])
             for event, source in zip(stored, sources, strict=True):
-                self._learn_as(event.offset, Observation.from_body(bodies[source], self.model))
+                row = rows[source]
+                self._learn_as(event.offset, Observation.from_body(row.body, self.model, row.source))
                 self._status[source] = "released"
             self._snapshot_if_due()
             return [self._receipt(event_id, event) for event_id, event in zip(ids, stored, strict=True)]
@@ -729,6 +732,47 @@ class OnlineUpdater:
             self._writer.append_rollback(version)
             self._fold_again()
             return self._head
+
+    # -- consolidation --------------------------------------------------------------------------------------------
+    def consolidate(self, *, method: Consolidate | None = None) -> Consolidation:
+        """Learn again, all at once, the events since the last consolidation, if that predicts the newest ones better.
+
+        The fit runs on a copy: other threads go on answering and learning meanwhile, and what they learned is folded
+        again after it. What is put in place is a record of the log with a snapshot. It falls away when an event that it
+        has learned is retracted: then the log is folded as if it had never been made.
+
+        Args:
+            method: how.
+
+        Returns:
+            How it compares; not ``replaced`` also where what it has learned was changed meanwhile.
+
+        Raises:
+            InvalidInput: a model that can't be consolidated, see :meth:`BayesianMLP.consolidate`, or fewer than two
+                events since the last time.
+            NumericalFailure: the fit diverged; the model is as it was.
+        """
+        with self._lock:
+            self._require_open()
+            self._apply_waiting()
+            self._append([])
+            fold, engine, network = self._writer.fold(), self.model.engine, self.model.network
+        found = consolidate_log(self.store, self.name, fold, engine, network, method)
+        if found is None:
+            raise InvalidInput(f"consolidate needs at least two events since the last time; model {self.name!r}")
+        model, done = found
+        with self._lock:
+            self._require_open()
+            self._apply_waiting()
+            known = self._writer.fold().line[: len(fold.line)]
+            if not done.replaced or known != fold.line:
+                return done._replace(replaced=False, version=self._head)
+            self._append([])
+            body = {"until": fold.head, "fingerprint": step_fingerprint(engine), "seed": model.seed}
+            body |= {"method": (method or Consolidate()).describe()}
+            self._writer.append_snapshot("consolidate", body, model.spec(), model.to_arrays())
+            self._fold_again()
+            return done._replace(version=self._head)
 
     def _fold_again(self) -> int:
         result = replay(

@@ -134,8 +134,7 @@ class MemoryState(NamedTuple):
         chosen = min(rows, self.num_rows)
         return order[(int(self.count[1]) * chosen + np.arange(chosen)) % max(1, self.num_rows)]
 
-    def seen_again(self, rows: np.ndarray, outputs: np.ndarray, log_prob: np.ndarray,
-                   worth: np.ndarray) -> MemoryState:
+    def seen_again(self, rows: np.ndarray, outputs: np.ndarray, log_prob: np.ndarray, worth: np.ndarray) -> MemoryState:
         """After rows were seen by a newer posterior: where that predicts y better than any before, it is what counts.
 
         Args:

@@ -138,9 +138,7 @@ def rehearse(
         return xp.reshape(residual, f.shape), ok, before
 
     state = _state(model, posterior)
-    residual, ok, before = engine.in_float64(
-        solve, outputs, covariance, rows.y, rows.outputs, rows.weight, state
-    )
+    residual, ok, before = engine.in_float64(solve, outputs, covariance, rows.y, rows.outputs, rows.weight, state)
 
     def moved() -> Posterior:
         return posterior._replace(weights=structure.shift(engine, posterior.weights, factors, engine.cast(residual)))

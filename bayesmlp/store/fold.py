@@ -11,6 +11,8 @@ release     one Bayes step: learns a quarantined record here, if it is still in 
 retract     takes events out, whenever they came; for good, also across a later rollback
 rollback    goes back to the line as it was after an earlier offset; what came since is rolled back
 handover    the line goes on under another fingerprint (framework, processor); carries a snapshot
+consolidate puts a refit of everything up to an earlier record in its place; carries a snapshot; it falls away when
+            anything that it has learned is retracted
 ==========  =============================================================================================
 """
 
@@ -86,7 +88,7 @@ def effective(records: Iterable[Record]) -> Fold:
     tips: dict[int, tuple[Record, Any] | None] = {}
     status: dict[int, str] = {}
     events: dict[int, str | None] = {}
-    retracted: set[str] = set()
+    retracted: dict[str, int] = {}
     head = 0
     for record in records:
         head = record.offset
@@ -99,10 +101,11 @@ def effective(records: Iterable[Record]) -> Fold:
         elif record.kind == "release":
             status[head] = "rolled back"
             tip = (record, tip)
-        elif record.kind == "handover":
+        elif record.kind in ("handover", "consolidate"):
             tip = (record, tip)
         elif record.kind == "retract":
-            retracted.update(record.body["event_ids"])
+            for event_id in record.body["event_ids"]:
+                retracted.setdefault(event_id, head)
         elif record.kind == "rollback":
             if tips.get(record.body["version"]) is None:
                 raise CorruptStore(f"record {head} rolls back to version {record.body['version']}, which is not there")
@@ -130,8 +133,21 @@ def effective(records: Iterable[Record]) -> Fold:
             status[source] = "released"
         elif record.kind == "quarantine" or (source is not None and record.event_id in retracted):
             continue
+        if record.kind == "consolidate":
+            sources = [earlier.learned for earlier in chain if earlier.offset <= record.body["until"]]
+            learned = [events[known] for known in sources if known is not None]
+            if all(retracted.get(str(event_id), 0) < record.offset for event_id in learned):
+                _insert(line, record)
+            continue
         if source is not None:
             status[record.offset] = "live"
         line.append(record)
     status.update((offset, "retracted") for offset, event_id in events.items() if event_id in retracted)
     return Fold(tuple(line), status, head)
+
+
+def _insert(line: list[Record], consolidation: Record) -> None:
+    """Put a consolidation after the last record that it has learned."""
+    until = consolidation.body["until"]
+    later = (i for i, record in enumerate(line) if record.kind != "consolidate" and record.offset > until)
+    line.insert(next(later, len(line)), consolidation)

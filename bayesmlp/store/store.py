@@ -36,7 +36,8 @@ class Entry(NamedTuple):
 
     Attributes:
         version: offset of the record; the model's version after it.
-        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback`` or ``handover``.
+        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback``,
+            ``handover`` or ``consolidate``.
         event_id: of an event or a batch, quarantined or not.
         status: of these: ``applied``, ``failed``, ``pending``, ``quarantined``, ``released``, ``retracted``,
             ``rolled back``, ``superseded``; else empty.
@@ -234,6 +235,9 @@ class PosteriorStore:
                     note = f"of version {json.loads(row.body)['offset']}"
                 elif row.kind == "rollback":
                     note = f"to version {json.loads(row.body)['version']}"
+                elif row.kind == "consolidate":
+                    live_now = any(record.offset == row.offset for record in fold.line)
+                    note = f"up to version {json.loads(row.body)['until']}" + ("" if live_now else ", no longer")
                 entries.append(
                     Entry(
                         row.offset,
@@ -307,7 +311,7 @@ class PosteriorStore:
         query = query.where(records.c.model_id == model_id).order_by(records.c.offset)
         if version is not None:
             query = query.where(records.c.offset <= version)
-        needs_body = ("retract", "rollback", "release", "publish", "handover")
+        needs_body = ("retract", "rollback", "release", "publish", "handover", "consolidate")
         return effective(
             Record(row.offset, row.kind, row.event_id, json.loads(row.body) if row.kind in needs_body else {})
             for row in connection.execute(query)
@@ -317,6 +321,11 @@ class PosteriorStore:
         """The body of one record."""
         where = (records.c.model_id == model_id) & (records.c.offset == offset)
         return dict(json.loads(connection.execute(select(records.c.body).where(where)).scalar_one()))
+
+    def source(self, connection: Connection, model_id: int, offset: int) -> str | None:
+        """Who sent a record."""
+        where = (records.c.model_id == model_id) & (records.c.offset == offset)
+        return connection.execute(select(records.c.source).where(where)).scalar_one()
 
     def nearest_snapshot(
         self, connection: Connection, model_id: int, fold: Fold, no_later_than: int | None = None
@@ -438,12 +447,15 @@ class Writer:
     def append_snapshot(
         self, kind: str, body: Mapping[str, Any], spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
     ) -> int:
-        """Append a record that brings its own snapshot (publish, handover), in one commit."""
+        """Append a record that brings its own snapshot (publish, handover, consolidate), in one commit."""
         name, data = self.store._blobs.write(arrays)
         with self.transaction() as connection:
             offset = self._append_one(connection, NewRecord(kind, None, body))
             fold = self.store.fold(connection, self.model_id)
-            self._insert_snapshot(connection, offset, fold.chains()[-1], spec, arrays, name, data, body["fingerprint"])
+            place = [record.offset for record in fold.line].index(offset)
+            at = body.get("until", offset)  # of a consolidation, what came since follows it on the line
+            chain = fold.chains()[place]
+            self._insert_snapshot(connection, at, chain, spec, arrays, name, data, body["fingerprint"])
             return offset
 
     def snapshot(
@@ -531,6 +543,11 @@ class Writer:
         )
 
     # -- queries of the updater -----------------------------------------------------------------------------------
+    def fold(self) -> Fold:
+        """The live records."""
+        with self.store.read() as connection:
+            return self.store.fold(connection, self.model_id)
+
     def event_ids(self, where: Mapping[str, Any]) -> list[str]:
         """Ids of the events from a source (``source=``), or stored at or after a time (``since=``)."""
         query = select(records.c.event_id).where(records.c.model_id == self.model_id, records.c.event_id.is_not(None))
