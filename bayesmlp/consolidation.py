@@ -203,12 +203,12 @@ def refitted(
     weights = refit.run(base.posterior.weights, state, start, rows, remembered)
     model.set_posterior(model.posterior._replace(weights=weights))
     if model.memory is not None:
-        updates = None if model.memory_state is None else model.memory_state.count
+        updates = None if model.memory_state is None else model.memory_state.counts
         model.memory_state = kept
         see_again(model)
         _remember(model, observations)
         if updates is not None and model.memory_state is not None:
-            model.memory_state = model.memory_state._replace(count=updates)
+            model.memory_state = model.memory_state._replace(counts=updates)
     return model
 
 

@@ -27,8 +27,8 @@ def learn_by_heart(
         _rehearse(model, state, state.turn(memory.rehearsed))
     offer(model, x, y, weight, mask, source)
     assert model.memory_state is not None
-    updates = model.memory_state.count + np.array([0, 1])
-    model.memory_state = model.memory_state._replace(count=updates)
+    updates = model.memory_state.counts + np.array([0, 1])
+    model.memory_state = model.memory_state._replace(counts=updates)
 
 
 def _rehearse(model: BayesianMLP, state: MemoryState, rows: np.ndarray) -> None:

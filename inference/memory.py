@@ -48,7 +48,7 @@ class Memory:
 
     size: int = 200
     per_source: int | None = None
-    rehearsed: int = 16
+    rehearsed: int = 8
     strength: float = 1.0
     surprise: float = 0.1
 
@@ -99,7 +99,7 @@ class MemoryState(NamedTuple):
     arrival: how many rows were offered before it, (M,).
     sources: keys of the sources, (S,).
     offered: total weight of the rows that each has sent, (S,).
-    count: rows offered so far and updates so far, (2,).
+    counts: rows offered so far and updates so far, (2,).
     """
 
     x: np.ndarray
@@ -113,7 +113,7 @@ class MemoryState(NamedTuple):
     arrival: np.ndarray
     sources: np.ndarray
     offered: np.ndarray
-    count: np.ndarray
+    counts: np.ndarray
 
     @property
     def num_rows(self) -> int:
@@ -132,14 +132,16 @@ class MemoryState(NamedTuple):
         """Indices of the rows whose turn it is to be rehearsed: all have theirs, one after the other, well mixed."""
         order = np.argsort((self.arrival * _GOLDEN) % 2**32, kind="stable")
         chosen = min(rows, self.num_rows)
-        return order[(int(self.count[1]) * chosen + np.arange(chosen)) % max(1, self.num_rows)]
+        return order[(int(self.counts[1]) * chosen + np.arange(chosen)) % max(1, self.num_rows)]
 
     def seen_again(self, rows: np.ndarray, outputs: np.ndarray, log_prob: np.ndarray, worth: np.ndarray) -> MemoryState:
         """After rows were seen by a newer posterior: where that predicts y better than any before, it is what counts.
 
         Args:
             rows: indices, (R,).
-            outputs, log_prob, worth: of them now; see :class:`NewRows`.
+            outputs: of them now, (R, K).
+            log_prob: of y given these, (R,).
+            worth: of them now, (R,).
         """
         better = log_prob > self.log_prob[rows]
         fields = {name: getattr(self, name).copy() for name in ("outputs", "log_prob", "worth")}
@@ -188,14 +190,14 @@ def keep(memory: Memory, state: MemoryState | None, new: NewRows, source: int) -
     """
     weighed = new.weight > 0
     rows = NewRows(*(values[weighed] for values in new))
-    count = np.array([0, 0], dtype=np.int64) if state is None else state.count
+    count = np.array([0, 0], dtype=np.int64) if state is None else state.counts
     fresh = MemoryState(
         *rows,
         source=np.full(len(rows.x), source, dtype=np.int64),
         arrival=count[0] + np.arange(len(rows.x), dtype=np.int64),
         sources=np.array([source], dtype=np.int64),
         offered=np.array([rows.weight.sum()]),
-        count=count + np.array([len(rows.x), 0]),
+        counts=count + np.array([len(rows.x), 0]),
     )
     joined = fresh if state is None else _joined(state, fresh)
     chosen = _chosen(memory, joined)
@@ -213,7 +215,7 @@ def _joined(old: MemoryState, new: MemoryState) -> MemoryState:
     else:
         sources, offered = (np.concatenate(pair) for pair in ((old.sources, new.sources), (old.offered, new.offered)))
     rows = {name: np.concatenate([getattr(old, name), getattr(new, name)]) for name in per_row}
-    return MemoryState(**rows, sources=sources, offered=offered, count=new.count)
+    return MemoryState(**rows, sources=sources, offered=offered, counts=new.counts)
 
 
 def _chosen(memory: Memory, state: MemoryState) -> np.ndarray:
