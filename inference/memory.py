@@ -128,6 +128,10 @@ class MemoryState(NamedTuple):
         kept = np.bincount(place, weights=self.weight, minlength=len(self.sources))
         return self.weight * self.offered[place] / np.where(kept > 0, kept, 1.0)[place]
 
+    def only(self, rows: np.ndarray) -> MemoryState:
+        """With some of the rows."""
+        return self._replace(**{name: getattr(self, name)[rows] for name in _PER_ROW})
+
     def turn(self, rows: int) -> np.ndarray:
         """Indices of the rows whose turn it is to be rehearsed: all have theirs, one after the other, well mixed."""
         order = np.argsort((self.arrival * _GOLDEN) % 2**32, kind="stable")
@@ -199,38 +203,41 @@ def keep(memory: Memory, state: MemoryState | None, new: NewRows, source: int) -
         offered=np.array([rows.weight.sum()]),
         counts=count + np.array([len(rows.x), 0]),
     )
-    joined = fresh if state is None else _joined(state, fresh)
-    chosen = _chosen(memory, joined)
-    per_row = (*NewRows._fields, "source", "arrival")
-    return joined._replace(**{name: getattr(joined, name)[chosen] for name in per_row})
-
-
-def _joined(old: MemoryState, new: MemoryState) -> MemoryState:
-    """Both, one after the other."""
-    per_row = (*NewRows._fields, "source", "arrival")
-    known = np.flatnonzero(old.sources == new.sources[0])
-    if len(known):
-        sources, offered = old.sources, old.offered.copy()
-        offered[known[0]] += new.offered[0]
+    if state is None:
+        return fresh.only(_chosen(memory, fresh.source, fresh.y, fresh.worth))
+    seen = (np.concatenate([getattr(state, name), getattr(fresh, name)]) for name in ("source", "y", "worth"))
+    chosen = _chosen(memory, *seen)
+    if len(chosen) == state.num_rows and (not len(chosen) or chosen[-1] < state.num_rows):
+        joined = state  # most rows are not worth it: nothing is copied
     else:
-        sources, offered = (np.concatenate(pair) for pair in ((old.sources, new.sources), (old.offered, new.offered)))
-    rows = {name: np.concatenate([getattr(old, name), getattr(new, name)]) for name in per_row}
-    return MemoryState(**rows, sources=sources, offered=offered, counts=new.counts)
+        pairs = {name: (getattr(state, name), getattr(fresh, name)) for name in _PER_ROW}
+        joined = state._replace(**{name: np.concatenate(pair) for name, pair in pairs.items()}).only(chosen)
+    known = np.flatnonzero(state.sources == source)
+    if len(known):
+        sources, offered = state.sources, state.offered.copy()
+        offered[known[0]] += fresh.offered[0]
+    else:
+        sources = np.concatenate([state.sources, fresh.sources])
+        offered = np.concatenate([state.offered, fresh.offered])
+    return joined._replace(sources=sources, offered=offered, counts=fresh.counts)
 
 
-def _chosen(memory: Memory, state: MemoryState) -> np.ndarray:
+_PER_ROW = (*NewRows._fields, "source", "arrival")
+
+
+def _chosen(memory: Memory, source: np.ndarray, y: np.ndarray, worth: np.ndarray) -> np.ndarray:
     """Indices of the rows that stay, in order."""
-    _, place, counts = np.unique(state.source, return_inverse=True, return_counts=True)
+    _, place, counts = np.unique(source, return_inverse=True, return_counts=True)
     bounded = counts if memory.per_source is None else np.minimum(counts, memory.per_source)
-    if bounded.sum() == state.num_rows <= memory.size:
-        return np.arange(state.num_rows)
     stay = []
     for own, room in enumerate(levelled(bounded, memory.size)):
         rows = np.flatnonzero(place == own)
-        labels = state.y[rows] if state.y.ndim == 1 else np.zeros(len(rows))
+        if len(rows) <= room:
+            stay.append(rows)
+            continue
+        labels = y[rows] if y.ndim == 1 else np.zeros(len(rows))
         _, label, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         for one, quota in enumerate(levelled(sizes, int(room))):
             mine = rows[label == one]
-            best = np.lexsort((mine, -state.worth[mine]))[:quota]
-            stay.append(mine[best])
-    return np.sort(np.concatenate(stay))
+            stay.append(mine[np.lexsort((mine, -worth[mine]))[:quota]])
+    return np.sort(np.concatenate(stay)) if stay else np.arange(0)
