@@ -33,7 +33,7 @@ class Consolidate:
         training: how the mode is found.
         held_back: share of the events, the newest ones, that decide whether it is put in place, in (0, 1).
         tether: share of the earlier posterior's pull that the mean is held by, in (0, 1]; the curvature that is kept
-            is all of it. None: 1 without a memory; with one, whose rows hold the same past by their predictions, 0.3.
+            is all of it. None: 1 without a memory; with one, whose rows hold the same past by their predictions, 0.5.
     """
 
     training: TrainingOptions = field(default_factory=lambda: TrainingOptions(learning_rate=2e-3))
@@ -61,7 +61,7 @@ class Consolidate:
         return _TETHER if model.memory_state is not None else 1.0
 
 
-_TETHER = 0.3
+_TETHER = 0.5
 
 
 class Consolidation(NamedTuple):
