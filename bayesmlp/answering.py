@@ -146,6 +146,18 @@ class Answering:
             noise = self._noise(engine.key(seed), posterior, num_samples)
             return self._draw(posterior.weights, noise, engine.asarray(spread))
 
+    def weight_draws(self, posterior: Posterior, num_samples: int, seed: int) -> tuple[tuple[np.ndarray, ...], Any]:
+        """Drawn weights (S, ...) of each layer, and the likelihood's state with each, on the host."""
+        mean, deviations = self.weight_deviations(posterior, num_samples, seed)
+        with self._engine.scope():
+            drawn = [m + step for m, step in zip(mean, deviations, strict=True)]
+        host = [self._engine.to_numpy(layer) for layer in drawn]
+        spread = [
+            layer if layer.ndim > m.ndim else np.broadcast_to(layer, (num_samples, *layer.shape))
+            for layer, m in zip(host, mean, strict=True)
+        ]
+        return tuple(spread), self._draw_states(posterior, num_samples, seed)[0]
+
     def _draw(self, weights: Any, noise: Any, scale: Any) -> tuple[Any, Any]:
         mean = self._structure.mean(weights)
         drawn = self._structure.sample(self._engine, weights, noise)

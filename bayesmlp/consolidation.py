@@ -13,7 +13,7 @@ from .feedback import Observation
 from .inference.dynamics import Hypotheses
 from .inference.errors import InvalidInput
 from .inference.refitting import Refit, RefitRows
-from .inference.structures import Mixture
+from .inference.structures import Mixture, Particles
 from .inference.training import TrainingOptions
 from .model import BayesianMLP
 from .rehearsal import offer, see_again
@@ -152,8 +152,8 @@ def _checked(model: BayesianMLP, method: Consolidate | None) -> Consolidate:
     """The method; raises :class:`InvalidInput` for what it can't do."""
     if not isinstance(method, Consolidate | None):
         raise InvalidInput(f"method must be Consolidate(...) or None, got {method!r}")
-    if isinstance(model.filter_model.structure, Mixture) or isinstance(model.dynamics, Hypotheses):
-        raise InvalidInput("consolidate is for a posterior of one Gaussian, not for a mixture")
+    if isinstance(model.filter_model.structure, Mixture | Particles) or isinstance(model.dynamics, Hypotheses):
+        raise InvalidInput("consolidate is for a posterior of one Gaussian, not for a mixture or for draws")
     if not model.dynamics.is_static:
         raise InvalidInput(
             f"consolidate needs Static() dynamics, under which all rows count alike, not {model.dynamics}"

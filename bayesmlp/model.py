@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -33,22 +33,24 @@ from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import MLP, Network
 from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
-from .inference.sampling.nuts import NUTS
-from .inference.sampling.program import Program, probabilistic_program
+from .inference.sampling.base import Sampler
 from .inference.spec import from_spec, to_spec
 from .inference.stacking import Stacking
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
 from .inference.structures.mixture import MixtureState
+from .inference.structures.particles import Particles, ParticlesState, effective_size
 from .inference.variational_step import VariationalStep
+from .inference_data import inference_data
 from .kinds import check_items, observed_kind, resolve_kinds, scaled_items
 from .layers.conversion import restore_network
 from .masking import check_labels_possible, check_output_mask, fill_unobserved
 from .predictive import APPROXIMATIONS, JointOutputs, Predictive
+from .programs import Program, program_of
 from .progress import fit_progress
 from .rehearsal import learn_by_heart, offer
-from .sampled import SampledPosterior
+from .sampled import SampledAnswers
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
 
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from .consolidation import Consolidate, Consolidation
 
 __all__ = ["BayesianMLP", "default_engine"]
+
+_log = logging.getLogger(__name__)
 
 _ROWS_OF_A_FOLD = 128
 PREDICTION_METHODS = ("linearized", "samples", "mean")
@@ -185,7 +189,7 @@ class BayesianMLP:
         """Of the events so far, in seconds since the epoch; kept where the dynamics have a ``time_unit``."""
         self._compiled: dict[str, Any] = {}
         self._split: tuple[Any, list[Posterior]] = (None, [])
-        self._resolved = self._resolve(self.structure)
+        self._resolved: Structure | Mixture | Particles = self._resolve(self.structure)
         self._fitted_prior = self.prior
         self._seen.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
 
@@ -209,6 +213,11 @@ class BayesianMLP:
         return self._scaling
 
     @property
+    def known_scaling(self) -> Scaling | None:
+        """:attr:`scaling`, or None before any data."""
+        return self._scaling
+
+    @property
     def posterior(self) -> Posterior:
         """The posterior, as an immutable value; raises :class:`NotFitted` before any data."""
         self.num_inputs  # noqa: B018 (raises)
@@ -228,8 +237,11 @@ class BayesianMLP:
         return Mixture(structure, self.dynamics.num_hypotheses)
 
     @property
-    def _form(self) -> Structure | Mixture:
-        """The structure that was asked for, or the mixture of it that a method has made."""
+    def _form(self) -> Structure | Mixture | Particles:
+        """The structure that was asked for, or the mixture or the particles that a method has made of it."""
+        if isinstance(self._resolved, Particles):
+            assert isinstance(self.structure, Structure)
+            return replace(self._resolved, of=self.structure)
         if isinstance(self.structure, Mixture) or not isinstance(self._resolved, Mixture):
             return self.structure
         if isinstance(self.dynamics, Hypotheses):
@@ -238,8 +250,8 @@ class BayesianMLP:
 
     @property
     def _base(self) -> Structure:
-        """Structure of one member."""
-        return self._resolved.of if isinstance(self._resolved, Mixture) else self._resolved
+        """Structure of one Gaussian: of a member, or beside draws."""
+        return self._resolved.of if isinstance(self._resolved, Mixture | Particles) else self._resolved
 
     @property
     def prior_state(self) -> Any:
@@ -276,7 +288,7 @@ class BayesianMLP:
         return FilterModel(
             self._seen,
             self.scaled_likelihood,
-            self._resolved,
+            self._resolved.of if isinstance(self._resolved, Particles) else self._resolved,
             self.dynamics,
             self.step,
             self.relinearizations,
@@ -378,10 +390,12 @@ class BayesianMLP:
             raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {method!r}")
         if isinstance(self.structure, Mixture) and isinstance(method, StructuredVariational):
             raise InvalidInput(f"StructuredVariational fits one Gaussian, not the members of {self.structure}")
-        if isinstance(self.dynamics, Hypotheses) and isinstance(method, Ensemble | Stacking):
+        if isinstance(self.dynamics, Hypotheses) and isinstance(method, Ensemble | Stacking | Sampler):
             raise InvalidInput(f"method must fit one Gaussian for {self.dynamics}, got {method!r}")
-        if self.memory is not None and isinstance(method, Ensemble | Stacking):
+        if self.memory is not None and isinstance(method, Ensemble | Stacking | Sampler):
             raise InvalidInput(f"method must fit one Gaussian for a model with a memory, got {method!r}")
+        if isinstance(self.structure, Mixture) and isinstance(method, Sampler):
+            raise InvalidInput(f"structure must be of one Gaussian for {type(method).__name__}, got {self.structure}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
         problem = FitProblem(
             engine=self.engine,
@@ -409,7 +423,9 @@ class BayesianMLP:
             raise NumericalFailure("the fitted posterior is not finite; lower the learning rate")
         self.history = [float(value) for value in result.history[:, 0]]
         self.fit_details = {"terms": result.history, **result.details}
-        self._fitted_prior, self._resolved = result.prior, self._of_hypotheses(result.structure)
+        self._fitted_prior = result.prior
+        own = result.structure
+        self._resolved = own if isinstance(own, Particles) else self._of_hypotheses(own)
         asked = self.structure
         if isinstance(asked, Mixture) and asked.members == getattr(result.structure, "members", None):
             self._resolved = self._resolve(asked)  # with what it says of pruning
@@ -606,13 +622,16 @@ class BayesianMLP:
     @contextlib.contextmanager
     def _all_or_nothing(self, num_inputs: int) -> Iterator[None]:
         """A model without data starts from its prior; whatever is raised leaves the model as it was."""
-        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state, self.memory_state)
+        before = (self._num_inputs, self._scaling, self._posterior, self._prior_state, self._resolved)
+        remembered = self.memory_state
         if self._posterior is None:
             self.start_from_prior(num_inputs)
+        self.project()
         try:
             yield
         except BaseException:
-            self._num_inputs, self._scaling, self._posterior, self._prior_state, self.memory_state = before
+            self._num_inputs, self._scaling, self._posterior, self._prior_state, self._resolved = before
+            self.memory_state = remembered
             raise
 
     def _fold(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, source: str | None) -> np.ndarray:
@@ -674,6 +693,22 @@ class BayesianMLP:
         """
         if self.memory is not None:
             learn_by_heart(self, x, y, weight, mask, source)
+
+    def project(self) -> float | None:
+        """Put the Gaussian that stands for a sampler's draws in their place, as the first update does.
+
+        Returns:
+            Its distance from the draws: the Wasserstein distance between the outputs of both, linearised, averaged over
+            training rows, in scaled units. None where the posterior is no draws.
+        """
+        if not isinstance(self._resolved, Particles):
+            return None
+        posterior = self.posterior
+        distance = float(self.engine.to_numpy(posterior.weights.distance))
+        _log.info("the posterior's %d draws become a Gaussian at a distance of %.3g", self._resolved.size, distance)
+        self._resolved = self._resolved.of
+        self._posterior = self._gaussian(posterior)
+        return distance
 
     def prune(self) -> None:
         """Drop the members of a mixture that predicted too badly to count; see :class:`Mixture`."""
@@ -813,57 +848,147 @@ class BayesianMLP:
             InvalidInput: the engine is not jax.
             MissingDependency: NumPyro is not installed.
         """
-        return self._program("jax", "numpyro", num_inputs, scaling)
+        return program_of(self, "jax", "numpyro", num_inputs, scaling)
 
     def to_pyro(self, num_inputs: int | None = None, scaling: Scaling | None = None) -> Program:
         """The model as a Pyro program; see :meth:`to_numpyro`. The engine must be torch."""
-        return self._program("torch", "pyro", num_inputs, scaling)
+        return program_of(self, "torch", "pyro", num_inputs, scaling)
 
-    def _program(self, framework: str, language: str, num_inputs: int | None, scaling: Scaling | None) -> Program:
-        if not isinstance(self._seen, MLP):
-            raise InvalidInput(f"network must be an MLP for {language}, got {self._seen!r}")
-        if not self.engine.name.startswith(framework):
-            raise InvalidInput(f"{language} runs on {framework}: use to_engine({framework!r}) first")
-        try:
-            modules = importlib.import_module(language), importlib.import_module(f"{language}.distributions")
-        except ImportError as error:
-            raise MissingDependency(language, framework) from error
-        size = num_inputs or self.num_inputs
-        units = scaling or self._scaling or Scaling.identity(size, self.likelihood.num_targets)
-        likelihood = self.likelihood.in_units_of(units.target_scale)
-        precision = self.prior.precision(self._seen.shapes(size, likelihood.num_outputs))
-        return probabilistic_program(*modules, self.engine, self._seen, likelihood, precision)
-
-    def sample(self, X: Any, y: Any, *, method: NUTS | None = None) -> SampledPosterior:  # noqa: N803
-        """Draws from the exact posterior given a data set: NumPyro's on jax, Pyro's on torch.
-
-        The model's own posterior is left as it is.
+    def to_arviz(self, X: Any, y: Any = None, *, num_samples: int = 1000, seed: int | None = None) -> Any:  # noqa: N803
+        """The posterior as ArviZ takes it, whatever method it is of; see :func:`bayesmlp.inference_data.inference_data`.
 
         Args:
-            X: inputs, (rows, inputs).
-            y: targets.
-            method: the sampler.
+            X: inputs at which to look at function values.
+            y: targets there, for the log likelihood; None for none.
+            num_samples: draws of a posterior in closed form.
+            seed: of these; the model's own if None.
 
         Raises:
-            InvalidInput: bad data, or an engine without gradients.
-            MissingDependency: the framework's probabilistic language is not installed.
+            InvalidInput: bad data.
+            NotFitted: the model has seen no data.
+            MissingDependency: ArviZ is not installed.
         """
-        x, targets, scaling, _ = self._training_data(X, y)
-        language = self.to_numpyro if self.engine.name.startswith("jax") else self.to_pyro
-        program = language(x.shape[1], scaling)
-        chains = (method or NUTS()).run(
-            self.engine, program, self.engine.asarray(x), self.engine.asarray(targets), self.seed
-        )
-        likelihood = self.likelihood.in_units_of(scaling.target_scale)
-        assert isinstance(self._seen, MLP)
-        return SampledPosterior(self._seen, likelihood, scaling, chains, x, targets)
+        return inference_data(self, X, y, num_samples=num_samples, seed=seed)
+
+    def thin(self, draws: int, *, stored: str = "float32") -> BayesianMLP:
+        """Keep fewer draws of each chain, evenly spaced; what a store then holds.
+
+        Args:
+            draws: of each chain.
+            stored: how weights are stored: ``"float16"`` halves the bytes and rounds every weight to a relative 5e-4.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            InvalidInput: the posterior is no draws, or has fewer.
+        """
+        form, state = self._drawn()
+        chosen, rows = replace(form, stored=stored).thinned(draws)
+        self._keep_draws(chosen, rows, state.log_weights[rows])
+        return self
+
+    @property
+    def particles(self) -> Particles | None:
+        """Chains and draws of a sampler's posterior; None for any other."""
+        return self._resolved if isinstance(self._resolved, Particles) else None
+
+    @property
+    def sample_statistics(self) -> dict[str, np.ndarray]:
+        """What the last fit's sampler said of each draw, (chains, draws), by name; empty for another method."""
+        return dict(self.fit_details.get("sample_stats", {}))
+
+    def weight_draws(self, num_samples: int, seed: int) -> tuple[tuple[np.ndarray, ...], Any]:
+        """Weights drawn from a posterior in closed form, (S, ...) of each layer, and the likelihood's state with each.
+
+        Of a mixture every member gives its share.
+        """
+        members, log_weights = self._members()
+        counts = np.random.default_rng(seed).multinomial(num_samples, np.exp(log_weights))
+        chosen = [(m, p, int(n)) for m, (p, n) in enumerate(zip(members, counts, strict=True)) if n]
+        parts = [self._answering.weight_draws(posterior, n, seed + member) for member, posterior, n in chosen]
+        weights = tuple(np.concatenate(layers) for layers in zip(*(weights for weights, _ in parts), strict=True))
+        return weights, stack_trees(np.concatenate, [states for _, states in parts])
+
+    def network_outputs(self, weights: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
+        """Outputs (S, N, K), in scaled units, of networks given by their weights (S, ...) at scaled inputs."""
+        return self.sampled_answers.outputs_of(tuple(self.engine.asarray(layer) for layer in weights), x)
+
+    def prepared_targets(self, y: Any, rows: int) -> np.ndarray:
+        """Checked targets, in the user's units."""
+        return self._prepare(y, rows)
+
+    def _drawn(self) -> tuple[Particles, Any]:
+        if not isinstance(self._resolved, Particles):
+            raise InvalidInput("the posterior is not a sampler's: fit the model with NUTS(), MCLMC() or SGHMC()")
+        return self._resolved, self.posterior.weights
+
+    def _keep_draws(self, form: Particles, rows: np.ndarray, log_weights: Any) -> None:
+        """The chosen draws, with their weights up to a factor."""
+        state = self.posterior.weights
+        own = self.engine.to_numpy(log_weights)
+        with self.engine.scope():
+            kept = state._replace(
+                draws=tuple(layer[rows] for layer in state.draws),
+                parameters=tuple(values[rows] for values in state.parameters),
+                log_weights=self.engine.asarray(own - np.logaddexp.reduce(own), "float64"),
+            )
+        self._resolved, self._posterior = form, self.posterior._replace(weights=kept)
+
+    def reweight(self, X: Any, y: Any, *, weight: Any = None, least: float = 0.1) -> float:  # noqa: N803
+        """Learn rows by weighing a sampler's draws with their likelihood: Bayes' rule, exact up to the draws' number.
+
+        The Gaussian beside the draws learns the rows too, as by :meth:`update`.
+
+        Args:
+            X: inputs.
+            y: targets.
+            weight: of each row, at least 0.
+            least: smallest effective sample size that is let pass, as a share of the draws.
+
+        Returns:
+            The effective sample size.
+
+        Raises:
+            InvalidInput: bad data, or the posterior is no draws.
+            NumericalFailure: too few draws would count; the model is as it was. Sample anew, or :meth:`update`.
+        """
+        form, state = self._drawn()
+        x, targets, weights = self._checked(X, y, weight)
+        x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
+        log_likelihood = self.sampled_answers.log_likelihood(state, x, targets) @ weights
+        log_weights = self.engine.to_numpy(state.log_weights) + log_likelihood
+        size = effective_size(log_weights)
+        if not size >= least * form.size:
+            raise NumericalFailure(
+                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: sample anew with these rows, "
+                "or update, which goes on from a Gaussian"
+            )
+        gaussian = self._gaussian_after(X, y, weight)
+        self._posterior = gaussian._replace(weights=state._replace(gaussian=gaussian.weights))
+        self._keep_draws(form, np.arange(form.size), log_weights)
+        return size
+
+    def _gaussian_after(self, X: Any, y: Any, weight: Any) -> Posterior:  # noqa: N803
+        """The Gaussian beside the draws once it has learned the rows."""
+        form, posterior = self._resolved, self.posterior
+        try:
+            self.update(X, y, weight=weight)
+            return self.posterior
+        finally:
+            self._resolved, self._posterior = form, posterior
+
+    @property
+    def sampled_answers(self) -> SampledAnswers:
+        """Answers of the drawn networks."""
+        return self._cached("sampled", lambda: SampledAnswers(self.engine, self._seen, self.scaled_likelihood))
 
     # -- answering ------------------------------------------------------------------------------------------------
     def predict(
         self,
         X: Any,  # noqa: N803
         *,
-        method: str = "linearized",
+        method: str | None = None,
         num_samples: int = 100,
         seed: int | None = None,
         approximation: str = "nodes",
@@ -876,7 +1001,9 @@ class BayesianMLP:
         Args:
             X: inputs, (rows, inputs).
             method: ``"linearized"``: the network linearised at the mean, closed form or fixed nodes; ``"samples"``:
-                sampled networks; ``"mean"``: the mean weights alone, no epistemic uncertainty.
+                sampled networks; ``"mean"``: the mean weights alone, no epistemic uncertainty. None: linearised; for
+                a sampler's posterior the mixture of all its draws, beside which the Gaussian that stands for them
+                answers by the other ways.
             num_samples: of ``"samples"`` and of ``"monte_carlo"``.
             seed: of ``"samples"`` and of ``"monte_carlo"``; the model's own if None.
             approximation: how ``"linearized"`` averages class probabilities over normal logits: ``"nodes"``: fixed
@@ -893,6 +1020,8 @@ class BayesianMLP:
             InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
             NotFitted: the model has seen no data.
         """
+        has_draws = self.particles is not None and method is None and elapsed == 0 and kind is None
+        method = ("samples" if has_draws else "linearized") if method is None else method
         if method not in PREDICTION_METHODS:
             raise InvalidInput(f"method must be one of {', '.join(PREDICTION_METHODS)}, got {method!r}")
         for name, value, least in (("num_samples", num_samples, 1), ("seed", 0 if seed is None else seed, 0)):
@@ -917,6 +1046,11 @@ class BayesianMLP:
             options["standard_normal"] = np.random.default_rng(own_seed).standard_normal(
                 (num_samples, likelihood.num_outputs)
             )
+        if has_draws:
+            state, drawn = self.posterior.weights, self.sampled_answers
+            parts = drawn.log_weights(state), drawn.outputs(state, x), None, drawn.likelihood_states(state)
+            answer = Predictive(method, likelihood, scaling, *parts)
+            return answer if mask is None else answer.masked(mask)
         members, log_weights = self._members(self.posterior_after(elapsed))
         parts = []
         for member, posterior in enumerate(members):
@@ -948,7 +1082,12 @@ class BayesianMLP:
             return self.posterior
         pass_time = self._cached("pass time", lambda: self.filter_model.compile_passing(self.engine))
         span = self.engine.as_batch(np.asarray(elapsed, dtype=np.float64))
-        return pass_time(self.posterior, self._prior_state, span)
+        return pass_time(self._gaussian(self.posterior), self._prior_state, span)
+
+    def _gaussian(self, posterior: Posterior) -> Posterior:
+        """The Gaussian that stands for draws; any other posterior as it is."""
+        weights = posterior.weights
+        return posterior._replace(weights=weights.gaussian) if isinstance(weights, ParticlesState) else posterior
 
     def _answering_of(self, kind: str, items: int) -> tuple[Answering, Likelihood]:
         """Answers of a kind of feedback other than the first, and its likelihood."""
@@ -957,8 +1096,8 @@ class BayesianMLP:
         return self._cached(f"answering {kind} {items}", build), model.likelihood
 
     def _members(self, posterior: Posterior | None = None) -> tuple[list[Posterior], np.ndarray]:
-        """A posterior's members, one where it is no mixture, and the logarithms of their weights."""
-        posterior = posterior or self.posterior
+        """A posterior's Gaussians, one where it is no mixture, and the logarithms of their weights."""
+        posterior = self._gaussian(posterior or self.posterior)
         if not isinstance(self._resolved, Mixture):
             return [posterior], np.zeros(1)
         if self._split[0] is not posterior:
@@ -992,6 +1131,8 @@ class BayesianMLP:
             NotFitted: the model has seen no data.
         """
         x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
+        if self.particles is not None:
+            return self.sampled_answers.variance(self.posterior.weights, x)
         members, log_weights = self._members()
         moments = [self._answering.linearized(one, x, "variance", member) for member, one in enumerate(members)]
         means, variances = (np.stack(values) for values in zip(*moments, strict=True))
@@ -1011,25 +1152,31 @@ class BayesianMLP:
         """
         x = self.scaling.inputs(check_inputs(X, self.num_inputs, network=self.network))
         members, log_weights = self._members()
+        if self.particles is not None:
+            mean, covariance = self.sampled_answers.joint_moments(self.posterior.weights, x)
+            state = map_arrays(lambda array: array[None], self._answering.likelihood_state(members[0]))
+            return JointOutputs(self.scaled_likelihood, self.scaling, log_weights, mean[None], covariance[None], state)
         mean, covariance = (np.stack(a) for a in zip(*(self._answering.joint(p, x) for p in members), strict=True))
         states = [self._answering.likelihood_state(posterior) for posterior in members]
         state = stack_trees(np.stack, states)
         return JointOutputs(self.scaled_likelihood, self.scaling, log_weights, mean, covariance, state)
 
     def sample_functions(
-        self, num_functions: int, *, method: str = "linearized", seed: int | None = None
+        self, num_functions: int, *, method: str | None = None, seed: int | None = None
     ) -> FunctionSamples:
         """Functions drawn from the posterior: callable on any inputs, with the same weights for every call.
 
         Args:
             num_functions: how many; their weights are kept.
-            method: ``"linearized"`` or ``"samples"``, as for :meth:`predict`.
+            method: ``"linearized"`` or ``"samples"``, as for :meth:`predict`; None: linearised, or a sampler's own.
             seed: of the draws; the model's own if None.
 
         Raises:
             InvalidInput: fewer than one, a seed below 0 or an unknown method.
             NotFitted: the model has seen no data.
         """
+        has_draws = self.particles is not None and method is None
+        method = ("samples" if has_draws else "linearized") if method is None else method
         if method not in FUNCTION_METHODS:
             raise InvalidInput(f"method must be one of {', '.join(FUNCTION_METHODS)}, got {method!r}")
         for name, value, least in (("num_functions", num_functions, 1), ("seed", 0 if seed is None else seed, 0)):
@@ -1037,6 +1184,11 @@ class BayesianMLP:
                 raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
         seed = self.seed if seed is None else seed
         members, log_weights = self._members()
+        if has_draws:
+            group = self.sampled_answers.deviations(
+                self.posterior.weights, self._base.mean(members[0].weights), num_functions, seed
+            )
+            return FunctionSamples(self.engine, self._seen, self.scaling, self.num_inputs, method, [group])
         counts = np.random.default_rng(seed).multinomial(num_functions, np.exp(log_weights))
         groups = [
             (*self._answering.weight_deviations(posterior, int(count), seed + member), int(count))
@@ -1137,12 +1289,13 @@ class BayesianMLP:
         Raises:
             InvalidInput: the network is needed, or is not the one that the spec describes.
         """
+        form = from_spec(spec["structure"])
         model = cls(
             restore_network(spec["network"], network),
             None if "feedback" in spec else from_spec(spec["likelihood"]),
             feedback={name: from_spec(kind) for name, kind in spec["feedback"]} if "feedback" in spec else None,
             prior=from_spec(spec["prior"]),
-            structure=from_spec(spec["structure"]),
+            structure=form.of if isinstance(form, Particles) else form,
             dynamics=from_spec(spec["dynamics"]),
             step=from_spec(spec["step"]),
             relinearizations=spec["relinearizations"],
@@ -1156,6 +1309,8 @@ class BayesianMLP:
         if arrays:
             model._num_inputs = int(spec["num_inputs"])
             model._scaling = Scaling.from_arrays(_under("scaling", arrays))
+            if isinstance(form, Particles):
+                model._resolved = replace(form, of=model._base)
             model.restore(arrays)
             if prior := _under("prior", arrays):
                 model._prior_state = model._base.from_arrays(model.engine, prior)

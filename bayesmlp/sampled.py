@@ -1,102 +1,106 @@
-"""A posterior as draws of a sampler: it predicts, and ArviZ reads it."""
+"""Answers of a posterior that is draws: every network of it, with the likelihood's parameters drawn beside it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .inference.engines import NumpyEngine
-from .inference.errors import MissingDependency
-from .inference.likelihoods import FixedNoise, Likelihood
-from .inference.network import MLP
-from .inference.sampling.nuts import Chains
-from .inference.sampling.program import NOISE_PRECISION, layer_site
-from .predictive import Predictive
-from .scaling import Scaling
-from .validation import check_inputs
+from .batches import fixed_size_chunks
+from .inference.engines import Engine, NumpyEngine, map_arrays
+from .inference.engines.base import stack_trees
+from .inference.likelihoods import Likelihood
+from .inference.network import Network
+from .inference.structures.particles import ParticlesState
 
-__all__ = ["SampledPosterior"]
+__all__ = ["SampledAnswers", "resampled"]
 
 _NUMPY = NumpyEngine()
+_NETWORKS_AT_ONCE = 64
 
 
-@dataclass(frozen=True, eq=False)
-class SampledPosterior:
-    """Draws of the weights given a data set.
+class SampledAnswers:
+    """Outputs of drawn networks.
 
-    Attributes:
+    Args:
+        engine: of the arrays.
         network: the network.
-        likelihood: the observation model.
-        scaling: of inputs and targets.
-        chains: the draws.
-        x: scaled inputs that they are given, (N, I).
-        y: scaled, prepared targets that they are given.
+        likelihood: in the units of the scaled targets.
     """
 
-    network: MLP
-    likelihood: Likelihood
-    scaling: Scaling
-    chains: Chains
-    x: np.ndarray
-    y: np.ndarray
+    def __init__(self, engine: Engine, network: Network, likelihood: Likelihood) -> None:
+        self._engine, self._likelihood = engine, likelihood
+        self._apply = engine.jit(lambda weights, rows: network.apply(engine, weights, rows))
 
-    def weights(self) -> tuple[np.ndarray, ...]:
-        """Weight matrices of each layer, (chains, draws, inputs + 1, outputs)."""
-        return tuple(self.chains.sites[layer_site(i)] for i in range(self.network.num_layers))
-
-    def noise_variance(self) -> np.ndarray | None:
-        """The noise variance φ in scaled units, (chains, draws); None where it is not learned."""
-        precision = self.chains.sites.get(NOISE_PRECISION)
-        return None if precision is None else 1 / precision
-
-    def _outputs(self, x: np.ndarray) -> np.ndarray:
-        """Outputs of every drawn network, (chains, draws, N, K), in scaled units."""
-        flat = tuple(w.reshape(-1, *w.shape[2:]).astype(np.float64) for w in self.weights())
-        outputs = self.network.apply(_NUMPY, flat, x)
-        return np.asarray(outputs).reshape(*self.chains.diverging.shape, *outputs.shape[1:])
-
-    def predict(self, X: Any) -> Predictive:  # noqa: N803
-        """The predictive distribution: a mixture over all draws.
+    def outputs(self, state: ParticlesState, x: np.ndarray) -> np.ndarray:
+        """Outputs of every drawn network, (S, N, K), float64.
 
         Args:
-            X: inputs, (rows, inputs), in the user's units.
+            state: the draws.
+            x: scaled inputs.
         """
-        x = self.scaling.inputs(check_inputs(X, self.x.shape[1]))
-        outputs = self._outputs(x)
-        samples = outputs.reshape(-1, *outputs.shape[2:])
-        variance = self.noise_variance()
-        state = () if variance is None else FixedNoise(variance.reshape(-1).astype(np.float64))
-        log_weights = np.full(len(samples), -np.log(len(samples)))
-        return Predictive("samples", self.likelihood, self.scaling, log_weights, samples, likelihood_state=state)
+        return self.outputs_of(state.draws, x)
 
-    def to_arviz(self) -> Any:
-        """The draws as ArviZ takes them: posterior, sample statistics, log likelihood, function values and data.
+    def outputs_of(self, weights: tuple[Any, ...], x: np.ndarray) -> np.ndarray:
+        """As :meth:`outputs`, of networks given by their weights, (S, ...) of each layer."""
+        engine, total, values = self._engine, weights[0].shape[0], []
+        chunks = fixed_size_chunks(engine, x)
+        for start in range(0, total, _NETWORKS_AT_ONCE):
+            index = np.minimum(np.arange(start, start + _NETWORKS_AT_ONCE), total - 1)
+            with engine.scope():
+                part = tuple(layer[index] for layer in weights)
+            parts = [engine.to_numpy(self._apply(part, rows)) for rows in chunks]
+            values.append(np.concatenate(parts, axis=1)[: total - start, : len(x)])
+        return np.concatenate(values).astype(np.float64)
 
-        ``outputs`` holds the network's outputs at the data: their R-hat and effective sample size mean something, those
-        of single weights hardly do, since a network may permute its units.
+    def likelihood_states(self, state: ParticlesState) -> Any:
+        """The likelihood's state of every draw, stacked."""
+        parameters = [self._engine.to_numpy(values) for values in state.parameters]
+        if not parameters:
+            return ()
+        states = [
+            self._likelihood.estimated_state(self._likelihood.state_from_fit(row, 1.0))
+            for row in zip(*parameters, strict=True)
+        ]
+        return stack_trees(np.stack, states)
 
-        Raises:
-            MissingDependency: ArviZ is not installed.
-        """
-        try:
-            import arviz
-        except ImportError as error:
-            raise MissingDependency("arviz", "jax") from error
-        outputs = self._outputs(self.x)
-        posterior = {**self.chains.sites, "outputs": outputs}
-        groups = {
-            "posterior": posterior,
-            "sample_stats": {"diverging": self.chains.diverging},
-            "log_likelihood": {"y": self._log_likelihood(outputs)},
-            "observed_data": {"y": self.y},
-        }
-        if int(arviz.__version__.split(".")[0]) >= 1:
-            return arviz.from_dict(groups)
-        return arviz.from_dict(**groups)
+    def log_likelihood(self, state: ParticlesState, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Of every row under every drawn network, (S, N), in scaled units."""
+        outputs = self.outputs(state, x)
+        states = map_arrays(lambda array: np.asarray(array)[:, None], self.likelihood_states(state))
+        return np.asarray(self._likelihood.log_prob(_NUMPY, outputs, y, states))
 
-    def _log_likelihood(self, outputs: np.ndarray) -> np.ndarray:
-        variance = self.noise_variance()
-        state = () if variance is None else FixedNoise(variance[:, :, None].astype(np.float64))
-        return np.asarray(self.likelihood.log_prob(_NUMPY, outputs, self.y, state))
+    def variance(self, state: ParticlesState, x: np.ndarray) -> np.ndarray:
+        """Variance of each output over the draws, (N, K)."""
+        shares, outputs = np.exp(self.log_weights(state)), self.outputs(state, x)
+        return np.tensordot(shares, (outputs - np.tensordot(shares, outputs, axes=1)) ** 2, axes=1)
+
+    def joint_moments(self, state: ParticlesState, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (N, K) and covariance (N·K, N·K) of the outputs over the draws."""
+        shares, outputs = np.exp(self.log_weights(state)), self.outputs(state, x)
+        mean = np.tensordot(shares, outputs, axes=1)
+        centred = (outputs - mean).reshape(len(shares), -1)
+        return mean, (centred.T * shares) @ centred
+
+    def deviations(self, state: ParticlesState, mean: Any, count: int, seed: int) -> tuple[Any, Any, int]:
+        """As many of the networks, as deviations from a mean: what :class:`FunctionSamples` takes."""
+        rows = resampled(self.log_weights(state), count, seed)
+        with self._engine.scope():
+            return mean, tuple(layer[rows] - m for layer, m in zip(state.draws, mean, strict=True)), count
+
+    def log_weights(self, state: ParticlesState) -> np.ndarray:
+        """Of every draw, (S,)."""
+        return self._engine.to_numpy(state.log_weights)
+
+
+def resampled(log_weights: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Indices of draws by systematic resampling (Kitagawa 1996), (count,).
+
+    Args:
+        log_weights: of the draws; their weights add up to 1.
+        count: how many.
+        seed: of the one random number.
+    """
+    levels = (np.arange(count) + np.random.default_rng(seed).random()) / count
+    cumulated = np.cumsum(np.exp(log_weights))
+    return np.minimum(np.searchsorted(cumulated / cumulated[-1], levels), len(log_weights) - 1)

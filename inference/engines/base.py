@@ -264,6 +264,26 @@ class Engine(ABC):
             has_aux: see there.
         """
 
+    def value_and_grad_each(self, function: Callable[..., Array]) -> Callable[..., tuple[Array, Any]]:
+        """Value and gradient of one function at several points: (C,), and a tree with a leading axis of C.
+
+        Args:
+            function: of a point, a tree of arrays, and of arguments that all points share; returns a number.
+        """
+
+        def total(points: Any, *shared: Any) -> tuple[Array, Array]:
+            axes = (0, *(None for _ in shared))
+            values = self.vmap(function, in_axes=axes)(points, *shared)
+            return self.xp.sum(values), values
+
+        both = self.value_and_grad(total, has_aux=True)
+
+        def each(points: Any, *shared: Any) -> tuple[Array, Any]:
+            (_, values), gradients = both(points, *shared)
+            return values, gradients
+
+        return each
+
     @abstractmethod
     def train(
         self,
@@ -323,6 +343,14 @@ class Engine(ABC):
     @abstractmethod
     def key(self, seed: int) -> Any:
         """A key; the same seed gives the same draws within one framework and device."""
+
+    def stream(self, seed: int) -> Any:
+        """A key for a long run of draws, which :meth:`fold_in` may leave as it is where draws come from a generator."""
+        return self.key(seed)
+
+    @abstractmethod
+    def uniform(self, key: Any, shape: tuple[int, ...]) -> Array:
+        """Uniform draws from [0, 1), in the engine's dtype."""
 
     @abstractmethod
     def fold_in(self, key: Any, data: int) -> Any:

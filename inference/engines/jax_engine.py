@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import Engine, OnEpoch, Tap, TrainingStep, map_arrays
+from .base import Engine, OnEpoch, Tap, TrainingStep, leading_length, map_arrays, take
 from .numpy_engine import processor
 
 try:
@@ -131,6 +131,20 @@ class JaxEngine(Engine):
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
         return jax.value_and_grad(function, has_aux=has_aux)
 
+    def value_and_grad_each(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        one = jax.value_and_grad(function)
+
+        def each(points: Any, *shared: Any) -> tuple[Any, Any]:
+            if self.device.platform != "cpu":
+                return jax.vmap(one, in_axes=(0, *(None for _ in shared)))(points, *shared)
+            if leading_length(points) == 1:
+                value, gradient = one(take(points, 0), *shared)
+                return value[None], map_arrays(lambda a: a[None], gradient)
+            # One after the other, each in the processor's cache: from 1.5 (16 points) to 2.5 times (256) as fast.
+            return jax.lax.map(lambda point: one(point, *shared), points)
+
+        return each
+
     def vjp_at(
         self, function: Callable[[Tap], tuple[Any, Any]]
     ) -> tuple[Any, Any, Callable[[jax.Array], list[jax.Array]]]:
@@ -190,6 +204,9 @@ class JaxEngine(Engine):
 
     def fold_in(self, key: Any, data: int) -> jax.Array:
         return jax.random.fold_in(key, data & (2**32 - 1))
+
+    def uniform(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype=self.float_dtype)
 
     def normal(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.normal(key, shape, dtype=self.float_dtype)

@@ -116,6 +116,9 @@ class NumpyEngine(Engine):
     def fold_in(self, key: np.random.SeedSequence, data: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(entropy=key.entropy, spawn_key=(*key.spawn_key, data))
 
+    def uniform(self, key: np.random.SeedSequence, shape: tuple[int, ...]) -> np.ndarray:
+        return np.random.default_rng(key).random(shape).astype(self.dtype)
+
     def normal(self, key: np.random.SeedSequence, shape: tuple[int, ...]) -> np.ndarray:
         return np.random.default_rng(key).standard_normal(shape).astype(self.dtype)
 

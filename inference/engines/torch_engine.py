@@ -211,9 +211,17 @@ class TorchEngine(Engine):
             return key
         return int(np.random.SeedSequence([key, data & _MASK]).generate_state(1, np.uint64)[0]) & _MASK
 
+    def stream(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.key(seed))
+
+    def uniform(self, key: Any, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.rand(shape, generator=self._generator(key), dtype=self.float_dtype, device=self.device)
+
     def normal(self, key: Any, shape: tuple[int, ...]) -> torch.Tensor:
-        generator = key if isinstance(key, torch.Generator) else torch.Generator(self.device).manual_seed(key)
-        return torch.randn(shape, generator=generator, dtype=self.float_dtype, device=self.device)
+        return torch.randn(shape, generator=self._generator(key), dtype=self.float_dtype, device=self.device)
+
+    def _generator(self, key: Any) -> torch.Generator:
+        return key if isinstance(key, torch.Generator) else torch.Generator(self.device).manual_seed(key)
 
     def cholesky(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         factor, info = torch.linalg.cholesky_ex(matrix)

@@ -7,6 +7,7 @@ from .full import Full
 from .kronecker import Kronecker
 from .low_rank import LowRank
 from .mixture import EvidenceGrid, Mixture, MixtureState
+from .particles import Particles
 from .point import Point
 from .subnetwork import Subnetwork
 
@@ -20,6 +21,7 @@ __all__ = [
     "LowRank",
     "Mixture",
     "MixtureState",
+    "Particles",
     "Point",
     "Structure",
     "Subnetwork",

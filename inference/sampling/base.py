@@ -1,0 +1,93 @@
+"""What all samplers share: a start, a warm-up, draws; then particles, and the Gaussian that stands for them."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import InvalidInput, NumericalFailure
+from ..filtering import Posterior
+from ..methods import FitProblem, FitResult, Method
+from ..structures.particles import Particles, ParticlesState
+from .chains import Chains, check_memory
+from .effective import effective_sample_size, split_rhat
+from .projection import function_values, projected
+from .target import Target, target_of
+
+__all__ = ["Sampler", "check_positive"]
+
+_ROWS_ASKED = 200
+
+
+@dataclass(frozen=True)
+class Sampler(Method):
+    """Draws from the posterior.
+
+    Attributes:
+        num_warmup: steps of each chain before its first draw.
+        num_samples: draws of each chain that are kept.
+        num_chains: independent chains; at least 2 for R-hat.
+    """
+
+    num_warmup: int = 1000
+    num_samples: int = 500
+    num_chains: int = 4
+
+    counts: ClassVar[tuple[str, ...]] = ("num_warmup", "num_samples", "num_chains")
+    """Arguments that are positive integers."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, self.counts, int)
+
+    @abstractmethod
+    def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
+        """The draws, and what the sampler tuned."""
+
+    def fit(self, problem: FitProblem) -> FitResult:
+        target = target_of(problem)
+        stored_bytes = check_memory(self.num_chains, self.num_samples, target.size)
+        chains, tuned = self.run(problem, target)
+        if not np.isfinite(chains.positions).all():
+            raise NumericalFailure(f"{type(self).__name__} left the finite numbers: {tuned}")
+        return as_particles(problem, target, chains, {**tuned, "bytes": stored_bytes})
+
+
+def as_particles(problem: FitProblem, target: Target, chains: Chains, details: dict[str, Any]) -> FitResult:
+    """Draws as a posterior, with the Gaussian that an update goes on from."""
+    engine, (count, size, _) = problem.engine, chains.positions.shape
+    rows = np.linspace(0, len(problem.weight) - 1, min(_ROWS_ASKED, len(problem.weight))).astype(int)
+    with engine.scope():
+        asked = problem.x[rows]
+    flat = chains.positions.reshape(count * size, -1)
+    values = function_values(target, flat, asked)
+    gaussian, distance = projected(problem, target, chains, asked, values)
+    weights, parameters = target.networks(flat.astype(np.float64))
+    state = ParticlesState(
+        tuple(engine.asarray(layer, engine.dtype) for layer in weights),
+        tuple(engine.asarray(value, "float64") for value in parameters),
+        engine.asarray(np.full(count * size, -math.log(count * size)), "float64"),
+        gaussian.weights,
+        engine.asarray(np.float64(distance), "float64"),
+    )
+    if size >= 4:
+        each = values.reshape(count, size, -1)
+        details = {**details, "effective_size": effective_sample_size(each), "rhat": split_rhat(each)}
+    details = {**details, "distance": distance, "sample_stats": chains.statistics}
+    fit = -chains.statistics["log_density"].mean(axis=0) / float(problem.weight.sum())
+    history = np.stack([fit, np.full_like(fit, np.nan), np.full_like(fit, np.nan)], axis=1)
+    posterior = Posterior(state, gaussian.likelihood)
+    return FitResult(posterior, problem.prior, Particles(problem.structure, count, size), history, details)
+
+
+def check_positive(instance: Any, names: tuple[str, ...], kind: type) -> None:
+    """Raise :class:`InvalidInput` unless the attributes are positive and finite, and integers where ``kind`` is int."""
+    for name in names:
+        value = getattr(instance, name)
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf or (kind is int and value != int(value)):
+            what = "an integer of at least 1" if kind is int else "a positive number"
+            raise InvalidInput(f"{type(instance).__name__}.{name} must be {what}, got {value!r}")
