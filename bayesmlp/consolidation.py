@@ -11,14 +11,13 @@ import numpy as np
 
 from .feedback import Observation
 from .inference.dynamics import Hypotheses
-from .inference.errors import InvalidInput
+from .inference.errors import InvalidInput, NumericalFailure
 from .inference.refitting import Refit, RefitRows
 from .inference.structures import Mixture, Particles
 from .inference.training import TrainingOptions
 from .model import BayesianMLP
 from .rehearsal import offer, see_again
 from .replay import Replay, observation_of, replay
-from .stepper import Stepper
 from .store.fold import Fold
 from .store.store import PosteriorStore
 
@@ -183,7 +182,7 @@ def refitted(
     if any(observation.kind is not None for observation in observations):
         raise InvalidInput("consolidate refits feedback of the model's first kind only")
     rows = _joined(base, observations)
-    model, filtered = before.to_engine(before.engine), before.filter_model
+    model, filtered = before.duplicate(), before.filter_model
     kept, remembered = base.memory_state, None
     if kept is not None:
         assert base.memory is not None
@@ -250,13 +249,17 @@ def compete(
     Returns:
         The winner after the newest observations, and how they compare.
     """
-    steppers = Stepper(before), Stepper(candidate)
-    scores = [sum(_score(stepper, observation) for observation in newest) / len(newest) for stepper in steppers]
+    contestants = before.duplicate(), candidate.duplicate()
+    scores = [sum(_score(model, observation) for observation in newest) / len(newest) for model in contestants]
     better = bool(scores[1] > scores[0])
     seconds = time.perf_counter() - started
-    return steppers[better].model, Consolidation(better, scores[1], scores[0], len(newest), seconds)
+    return contestants[better], Consolidation(better, scores[1], scores[0], len(newest), seconds)
 
 
-def _score(stepper: Stepper, observation: Any) -> float:
-    effect = stepper.apply(observation)
-    return -np.inf if effect.surprise is None else -effect.surprise
+def _score(model: BayesianMLP, observation: Observation) -> float:
+    """Log predictive density before it is learned."""
+    x, y, weight, _, mask, kind, _, source = observation
+    try:
+        return model.update(x, y, weight=weight, output_mask=mask, kind=kind, source=source).log_predictive
+    except NumericalFailure:
+        return -np.inf

@@ -1211,6 +1211,12 @@ class BayesianMLP:
         """
         return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine, self.network)
 
+    def duplicate(self) -> BayesianMLP:
+        """The same model and posterior on the same engine, with what was compiled for it."""
+        copy = self.to_engine(self.engine)
+        copy._compiled = {name: kept for name, kept in self._compiled.items() if not name.startswith("answering")}
+        return copy
+
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""
         kinds = [[name, to_spec(kind)] for name, kind in self.kinds.items()]

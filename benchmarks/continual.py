@@ -93,7 +93,9 @@ def consolidate(
     return model.consolidate(*data, newest=newest_data, base=base, method=METHOD, source=source, **masks).replaced
 
 
-def run(tasks: list[Task], structure: Any, engine: str, use_mask: bool, way: str) -> tuple[list[float], float]:
+def run(
+    tasks: list[Task], structure: Any, engine: str, use_mask: bool, way: str, streamed: int | None
+) -> tuple[list[float], float]:
     """Accuracy on each task after the last one; seconds."""
     memory = None if way == "one pass" else bm.Memory(STORED * len(tasks), per_source=STORED, strength=STRENGTH)
     model = bm.BayesianMLP(
@@ -106,17 +108,18 @@ def run(tasks: list[Task], structure: Any, engine: str, use_mask: bool, way: str
         rows = np.random.default_rng(index).permutation(len(task.x))
         source = f"task {index}"
         if way == "consolidated":
-            base = model.to_engine(model.engine)
-            learn(model, task, rows[:-NEWEST], use_mask, source)
+            base = model.duplicate()
+            learn(model, task, rows[:-NEWEST][:streamed], use_mask, source)
             replaced = consolidate(model, base, task, rows, use_mask, source)
         else:
             learn(model, task, rows, use_mask, source)
             replaced = False
-        accuracies = [accuracy_on(model, known, use_mask) for known in tasks[: index + 1]]
-        shown = " ".join(f"{accuracy:.3f}" for accuracy in accuracies)
         marks = ", consolidation put in place" if replaced else ""
-        print(f"{way}, {index + 1} tasks: {np.mean(accuracies):.4f} ({shown}){marks}", flush=True)
-    return accuracies, time.perf_counter() - started
+        print(f"{way}, task {index + 1}: {accuracy_on(model, task, use_mask):.4f}{marks}", flush=True)
+    seconds = time.perf_counter() - started
+    accuracies = [accuracy_on(model, task, use_mask) for task in tasks]
+    print(f"{way}, in the end:", " ".join(f"{accuracy:.4f}" for accuracy in accuracies), flush=True)
+    return accuracies, seconds
 
 
 def main() -> None:
@@ -126,6 +129,9 @@ def main() -> None:
     parser.add_argument("--engine", default="jax")
     parser.add_argument("--structures", nargs="*", default=list(STRUCTURES), choices=list(STRUCTURES))
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
+    parser.add_argument(
+        "--streamed", type=int, help="images of a task that are learned one after the other before all are at once"
+    )
     parser.add_argument("--tasks", type=int, default=10, help="number of permutations")
     parser.add_argument("--plans", nargs="*", default=PLANS, choices=PLANS)
     options = parser.parse_args()
@@ -144,7 +150,9 @@ def main() -> None:
         for name in options.structures:
             for way in options.ways:
                 print(f"{plan}, {name}:", flush=True)
-                accuracies, seconds = run(list(tasks()), STRUCTURES[name], options.engine, use_mask, way)
+                accuracies, seconds = run(
+                    list(tasks()), STRUCTURES[name], options.engine, use_mask, way, options.streamed
+                )
                 table.add_row(plan, name, way, f"{np.mean(accuracies):.4f}", f"{seconds:.0f}")
     Console(width=120).print(table)
 
