@@ -397,17 +397,7 @@ class BayesianMLP:
         if isinstance(self.structure, Mixture) and isinstance(method, Sampler):
             raise InvalidInput(f"structure must be of one Gaussian for {type(method).__name__}, got {self.structure}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
-        problem = FitProblem(
-            engine=self.engine,
-            network=self._seen,
-            likelihood=self.likelihood.in_units_of(scaling.target_scale),
-            structure=self._base,
-            prior=self.prior,
-            x=self.engine.asarray(x),
-            y=self.engine.asarray(targets),
-            weight=weights,
-            seed=self.seed,
-        )
+        problem = self._problem(x, targets, scaling, weights)
         method = method or AsMarked()
         if isinstance(self.structure, Mixture) and isinstance(method, LayerMethod):
             method = Ensemble(method, self.structure.members, self.structure.scales)
@@ -439,6 +429,32 @@ class BayesianMLP:
         if kept is not None:
             kept.remove()
         return self
+
+    def fit_problem(self, X: Any, y: Any, *, weight: Any = None) -> FitProblem:  # noqa: N803
+        """What :meth:`fit` would give a method, for methods of one's own; nothing is learned.
+
+        Args:
+            X: inputs, (rows, inputs).
+            y: targets.
+            weight: of each row, at least 0.
+
+        Raises:
+            InvalidInput: bad data, or an engine without gradients.
+        """
+        return self._problem(*self._training_data(X, y, weight))
+
+    def _problem(self, x: np.ndarray, targets: np.ndarray, scaling: Scaling, weight: np.ndarray) -> FitProblem:
+        return FitProblem(
+            engine=self.engine,
+            network=self._seen,
+            likelihood=self.likelihood.in_units_of(scaling.target_scale),
+            structure=self._base,
+            prior=self.prior,
+            x=self.engine.asarray(x),
+            y=self.engine.asarray(targets),
+            weight=weight,
+            seed=self.seed,
+        )
 
     def _checkpoint(
         self, path: str | os.PathLike[str], seconds: float, method: Method, *data: np.ndarray

@@ -19,8 +19,10 @@ _PATIENCE_SECONDS = 1.0
 
 
 @contextmanager
-def fit_progress(progress: bool | None, on_epoch: EpochCallback | None = None) -> Iterator[EpochCallback | None]:
+def fit_progress(progress: bool | None, on_epoch: EpochCallback | None = None) -> Iterator[Callable[..., None] | None]:
     """What a fit should call after each epoch: the user's own function, and a progress bar where one is wanted.
+
+    A method may add a ``note``, which the bar shows: a sampler's acceptance and divergences.
 
     Args:
         progress: True for a bar that stays, False for none, None for one that shows after a second and goes away at the
@@ -34,7 +36,7 @@ def fit_progress(progress: bool | None, on_epoch: EpochCallback | None = None) -
         raise InvalidInput(f"progress must be True, False or None, got {progress!r}")
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     if progress is False or (progress is None and not on_terminal):
-        yield on_epoch
+        yield None if on_epoch is None else lambda epoch, epochs, objective, note="": on_epoch(epoch, epochs, objective)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -43,17 +45,17 @@ def fit_progress(progress: bool | None, on_epoch: EpochCallback | None = None) -
         TextColumn("fit"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("objective {task.fields[objective]:.4g}"),
+        TextColumn("objective {task.fields[objective]:.4g} {task.fields[note]}"),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=progress is None)
-    task = bar.add_task("fit", objective=float("nan"), total=None)
+    task = bar.add_task("fit", objective=float("nan"), note="", total=None)
     shown_from = time.monotonic() + (0.0 if progress else _PATIENCE_SECONDS)
 
-    def report(epoch: int, epochs: int, objective: float) -> None:
+    def report(epoch: int, epochs: int, objective: float, note: str = "") -> None:
         if not bar.live.is_started and time.monotonic() >= shown_from:
             bar.start()
-        bar.update(task, completed=epoch + 1, total=epochs, objective=objective)
+        bar.update(task, completed=epoch + 1, total=epochs, objective=objective, note=note)
         if on_epoch is not None:
             on_epoch(epoch, epochs, objective)
 

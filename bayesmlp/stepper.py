@@ -76,6 +76,7 @@ class Stepper:
         """Fold one observation."""
         started = time.perf_counter()
         model = self.model
+        model.project()
         x = scaled_items(model.scaling, observation.x)
         y = observation.y if observation.kind else model.scaling.targets(observation.y)
         elapsed = model.elapsed_until(observation.time)

@@ -243,7 +243,7 @@ class OnlineUpdater:
         self,
         x: Any,
         *,
-        method: str = "linearized",
+        method: str | None = None,
         time: float | None = None,
         output_mask: Any = None,
         kind: str | None = None,

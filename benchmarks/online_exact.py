@@ -56,7 +56,7 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(x))
     learned, asked = order[:ROWS], order[ROWS : ROWS + ASKED]
     chains = bm.NUTS(200, 200, 2) if options.quick else bm.NUTS(1000, 500, 4)
-    exact = model_of(bm.Full(), options.engine).sample(x[learned], y[learned], method=chains).predict(x[asked])
+    exact = model_of(bm.Full(), options.engine).fit(x[learned], y[learned], method=chains).predict(x[asked])
     reference = quantiles(exact)
     answers = {"NUTS": exact}
     for name in ("Full", "Diagonal") if options.quick else STRUCTURES:

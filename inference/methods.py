@@ -35,7 +35,7 @@ class FitProblem:
         y: prepared targets.
         weight: of each row (N,), on the host.
         seed: of everything random.
-        on_epoch: called with epoch, number of epochs, mean objective per row.
+        on_epoch: called with epoch, number of epochs, mean objective per row; and a ``note``, if there is one.
         checkpoint: keeps the state of the trainings.
     """
 
@@ -48,7 +48,7 @@ class FitProblem:
     y: Array
     weight: np.ndarray
     seed: int
-    on_epoch: Callable[[int, int, float], None] | None = None
+    on_epoch: Callable[..., None] | None = None
     checkpoint: Checkpoint | None = None
 
     @property

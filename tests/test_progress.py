@@ -21,15 +21,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def own_function(*_: Any) -> None:
-    """A user's callback."""
-
-
 @pytest.mark.parametrize("wanted", [None, False])
 def test_there_is_no_bar_away_from_a_terminal(wanted: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with progress.fit_progress(wanted, own_function) as report:
-        assert report is own_function
+    heard: list[tuple[Any, ...]] = []
+    with progress.fit_progress(wanted, lambda *what: heard.append(what)) as report:
+        assert report is not None
+        report(0, 10, 0.5, note="acceptance 0.9")
+        report(1, 10, 0.4)
+    assert heard == [(0, 10, 0.5), (1, 10, 0.4)]
     with progress.fit_progress(wanted) as report:
         assert report is None
 

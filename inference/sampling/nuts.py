@@ -147,7 +147,7 @@ class HMC(Hamiltonian):
         num_samples: draws per chain.
         num_chains: independent chains; at least 2 for R-hat.
         target_accept: acceptance probability that the step size is adapted to.
-        trajectory_length: step size times leapfrog steps, in standard deviations of the prior.
+        trajectory_length: step size times leapfrog steps, in standard deviations once the mass matrix is adapted.
     """
 
     num_warmup: int = 500
