@@ -617,7 +617,7 @@ class BayesianMLP:
             X: inputs that the model has learned since ``base``, (rows, inputs).
             y: their targets.
             newest: inputs and targets that it has not learned yet; it has after, either way.
-            base: a copy of the model, as ``to_engine`` makes it, from before it learned the rows; None: its prior.
+            base: a copy of the model, as :meth:`duplicate` makes it, from before it learned the rows; None: its prior.
             method: how.
             weight: of each row, at least 0.
             output_mask: of the rows, see :meth:`update`.
@@ -632,6 +632,8 @@ class BayesianMLP:
         """
         from .consolidation import consolidate  # the stepper and feedback are built on the model
 
+        if not isinstance(newest, tuple) or len(newest) != 2:
+            raise InvalidInput(f"newest must be a pair of inputs and targets, got {newest!r}")
         told = (X, y, weight, output_mask), (*newest, None, newest_output_mask)
         return consolidate(self, base, *told, method, source)
 

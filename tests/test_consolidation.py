@@ -123,7 +123,7 @@ def test_what_cannot_be_consolidated_is_refused(tmp_path: Path) -> None:
         model.update(x[:10], y[:10])
         before = model.to_arrays()
         with pytest.raises(errors.InvalidInput, match=message):
-            model.consolidate(x[:10], y[:10], newest=(x[10:], y[10:]), **options)
+            model.consolidate(x[:10], y[:10], **{"newest": (x[10:], y[10:])} | options)
         assert all(np.array_equal(before[name], array) for name, array in model.to_arrays().items())
 
     refused("no gradients", small("numpy"))
@@ -131,6 +131,8 @@ def test_what_cannot_be_consolidated_is_refused(tmp_path: Path) -> None:
     refused("influence", small("torch", influence=bm.InverseMultiquadric()))
     refused("base must be", small("torch"), base=small("torch", memory=bm.Memory()))
     refused("method must be", small("torch"), method=bm.Laplace())
+    refused("newest must be a pair", small("torch"), newest=x[10:])
+    refused("x must", small("torch"), newest=(x[:0], y[:0]))
     for options in ({"held_back": 0.0}, {"tether": 2.0}, {"training": bm.TrainingOptions(validation=0.1)}):
         with pytest.raises(errors.InvalidInput, match=f"Consolidate.{next(iter(options))}"):
             bm.Consolidate(**options)
