@@ -130,7 +130,7 @@ class Refit:
         _, plan = batch_plan(self.training, np.arange(num_rows), self.seed)
         first, *rest = plan
         batch_size = first[0].shape[-1]
-        share = min(4 * batch_size, num_remembered)  # they stand for more rows than the others
+        share = min(2 * batch_size, num_remembered)  # they stand for more rows than the others
         step = self._step(likelihood, batch_size, num_rows, num_remembered / num_rows)
         rng = np.random.default_rng([self.seed, 1])
 
