@@ -10,7 +10,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[torch,jax,sklearn,plots]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[torch,jax,sklearn,plots,postgres,objects]"
 	$(BIN)/pip install --quiet -c constraints.txt --group dev
 	touch $(STAMP)
 
@@ -40,6 +40,7 @@ bench: $(STAMP)  ## all benchmarks, quick sizes; run a file itself for the full 
 	$(BIN)/python benchmarks/online_exact.py --quick
 	$(BIN)/python benchmarks/poison.py --quick
 	$(BIN)/python benchmarks/long_run.py --quick
+	$(BIN)/python benchmarks/store.py --quick
 	$(BIN)/python benchmarks/import_time.py
 
 docs: $(STAMP)

@@ -17,7 +17,7 @@ from .inference.structures import Mixture, Particles
 from .inference.training import TrainingOptions
 from .model import BayesianMLP
 from .rehearsal import offer, see_again
-from .replay import Replay, observation_of, replay
+from .replay import Replay, observed, replay
 from .store.fold import Fold
 from .store.store import PosteriorStore
 
@@ -139,12 +139,10 @@ def consolidate_log(
     held_back = max(1, round(method.held_back * len(places)))
     if len(places) <= held_back:
         return None
-    with store.read() as connection:
-        model_id = store.model_id(connection, name)
-        observed = [observation_of(store, connection, model_id, fold.line[i], base) for i in places]
+    observations = list(observed(base, store.log(name), fold.line[start:]))
     before = at(places[-held_back]).model
-    candidate = refitted(base, before, observed[:-held_back], method)
-    return compete(before, candidate, observed[-held_back:], started)
+    candidate = refitted(base, before, observations[:-held_back], method)
+    return compete(before, candidate, observations[-held_back:], started)
 
 
 def _checked(model: BayesianMLP, method: Consolidate | None) -> Consolidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ _FULL_UP_TO = 1000
 _FULL_LAST_LAYER_UP_TO = 2000
 
 
-class _BayesianMLPEstimator(BaseEstimator):
+class _BayesianMLPEstimator(BaseEstimator, ABC):
     """What both estimators share: parameters, the model behind them, pickling.
 
     Subclasses say what y means: :meth:`_begin` before a model is made, :meth:`_targets` for its targets.
@@ -79,17 +80,17 @@ class _BayesianMLPEstimator(BaseEstimator):
         self.verbose = verbose
 
     # -- what the two tasks differ in -----------------------------------------------------------------------------
+    @abstractmethod
     def _validated(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
         """X as float64 and y as scikit-learn checks them; the order in memory, on which rounding depends, is fixed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _begin(self, y: np.ndarray) -> Likelihood:
         """Note what y is like before the first row is learned; the default likelihood for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _targets(self, y: np.ndarray) -> np.ndarray:
         """The targets as the likelihood takes them."""
-        raise NotImplementedError
 
     def _check_likelihood(self, likelihood: Likelihood) -> None:
         """Raise :class:`InvalidInput` for a likelihood of another task."""

@@ -19,6 +19,7 @@ from .validation import as_host_array, check_weights, with_row_axis
 __all__ = ["Observation", "check_event_id", "check_time"]
 
 _MAX_ID_LENGTH = 200
+_LARGEST_TIME = 1e11  # the year 5138
 
 
 def check_event_id(event_id: Any, argument: str = "event_id") -> str:
@@ -37,9 +38,13 @@ def check_event_id(event_id: Any, argument: str = "event_id") -> str:
 
 
 def check_time(time: Any) -> None:
-    """Raises :class:`InvalidInput` unless the argument ``time`` is a finite number."""
-    if not (isinstance(time, Real) and math.isfinite(time)):
-        raise InvalidInput(f"time must be seconds since the epoch, got {time!r}")
+    """Raises :class:`InvalidInput` unless the argument ``time`` is a number that can be a time: a wrong unit, or an
+    infinite time, would leave the dynamics no later event.
+    """
+    if not (isinstance(time, Real) and math.isfinite(time) and abs(float(time)) <= _LARGEST_TIME):
+        raise InvalidInput(
+            f"time must be seconds since the epoch, at most {_LARGEST_TIME:g} in magnitude, got {time!r:.60}"
+        )
 
 
 class Observation(NamedTuple):

@@ -54,7 +54,7 @@ def observed_kind(kinds: Mapping[str, Kind], name: str | None) -> Kind | None:
     """
     if name is None:
         return None
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         heard = ", ".join(kinds) or "one, which has no name"
         raise InvalidInput(f"kind must be one that the model hears ({heard}), got {name!r}")
     return None if name == next(iter(kinds)) else kinds[name]

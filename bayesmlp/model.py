@@ -30,7 +30,7 @@ from .inference.likelihoods import Likelihood
 from .inference.likelihoods.masked import MaskedTargets, masked
 from .inference.memory import Memory, MemoryState
 from .inference.methods import FitProblem, Method, state_arrays
-from .inference.network import MLP, Network
+from .inference.network import Network
 from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
 from .inference.sampling.base import Sampler
@@ -191,7 +191,7 @@ class BayesianMLP:
         self._split: tuple[Any, list[Posterior]] = (None, [])
         self._resolved: Structure | Mixture | Particles = self._resolve(self.structure)
         self._fitted_prior = self.prior
-        self._seen.prior_precision(self.prior, network.inputs_per_row, likelihood.num_outputs)
+        self._seen.check_prior(self.prior, network.inputs_per_row, likelihood.num_outputs)
 
     def __repr__(self) -> str:
         state = "no data yet" if self._posterior is None else f"{self._num_inputs} inputs"
@@ -873,7 +873,7 @@ class BayesianMLP:
         return program_of(self, "torch", "pyro", num_inputs, scaling)
 
     def to_arviz(self, X: Any, y: Any = None, *, num_samples: int = 1000, seed: int | None = None) -> Any:  # noqa: N803
-        """The posterior as ArviZ takes it, whatever method it is of; see :func:`bayesmlp.inference_data.inference_data`.
+        """The posterior as ArviZ takes it, whatever method it is of; see :mod:`bayesmlp.inference_data`.
 
         Args:
             X: inputs at which to look at function values.
@@ -979,8 +979,8 @@ class BayesianMLP:
         size = effective_size(log_weights)
         if not size >= least * form.size:
             raise NumericalFailure(
-                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: sample anew with these rows, "
-                "or update, which goes on from a Gaussian"
+                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: sample anew with these "
+                "rows, or update, which goes on from a Gaussian"
             )
         gaussian = self._gaussian_after(X, y, weight)
         self._posterior = gaussian._replace(weights=state._replace(gaussian=gaussian.weights))
@@ -1066,8 +1066,8 @@ class BayesianMLP:
             )
         if has_draws:
             state, drawn = self.posterior.weights, self.sampled_answers
-            parts = drawn.log_weights(state), drawn.outputs(state, x), None, drawn.likelihood_states(state)
-            answer = Predictive(method, likelihood, scaling, *parts)
+            mixture = drawn.log_weights(state), drawn.outputs(state, x), None, drawn.likelihood_states(state)
+            answer = Predictive(method, likelihood, scaling, *mixture)
             return answer if mask is None else answer.masked(mask)
         members, log_weights = self._members(self.posterior_after(elapsed))
         parts = []
@@ -1234,6 +1234,36 @@ class BayesianMLP:
         copy = self.to_engine(self.engine)
         copy._compiled = {name: kept for name, kept in self._compiled.items() if not name.startswith("answering")}
         return copy
+
+    def with_settings(
+        self,
+        *,
+        dynamics: Dynamics | None = None,
+        step: OutputStep | None = None,
+        influence: InverseMultiquadric | None = None,
+    ) -> BayesianMLP:
+        """The same posterior, which learns in another way from here on; None leaves a setting as it is.
+
+        Args:
+            dynamics: what happens between events. The posterior as it is now is what they relax to.
+            step: of the update.
+            influence: of an event.
+
+        Raises:
+            InvalidInput: the dynamics are hypotheses, whose posteriors are of no use to others.
+            NotFitted: the model has seen no data.
+        """
+        changes = {"dynamics": dynamics, "step": step, "influence": influence}
+        spec = self.spec() | {name: to_spec(value) for name, value in changes.items() if value is not None}
+        if dynamics is None:
+            return BayesianMLP.from_parts(spec, self.to_arrays(), self.engine, self.network)
+        if isinstance(self.dynamics, Hypotheses):
+            raise InvalidInput(f"dynamics can't be put in place of hypotheses, {self.dynamics}")
+        other = BayesianMLP.from_parts(spec, {}, self.engine, self.network)
+        copied = self.to_engine(self.engine)
+        other._set(self.num_inputs, self.scaling, other._under_hypotheses(copied.posterior))
+        other.newest_time = self.newest_time
+        return other
 
     def spec(self) -> dict[str, Any]:
         """Everything about the model that is not an array and not the engine, as JSON values."""

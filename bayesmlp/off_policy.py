@@ -42,16 +42,13 @@ def logged_decisions(store: PosteriorStore, name: str) -> LoggedDecisions:
         InvalidInput: its log has no such event.
     """
     found: list[tuple[Any, ...]] = []
-    with store.read() as connection:
-        model = store.model_id(connection, name)
-        for record in store.fold(connection, model, None).line:
-            if record.kind != "event":
-                continue
-            body = store.body(connection, model, record.offset)
-            mask = np.asarray(body.get("output_mask", [[]]))[0]
-            if "propensity" in body and "kind" not in body and mask.sum() == 1 and isinstance(body["y"][0], list):
-                action = int(mask.argmax())
-                found.append((body["x"][0], action, body["y"][0][action], body["propensity"]))
+    log = store.log(name)
+    events = [record.offset for record in log.fold().line if record.kind == "event"]
+    for _, _, _, _, body in log.at(events):
+        mask = np.asarray(body.get("output_mask", [[]]))[0]
+        if "propensity" in body and "kind" not in body and mask.sum() == 1 and isinstance(body["y"][0], list):
+            action = int(mask.argmax())
+            found.append((body["x"][0], action, body["y"][0][action], body["propensity"]))
     if not found:
         raise InvalidInput(f"model {name!r} has no event with a propensity and an output_mask of one output")
     contexts, actions, rewards, propensities = zip(*found, strict=True)

@@ -95,6 +95,7 @@ class Predictive:
         output_mask: the outputs that :meth:`log_prob` is of, (N, K); None for all.
         prediction_id: by which feedback may name this answer; set by an updater.
         version: of the model that answered; set by an updater.
+        stale: whether a retraction that is under way had not reached the model yet; set by an updater.
     """
 
     method: str
@@ -109,6 +110,7 @@ class Predictive:
     output_mask: np.ndarray | None = None
     prediction_id: str | None = field(default=None)
     version: int | None = field(default=None)
+    stale: bool = field(default=False)
 
     @classmethod
     def single(

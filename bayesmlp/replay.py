@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from sqlalchemy import Connection
 
 from .feedback import Observation
 from .inference.engines import Engine
 from .inference.errors import CorruptStore, InvalidInput, UnknownModel
 from .model import BayesianMLP
 from .stepper import Effect, Stepper
+from .store.connections import is_postgresql
 from .store.fold import Fold, Record
-from .store.store import PosteriorStore, is_version
+from .store.log import Log, is_version
+from .store.store import PosteriorStore
 
-__all__ = ["Replay", "load", "observation_of", "replay"]
+__all__ = ["Replay", "fold_on", "load", "observed", "replay"]
 
 
 class Replay(NamedTuple):
@@ -60,40 +61,45 @@ def replay(
 
     Raises:
         UnknownModel: no such model or version.
-        CorruptStore: no sound snapshot is left.
+        CorruptStore: no sound snapshot is left, or not that of a consolidation on the way.
     """
     if version is not None and not is_version(version):
         raise InvalidInput(f"version must be a positive integer, got {version!r}")
-    with store.read() as connection:
-        model_id = store.model_id(connection, name)
-        fold = store.fold(connection, model_id, None if version is None else min(int(version), 2**62))
-        if not fold.line or (version is not None and version != fold.head):
-            raise UnknownModel(
-                f"model {name!r} has no version {version!r}; its versions are the offsets of its history"
+    log = store.log(name)
+    fold = log.fold(None if version is None else min(int(version), 2**62))
+    if not fold.line or (version is not None and version != fold.head):
+        raise UnknownModel(f"model {name!r} has no version {version!r}; its versions are the offsets of its history")
+    covered, snapshot = store.nearest_snapshot(log.model_id, fold, length)
+    line = fold.line[covered:length]
+    for record in line:
+        if record.kind == "consolidate":
+            raise CorruptStore(
+                f"the snapshot of the consolidation at version {record.offset} of model {name!r} is not sound, and no "
+                "later one is: repair takes the consolidation off the line"
             )
-        covered, snapshot = store.nearest_snapshot(connection, model_id, fold, length)
-        if stepper is None or stepper.model.spec() != snapshot.spec:
-            stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network))
-        else:
-            stepper.reset(snapshot.arrays)
-        effects = {}
-        for record in fold.line[covered:length]:
-            if record.kind == "consolidate":
-                raise CorruptStore(f"the snapshot of the consolidation at version {record.offset} is not sound")
-            if record.learned is None:  # a handover: the line goes on
-                continue
-            effects[record.offset] = stepper.apply(observation_of(store, connection, model_id, record, stepper.model))
-        return Replay(stepper, fold, effects, len(effects))
+    if stepper is None or stepper.model.spec() != snapshot.spec:
+        stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network), own=True)
+    else:
+        stepper.reset(snapshot.arrays)
+    effects = fold_on(stepper, log, line)
+    return Replay(stepper, fold, effects, len(effects))
 
 
-def observation_of(
-    store: PosteriorStore, connection: Connection, model_id: int, record: Record, model: BayesianMLP
-) -> Observation:
-    """What a record learns."""
-    assert record.learned is not None
-    body = store.body(connection, model_id, record.learned)
-    source = None if model.memory is None else store.source(connection, model_id, record.learned)
-    return Observation.from_body(body, model, source)
+def fold_on(stepper: Stepper, log: Log, line: Sequence[Record]) -> dict[int, Effect]:
+    """Fold records of a line, in order; gives what each did, by offset.
+
+    Raises:
+        Purged: the payload of one of them was erased.
+    """
+    offsets = [record.offset for record in line if record.learned is not None]
+    learned = observed(stepper.model, log, line)
+    return {offset: stepper.apply(observation) for offset, observation in zip(offsets, learned, strict=True)}
+
+
+def observed(model: BayesianMLP, log: Log, line: Sequence[Record]) -> Iterator[Observation]:
+    """What the records of a line learn, in order; raises :class:`Purged` for one whose payload was erased."""
+    for record in log.at([record.learned for record in line if record.learned is not None]):
+        yield Observation.from_body(record.body, model, record.source)
 
 
 def load(
@@ -107,7 +113,7 @@ def load(
     """A model from a store as it is, or as it was at an earlier version, on any engine.
 
     Args:
-        store: a store, or the path of one.
+        store: a store, or the path or URL of one.
         name: of the model.
         engine: as for :class:`~bayesmlp.BayesianMLP`.
         network: for a model whose network is the user's own module: the module, or what ``bayesianize`` made of it. Its
@@ -121,7 +127,7 @@ def load(
     """
     if isinstance(store, PosteriorStore):
         return replay(store, name, engine=engine, network=network, version=version).model
-    if not Path(store).is_file():
+    if not is_postgresql(store) and not Path(store).is_file():
         raise InvalidInput(f"store must be the path of a store, got {str(store)!r}, which is not there")
     with PosteriorStore(store) as opened:
         return replay(opened, name, engine=engine, network=network, version=version).model

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ class _Row(NamedTuple):
     w: float
 
 
-class _River:
+class _River(ABC):
     """Features by name, and the warm-up."""
 
     def __init__(self, estimator: Any, warm_up: int) -> None:
@@ -119,9 +120,9 @@ class _River:
         return np.array([[x.get(name, mean) for name, mean in self._means.items()]], dtype=np.float64)
 
     # -- what the two tasks differ in -----------------------------------------------------------------------------
+    @abstractmethod
     def _checked(self, y: Any) -> Any:
         """The target, refused if it can't be learned."""
-        raise NotImplementedError
 
     def _may_start(self) -> bool:
         return True

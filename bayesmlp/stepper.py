@@ -51,11 +51,18 @@ class Stepper:
 
     Args:
         model: whose posterior to start from; the model itself is not touched again, :attr:`model` is a copy.
+        own: whether the model is nobody else's, and need not be copied.
     """
 
-    def __init__(self, model: BayesianMLP) -> None:
-        self.model = model.to_engine(model.engine)
+    def __init__(self, model: BayesianMLP, *, own: bool = False) -> None:
+        self.model = model if own else model.to_engine(model.engine)
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def fork(self) -> Stepper:
+        """Another one, with memory of its own; what is compiled is shared."""
+        other = Stepper(self.model)
+        other._steps = self._steps
+        return other
 
     def _step_for(self, *what: Any) -> Callable[..., Any]:
         """The step of a kind, a number of items, and whether there is a mask; compiled when first needed."""

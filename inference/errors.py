@@ -14,6 +14,8 @@
         ├── ConflictingEvent                 an event id was sent again with another body
         ├── LeaseHeld                        another updater is writing to the model
         ├── LeaseLost                        this updater was superseded and may not commit
+        ├── StoreUnavailable                 the database can not be reached or written now
+        ├── Purged                           what it needs was erased for good
         └── CorruptStore                     bytes read back are not the bytes written
 
 A message names the argument, what was expected and what came.
@@ -33,7 +35,9 @@ __all__ = [
     "MissingDependency",
     "NotFitted",
     "NumericalFailure",
+    "Purged",
     "StoreError",
+    "StoreUnavailable",
     "UnknownEvent",
     "UnknownModel",
     "UnknownPrediction",
@@ -100,6 +104,16 @@ class LeaseHeld(StoreError):
 
 class LeaseLost(StoreError):
     """This updater was superseded by another one and may not commit any more."""
+
+
+class StoreUnavailable(StoreError):
+    """The database can't be reached or written now; nothing was acknowledged. Sent again under the same event id, an
+    event is learned once.
+    """
+
+
+class Purged(StoreError):
+    """Payloads that this would need were erased for good."""
 
 
 class CorruptStore(StoreError):

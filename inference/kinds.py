@@ -186,6 +186,10 @@ class View(Network):
         """Of the whole network."""
         return self.network.prior_precision(prior, num_inputs, self.num_outputs)
 
+    def check_prior(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> None:
+        """Of the whole network."""
+        self.network.check_prior(prior, num_inputs, self.num_outputs)
+
     def default_structure(self) -> Structure:
         return self.network.default_structure()
 

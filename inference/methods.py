@@ -17,6 +17,7 @@ from .priors import NormalPrior
 from .resuming import Checkpoint
 from .structures.base import Structure
 from .structures.mixture import Mixture
+from .structures.particles import Particles
 
 __all__ = ["FitProblem", "FitResult", "Method", "state_arrays"]
 
@@ -83,7 +84,7 @@ class FitResult:
 
     posterior: Posterior
     prior: NormalPrior
-    structure: Structure | Mixture
+    structure: Structure | Mixture | Particles
     history: np.ndarray
     details: dict[str, Any] = field(default_factory=dict)
 

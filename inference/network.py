@@ -134,6 +134,10 @@ class Network(ABC):
         """Prior precision of every weight, in the weights' shapes, in float64."""
         return prior.precision(self.shapes(num_inputs, num_outputs))  # type: ignore[arg-type]
 
+    def check_prior(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> None:
+        """Raises :class:`InvalidInput` unless the prior fits the network."""
+        self.prior_precision(prior, num_inputs, num_outputs)
+
     def default_structure(self) -> Structure:
         """The structure of a model that is not given one."""
         return LastLayer()
@@ -276,6 +280,9 @@ class MLP(Network):
         """Shape (inputs + 1, outputs) of each layer's weight matrix."""
         sizes = (num_inputs, *self.hidden, num_outputs)
         return tuple((fan_in + 1, fan_out) for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def check_prior(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> None:
+        prior.check(self.shapes(num_inputs, num_outputs))
 
     def initialise(self, num_inputs: int, num_outputs: int, seed: int) -> tuple[np.ndarray, ...]:
         """Fan-in initialisation: weights of variance gain² / fan-in, biases 0; drawn on the host, in float64.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -17,7 +18,7 @@ from .engines.base import Array, Engine
 from .likelihoods.base import Likelihood
 from .network import Network
 
-__all__ = ["Parameters", "Terms", "WeightPrior", "deviations_of", "mean_field_kl", "normal_kl", "objective_of"]
+__all__ = ["Parameters", "Terms", "WeightPrior", "deviations_of", "gradient_of", "mean_field_kl", "normal_kl"]
 
 
 class Parameters(NamedTuple):
@@ -38,7 +39,7 @@ class WeightPrior(NamedTuple):
     """Independent normal weights around 0.
 
     Attributes:
-        precision: p of each weight, in the form of the means.
+        precision: p of each weight, in the form of the means, or one column that all have.
         log_determinant: Σ log p of each layer; 0 where its weights are points, which don't ask for it.
     """
 
@@ -104,10 +105,28 @@ def normal_kl(
     return 0.5 * (squares - math.prod(mean.shape) - log_determinant) - xp.sum(log_deviation)
 
 
-def objective_of(
-    engine: Engine, network: Network, likelihood: Likelihood, variational: Sequence[bool], num_rows: float
-) -> Callable[..., tuple[Array, Terms]]:
-    """``objective(parameters, prior, batch, noise, kl_weight) -> (objective, terms)`` of one network.
+class _Moments(NamedTuple):
+    """What the likelihood sees of :class:`Parameters`: variances in place of the logarithms of deviations."""
+
+    mean: tuple[Array, ...]
+    variance: tuple[Array, ...]
+    likelihood: tuple[Array, ...]
+
+
+def gradient_of(
+    engine: Engine,
+    network: Network,
+    likelihood: Likelihood,
+    variational: Sequence[bool],
+    num_rows: float,
+    members: bool = False,
+) -> Callable[..., tuple[Terms, Parameters]]:
+    """``gradient(parameters, prior, batch, noise, kl_weight) -> (terms, gradient)`` of the objective at given noise.
+
+    The framework differentiates what the data says. What the prior says is differentiated here, at a third of the
+    price::
+
+        ∂KL/∂m = p m,    ∂KL/∂(log s) = p s² - 1
 
     Args:
         engine: of the arrays.
@@ -115,34 +134,92 @@ def objective_of(
         likelihood: the observation model.
         variational: for each layer, whether its weights are variational.
         num_rows: N of the data set, of which a batch is a sample.
+        members: whether there are several networks, whose arrays have a leading axis.
 
     Returns:
         A pure function of the parameters; the prior; a batch (inputs, targets, weight of each row); standard normal
         noise for each variational layer; and β.
     """
-    xp = engine.xp
+    misfit_at = _misfit_of(engine, network, likelihood, variational, num_rows)
+    point: Callable[..., Any] = partial(_point, engine)
+    normal: Callable[..., Any] = partial(_normal, engine)
+    if members:
+        misfit_at = engine.vmap(misfit_at)
+        point, normal = engine.vmap(point, (0, 0, 0, None)), engine.vmap(normal, (0, 0, 0, 0, 0, None))
 
-    def objective(
+    def total(*arguments: Any) -> tuple[Array, Any]:
+        misfit, fit = misfit_at(*arguments)
+        return engine.xp.sum(misfit), (misfit, fit)
+
+    of_misfit = engine.value_and_grad(total, has_aux=True)
+
+    def gradient(
         parameters: Parameters, prior: WeightPrior, batch: Sequence[Array], noise: Any, kl_weight: Array
-    ) -> tuple[Array, Terms]:
-        rows, targets, row_weight = batch
-        log_deviations = _spread(parameters.log_deviation, variational)
-        variances = [None if log_s is None else xp.exp(2 * log_s) for log_s in log_deviations]
-        if any(variational):
-            draws = _spread(noise, variational)
-            outputs = network.apply_with_noise(engine, parameters.mean, variances, rows, draws)
-        else:
-            outputs = network.apply(engine, parameters.mean, rows)
-        log_probs = likelihood.fit_log_prob(engine, outputs, targets, parameters.likelihood)
-        fit = xp.sum(row_weight * log_probs) / rows.shape[0]
-        complexity = -likelihood.fit_log_prior(engine, parameters.likelihood)
-        for mean, variance, log_s, *of_prior in zip(parameters.mean, variances, log_deviations, *prior, strict=True):
-            if variance is None:
-                penalty = 0.5 * xp.sum(of_prior[0] * xp.square(mean))
-            else:
-                penalty = kl_weight * normal_kl(xp, mean, variance, log_s, *of_prior)
-            complexity = complexity + penalty
-        complexity = complexity / num_rows
-        return complexity - fit, Terms(complexity - fit, fit, complexity)
+    ) -> tuple[Terms, Parameters]:
+        variances = tuple(engine.exp2(2 / math.log(2) * log_s) for log_s in parameters.log_deviation)
+        moments = _Moments(parameters.mean, variances, parameters.likelihood)
+        (_, (objective, fit)), of_moments = of_misfit(moments, batch, noise)
+        means, log_deviations = [], []
+        spreads = (_spread(v, variational) for v in (parameters.log_deviation, variances, of_moments.variance))
+        for mean, of_mean, precision, log_determinant, *spread in zip(
+            parameters.mean, of_moments.mean, *prior, *spreads, strict=True
+        ):
+            share = kl_weight / num_rows if spread[0] is not None else 1 / num_rows
+            value, of_mean = point(mean, of_mean, precision, share)
+            objective = objective + value
+            means.append(of_mean)
+            if spread[0] is not None:
+                value, of_log_deviation = normal(*spread, precision, log_determinant, share)
+                objective = objective + value
+                log_deviations.append(of_log_deviation)
+        moved = Parameters(tuple(means), tuple(log_deviations), of_moments.likelihood)
+        return Terms(objective, fit, objective + fit), moved
 
-    return objective
+    return gradient
+
+
+def _misfit_of(
+    engine: Engine, network: Network, likelihood: Likelihood, variational: Sequence[bool], num_rows: float
+) -> Callable[..., tuple[Array, Array]]:
+    """``misfit(moments, batch, noise)``: the objective without the prior of the weights, and the log likelihood."""
+
+    def misfit(moments: _Moments, batch: Sequence[Array], noise: Any) -> tuple[Array, Array]:
+        rows, targets, row_weight = batch
+        if any(variational):
+            variances, draws = _spread(moments.variance, variational), _spread(noise, variational)
+            outputs = network.apply_with_noise(engine, moments.mean, variances, rows, draws)
+        else:
+            outputs = network.apply(engine, moments.mean, rows)
+        log_probs = likelihood.fit_log_prob(engine, outputs, targets, moments.likelihood)
+        fit = engine.xp.sum(row_weight * log_probs) / rows.shape[0]
+        return -likelihood.fit_log_prior(engine, moments.likelihood) / num_rows - fit, fit
+
+    return misfit
+
+
+def _point(engine: Engine, mean: Array, of_mean: Array, precision: Array, share: Any) -> tuple[Array, Array]:
+    """What a prior adds to the objective by the means: ½ β p m² / N, and the gradient with it.
+
+    As in :func:`_normal`, the price is that of moving arrays of the weights' size through memory.
+    """
+    pulled = (share * precision) * mean
+    value = 0.5 * (engine.xp.reshape(pulled, (-1,)) @ engine.xp.reshape(mean, (-1,)))
+    pulled += of_mean  # in place where the framework is eager
+    return value, pulled
+
+
+def _normal(
+    engine: Engine,
+    log_deviation: Array,
+    variance: Array,
+    of_variance: Array,
+    precision: Array,
+    log_determinant: Array,
+    share: Array,
+) -> tuple[Array, Array]:
+    """What it adds by the standard deviations: ½ β (p s² - 1 - log p s²) / N, and the gradient by log s."""
+    xp, pull = engine.xp, share * precision
+    rows = xp.sum(variance, axis=-1, keepdims=True) if pull.shape != variance.shape else variance
+    squares = xp.sum(pull * rows) - share * (math.prod(variance.shape) + log_determinant)
+    gradient = engine.add_product(-share, variance, of_variance + 0.5 * pull, 2.0)
+    return 0.5 * squares - share * xp.sum(log_deviation), gradient

@@ -43,6 +43,7 @@ class NormalPrior:
 
     def precision(self, shapes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, ...]:
         """Prior precision of every weight, one matrix (inputs + 1, outputs) per layer, in float64."""
+        self.check(shapes)
         scales = self.scales(len(shapes))
         bias_scales = self._per_layer("bias_scale", len(shapes))
         precisions = []
@@ -52,6 +53,12 @@ class NormalPrior:
             precisions.append(precision)
         precisions[-1][:-1] /= self._per_output(shapes[-1][1]) ** 2
         return tuple(precisions)
+
+    def check(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Raises :class:`InvalidInput` unless the scales fit layers of those shapes."""
+        self.scales(len(shapes))
+        self._per_layer("bias_scale", len(shapes))
+        self._per_output(shapes[-1][1])
 
     def times(self, factor: float) -> NormalPrior:
         """The prior with all weights' scales multiplied; biases keep theirs."""

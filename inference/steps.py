@@ -13,7 +13,7 @@ from . import ivon
 from .engines.base import Array, map_arrays
 from .errors import InvalidInput
 from .methods import FitProblem
-from .objective import Parameters, Terms, WeightPrior, normal_kl, objective_of
+from .objective import Parameters, Terms, WeightPrior, gradient_of, normal_kl
 
 __all__ = ["IVON", "Adam", "Optimizer", "Step", "StepState", "optimizer_named"]
 
@@ -76,14 +76,14 @@ class Adam(Optimizer):
 
     def step(self, problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Step:
         engine = problem.engine
-        gradient_of = _gradient_of(problem, variational, rows)
+        gradient_at = _gradient_of(problem, variational, rows)
 
         def step(state: StepState, batch: Sequence[Array], key: Any, numbers: Array) -> tuple[StepState, Array]:
             parameters, (moments, of_deviations) = state.parameters, state.memory
             leading, count = batch[0].shape[: rows.ndim - 1], batch[0].shape[rows.ndim - 1]
             shapes = [(*leading, *shape) for shape in problem.network.noise_shapes(count, parameters.mean)]
             noise = _draws(engine, key, shapes, variational)
-            (_, terms), gradient = gradient_of(parameters, state.prior, batch, noise, numbers[1])
+            terms, gradient = gradient_at(parameters, state.prior, batch, noise, numbers[1])
             deviations, slow = parameters.log_deviation, numbers[0] * self.deviation_rate
             moved, moments = engine.adam(
                 parameters._replace(log_deviation=()), gradient._replace(log_deviation=()), moments, numbers[0]
@@ -136,7 +136,7 @@ class IVON(Optimizer):
     def step(self, problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Step:
         engine, xp, num_rows = problem.engine, problem.engine.xp, float(rows.shape[-1])
         points, members = [not flag for flag in variational], rows.size / rows.shape[-1]
-        gradient_of = _gradient_of(problem, [False] * len(variational), rows)
+        gradient_at = _gradient_of(problem, [False] * len(variational), rows)
 
         def step(state: StepState, batch: Sequence[Array], key: Any, numbers: Array) -> tuple[StepState, Array]:
             parameters, (own, moments) = state.parameters, state.memory
@@ -146,7 +146,7 @@ class IVON(Optimizer):
             drawn = ivon.sample(xp, own, prior, effective, noise)
             sampled = Parameters(_merged(parameters.mean, drawn, variational), (), parameters.likelihood)
             flat = _merged(state.prior.precision, map_arrays(xp.zeros_like, prior), variational)
-            (_, terms), gradient = gradient_of(sampled, state.prior._replace(precision=flat), batch, (), numbers[1])
+            terms, gradient = gradient_at(sampled, state.prior._replace(precision=flat), batch, (), numbers[1])
             own = ivon.update(
                 xp, own, _chosen(gradient.mean, variational), noise, prior, effective, numbers[0],
                 self.momentum_decay, self.curvature_decay,
@@ -185,17 +185,9 @@ def optimizer_named(optimizer: Optimizer | str) -> Optimizer:
 
 
 def _gradient_of(problem: FitProblem, variational: Sequence[bool], rows: np.ndarray) -> Any:
-    """Value, terms and gradient of the objective; of several networks, the sum of values and the terms of each."""
-    engine, xp = problem.engine, problem.engine.xp
-    objective = objective_of(engine, problem.network, problem.likelihood, variational, rows.shape[-1])
-    if rows.ndim == 2:
-        each = engine.vmap(objective, in_axes=(0, 0, 0, 0, None))
-
-        def objective(*arguments: Any) -> tuple[Array, Terms]:
-            values, terms = each(*arguments)
-            return xp.sum(values), terms
-
-    return engine.value_and_grad(objective, has_aux=True)
+    """The objective's terms and gradient, of one network or of several."""
+    num_rows = float(rows.shape[-1])
+    return gradient_of(problem.engine, problem.network, problem.likelihood, variational, num_rows, rows.ndim == 2)
 
 
 def _draws(engine: Any, key: Any, shapes: Sequence[tuple[int, ...]], variational: Sequence[bool]) -> tuple[Array, ...]:

@@ -255,7 +255,14 @@ def weight_prior(
     with problem.engine.scope():
         layers = [xp.reshape(p, (*leading, -1)) for p in precision]
         logarithms = [xp.log(p) if flag else xp.zeros_like(p) for p, flag in zip(layers, variational, strict=True)]
-        return WeightPrior(precision, tuple(xp.sum(values, axis=-1) for values in logarithms))
+        shared = tuple(_shared_by_columns(xp, p) for p in precision)
+        return WeightPrior(shared, tuple(xp.sum(values, axis=-1) for values in logarithms))
+
+
+def _shared_by_columns(xp: Any, precision: Array) -> Array:
+    """One column where all are equal, as those of :class:`NormalPrior` are: so much less to read in every step."""
+    first = precision[..., :1]
+    return xp.asarray(first, copy=True) if precision.ndim > 1 and bool(xp.all(precision == first)) else precision
 
 
 def _batch_size(num_rows: int, steps: int) -> int:

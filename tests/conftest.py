@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
 
+import postgres
 import pytest
 from cases import FRAMEWORKS, on
+from store_cases import Places
 
 from bayesmlp.inference.engines import Engine, get_engine
 
@@ -51,3 +55,21 @@ def engine64(framework: str) -> Engine:
 def gradient_engine64(request: pytest.FixtureRequest) -> Engine:
     """Every framework that has gradients, in float64."""
     return get_engine(str(request.param), "float64")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """URL of a PostgreSQL server."""
+    with postgres.server() as url:
+        if url is None:
+            pytest.skip(f"needs psycopg (pip install 'bayesmlp[postgres]') and a server ({postgres.HOW})")
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Places]:
+    """Makes stores of each kind of database in turn."""
+    server = request.getfixturevalue("postgresql_server") if request.param == "postgresql" else None
+    made = Places(tmp_path, server)
+    yield made
+    made.clear()

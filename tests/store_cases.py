@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
 
 import bayesmlp as bm
 from bayesmlp.inference.structures import Structure
@@ -39,3 +44,81 @@ def published(folder: Path, engine: str = "numpy", name: str = "m", **options: A
     store = bm.open_store(folder / "store.db")
     store.publish(name, small_model(engine, **options))
     return store
+
+
+class Places:
+    """Makes stores of one kind, each in a place of its own.
+
+    Args:
+        folder: for SQLite files.
+        server: URL of a PostgreSQL server, for databases there; None for SQLite.
+    """
+
+    def __init__(self, folder: Path, server: str | None = None) -> None:
+        self.folder, self.server = folder, server
+        self._made: list[str] = []
+        self._opened: list[bm.PosteriorStore] = []
+
+    def location(self, name: str = "store") -> str:
+        """Where the store of a name is."""
+        if self.server is None:
+            return str(self.folder / f"{name}.db")
+        database = f"{self.folder.name}_{name}".replace("-", "_").lower()[-60:]
+        if database not in self._made:
+            self._made.append(database)
+            with administration(self.server) as connection:
+                connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+                connection.exec_driver_sql(f'CREATE DATABASE "{database}"')
+        return make_url(self.server).set(database=database).render_as_string(hide_password=False)
+
+    def open(self, name: str = "store", **options: Any) -> bm.PosteriorStore:
+        """Open a store, or make it."""
+        self._opened.append(bm.open_store(self.location(name), **options))
+        return self._opened[-1]
+
+    def published(
+        self, engine: str = "numpy", model: str = "m", name: str = "store", **options: Any
+    ) -> bm.PosteriorStore:
+        """A store with :func:`small_model` in it."""
+        store = self.open(name)
+        store.publish(model, small_model(engine, **options))
+        return store
+
+    @contextlib.contextmanager
+    def sql(self, name: str = "store") -> Iterator[Connection]:
+        """Statements past the library, to break things."""
+        location = self.location(name)
+        if self.server is None:
+            engine = create_engine(f"sqlite:///{location}", poolclass=NullPool)
+        else:
+            engine = create_engine(make_url(location).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+        with engine.begin() as connection:
+            yield connection
+
+    def end_writers(self) -> None:
+        """As if the processes of all writers had ended."""
+        with self.sql() as connection:
+            if self.server is None:
+                connection.exec_driver_sql("""UPDATE leases SET owner = json_set(owner, '$.started', '0')""")
+            else:
+                connection.exec_driver_sql(
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' "
+                    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                )
+
+    def clear(self) -> None:
+        """Close the stores; remove the databases."""
+        for store in self._opened:
+            store.close()
+        for database in self._made:
+            with administration(str(self.server)) as connection:
+                connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+
+
+@contextlib.contextmanager
+def administration(server: str) -> Iterator[Connection]:
+    """A connection outside transactions."""
+    url = make_url(server).set(drivername="postgresql+psycopg")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        yield connection

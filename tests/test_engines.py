@@ -122,11 +122,13 @@ def test_value_and_grad_of_a_tree(gradient_engine64: Engine) -> None:
     def function(parameters: Any, shift: Any) -> Any:
         return xp.sum(xp.exp(parameters[0] + shift)) + xp.sum(parameters[1] ** 3)
 
-    arguments = (engine.asarray(first), engine.asarray(second)), engine.asarray(np.float64(0.5))
+    unseen = engine.asarray(first)  # by the function: no gradient reaches it
+    arguments = (engine.asarray(first), engine.asarray(second), unseen), engine.asarray(np.float64(0.5))
     value, gradient = engine.jit(engine.value_and_grad(function))(*arguments)
     close(engine, value, np.exp(first + 0.5).sum() + (second**3).sum())
     close(engine, gradient[0], np.exp(first + 0.5))
     close(engine, gradient[1], 3 * second**2)
+    close(engine, gradient[2], 0 * first)
 
 
 def test_products_with_the_jacobian_at_values_inside_a_computation(gradient_engine64: Engine) -> None:

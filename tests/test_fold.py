@@ -142,7 +142,7 @@ def test_properties_of_any_log(records: list[Record]) -> None:
     assert all(fold.status[r.offset] == "retracted" for r in events if r.event_id in retracted)
     kinds = {record.offset: record.kind for record in records}
     assert all((kinds[r.learned] == "quarantine") == (r.kind == "release") for r in fold.line if r.learned is not None)
-    chains = fold.chains()
+    chains = list(fold.covers)
     assert len(set(chains)) == len(chains) == len(offsets)
 
 

@@ -21,6 +21,7 @@ from bayesmlp.sampled import resampled
 
 LANGUAGES = {"jax": "numpyro", "torch": "pyro"}
 NETWORK = bm.MLP((4,), "tanh")
+NO_DATA: Any = ()
 QUICK = bm.MCLMC(num_warmup=120, num_samples=40, num_chains=4, thinning=4, climb=60)
 
 
@@ -82,9 +83,11 @@ def test_samplers_find_the_posterior_of_a_linear_model(engine: str, name: str) -
     assert np.all(np.abs(error) < 5 / np.sqrt(size) + 0.02)
     ratio = draws.reshape(-1, 10).std(0) / exact_deviation
     assert np.all(np.abs(ratio - 1) < 5 / np.sqrt(2 * size) + 0.04)
-    # For a linear model the Gaussian beside the draws is the posterior itself.
-    np.testing.assert_allclose(np.ravel(model.mean_weights()[0]), exact_mean, atol=1e-3)
-    np.testing.assert_allclose(np.ravel(model.weight_variances()[0]), exact_deviation**2, rtol=1e-6)
+    # For a linear model the Gaussian beside the draws is the posterior itself, but for the draws' own error.
+    error = (np.ravel(model.mean_weights()[0]) - exact_mean) / exact_deviation
+    assert np.all(np.abs(error) < 5 / np.sqrt(size) + 0.05)
+    ratio = np.sqrt(np.ravel(model.weight_variances()[0])) / exact_deviation
+    assert np.all(np.abs(ratio - 1) < 5 / np.sqrt(2 * size.min()) + 0.04)
 
 
 def test_the_density_is_that_of_the_probabilistic_program() -> None:
@@ -176,11 +179,11 @@ def test_microcanonical_steps_keep_the_energy(name: str) -> None:
         np.testing.assert_allclose(np.sum(engine.to_numpy(turned) ** 2, -1), 1.0, rtol=1e-12)
         errors = []
         for step in (0.02, 0.01):
-            _, error = integrate(engine, gradient, start, (), engine.asarray(np.full(3, step)), 1.0)
+            _, error = integrate(engine, gradient, start, NO_DATA, engine.asarray(np.full(3, step)), 1.0)
             errors.append(np.abs(engine.to_numpy(error)))
-        back = integrate(engine, gradient, start, (), engine.asarray(np.full(3, 0.2)), 1.0)[0]
+        back = integrate(engine, gradient, start, NO_DATA, engine.asarray(np.full(3, 0.2)), 1.0)[0]
         again, _ = integrate(
-            engine, gradient, back._replace(direction=-back.direction), (), engine.asarray(np.full(3, 0.2)), 1.0
+            engine, gradient, back._replace(direction=-back.direction), NO_DATA, engine.asarray(np.full(3, 0.2)), 1.0
         )
     assert np.all(errors[0] / errors[1] > 6)
     np.testing.assert_allclose(engine.to_numpy(again.position), engine.to_numpy(start.position), atol=1e-10)
@@ -188,8 +191,8 @@ def test_microcanonical_steps_keep_the_energy(name: str) -> None:
 
 def test_a_sampled_posterior_crosses_the_store_and_learns_on(tmp_path: Path) -> None:
     """Sampled on one engine, reopened on the other: the same answers; an update goes on from the Gaussian."""
-    x, y = linear_data(300, 3)
-    y = np.tanh(y) + 0.5 * x[:, 0] ** 2
+    x, _ = linear_data(300, 3)
+    y = np.sin(2 * x[:, 0]) + x[:, 1] + 0.2 * np.random.default_rng(1).standard_normal(300)
     model = small_model("torch", structure=bm.Full()).fit(x[:40], y[:40], method=QUICK)
     before = model.predict(x[200:])
     assert before.method == "samples"
@@ -223,7 +226,7 @@ def test_reweighting_is_bayes_rule() -> None:
     assert 0.1 * form.size < size < form.size
     spread = np.sqrt(np.ravel(gaussian.epistemic_variance))
     assert np.all(np.abs(np.ravel(answer.mean) - exact) < (5 / np.sqrt(size) + 0.02) * spread)
-    np.testing.assert_allclose(np.ravel(gaussian.mean), exact, atol=1e-3)
+    assert np.all(np.abs(np.ravel(gaussian.mean) - exact) < (5 / np.sqrt(form.size) + 0.1) * spread)
     with pytest.raises(NumericalFailure, match="of 1600 draws only"):
         model.reweight(x, y + 5.0)
     np.testing.assert_array_equal(model.predict(x).mean, answer.mean)
@@ -271,7 +274,7 @@ def test_arviz_reads_every_method(method: Any) -> None:
     deviation = np.ravel(answer.std)
     size = np.prod(shape[:2]) / (8 if method is QUICK else 1)
     drawn = data.posterior_predictive["y"].values
-    assert np.all(np.abs(drawn.mean((0, 1))[:, 0] - np.ravel(answer.mean)) < 6 * deviation / np.sqrt(size) + 0.2 * deviation)
+    assert np.all(np.abs(drawn.mean((0, 1))[:, 0] - np.ravel(answer.mean)) < (6 / np.sqrt(size) + 0.2) * deviation)
 
 
 def test_interrupted_chains_go_on_to_the_same_draws(tmp_path: Path) -> None:

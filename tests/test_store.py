@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_cases import published, small_model, stream
+from store_cases import Places, published, small_model, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
-from bayesmlp.store.database import wal_is_safe
+from bayesmlp.stepper import Stepper
+from bayesmlp.store.connections import wal_is_safe
 from bayesmlp.store.digest import posterior_digest
 
 ENGINES = ["numpy", "torch", "jax"]
@@ -30,9 +31,9 @@ def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_receipts_say_what_an_event_did(tmp_path: Path, engine: str) -> None:
+def test_receipts_say_what_an_event_did(places: Places, engine: str) -> None:
     x, y = stream(30)
-    with published(tmp_path, engine) as store, bm.OnlineUpdater(store, "m", engine=engine) as updater:
+    with places.published(engine) as store, bm.OnlineUpdater(store, "m", engine=engine) as updater:
         receipts = [updater.observe(a, b, event_id=f"e{i}") for i, (a, b) in enumerate(zip(x, y, strict=True))]
         assert [r.version for r in receipts] == list(range(2, 32))
         assert {r.status for r in receipts} == {"applied"}
@@ -43,10 +44,10 @@ def test_receipts_say_what_an_event_did(tmp_path: Path, engine: str) -> None:
     assert [entry.kind for entry in history] == ["publish"] + ["event"] * 30
 
 
-def test_the_log_folds_to_what_updates_in_memory_give(tmp_path: Path, engine: str) -> None:
+def test_the_log_folds_to_what_updates_in_memory_give(places: Places, engine: str) -> None:
     x, y = stream(40)
     model = small_model(engine)
-    with published(tmp_path, engine) as store, bm.OnlineUpdater(store, "m", engine=engine) as updater:
+    with places.published(engine) as store, bm.OnlineUpdater(store, "m", engine=engine) as updater:
         for a, b in zip(x, y, strict=True):
             updater.observe(a, b)
             model.update(a[None], [b])
@@ -56,9 +57,9 @@ def test_the_log_folds_to_what_updates_in_memory_give(tmp_path: Path, engine: st
         np.testing.assert_allclose(array, theirs[name], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
-def test_reopened_it_is_the_same_to_the_bit(tmp_path: Path, engine: str) -> None:
+def test_reopened_it_is_the_same_to_the_bit(places: Places, engine: str) -> None:
     x, y = stream(60)
-    store = published(tmp_path, engine)
+    store = places.published(engine)
     with bm.OnlineUpdater(store, "m", engine=engine, snapshot_every=7) as updater:
         for a, b in zip(x[:30], y[:30], strict=True):
             updater.observe(a, b)
@@ -66,30 +67,28 @@ def test_reopened_it_is_the_same_to_the_bit(tmp_path: Path, engine: str) -> None
         for a, b in zip(x[30:], y[30:], strict=True):
             updater.observe(a, b)
         interrupted = updater.digest()
-    other = tmp_path / "other"
-    other.mkdir()
-    with published(other, engine) as fresh, bm.OnlineUpdater(fresh, "m", engine=engine) as updater:
+    with places.published(engine, name="other") as fresh, bm.OnlineUpdater(fresh, "m", engine=engine) as updater:
         updater.observe_many(x, y)  # one commit instead of sixty changes nothing either
         assert updater.digest() == interrupted
-    loaded = bm.load(tmp_path / "store.db", "m", engine=engine)
+    loaded = bm.load(places.location(), "m", engine=engine)
     assert posterior_digest(loaded.spec(), loaded.to_arrays()) == interrupted
 
 
-def test_replay_without_a_snapshot_is_byte_equal(tmp_path: Path, engine: str) -> None:
+def test_replay_without_a_snapshot_is_byte_equal(places: Places, engine: str) -> None:
     x, y = stream(50)
-    store = published(tmp_path, engine)
+    store = places.published(engine)
     with bm.OnlineUpdater(store, "m", engine=engine, snapshot_every=10) as updater:
         updater.observe_many(x, y)
         live = updater.digest()
-    with sqlite3.connect(tmp_path / "store.db") as connection:
-        connection.execute("DELETE FROM snapshots WHERE offset > 1")
+    with places.sql() as connection:
+        connection.exec_driver_sql('DELETE FROM parts WHERE "offset" > 1')
     with bm.OnlineUpdater(store, "m", engine=engine) as updater:
         assert updater.digest() == live
 
 
-def test_an_event_is_applied_exactly_once(tmp_path: Path) -> None:
+def test_an_event_is_applied_exactly_once(places: Places) -> None:
     x, y = stream(3)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         first = updater.observe(x[0], y[0], event_id="a")
         digest = updater.digest()
         again = updater.observe(x[0], y[0], event_id="a")
@@ -102,9 +101,9 @@ def test_an_event_is_applied_exactly_once(tmp_path: Path) -> None:
         assert [r.repeated for r in batch] == [True, False, False]
 
 
-def test_a_conflict_in_a_group_stores_none_of_it(tmp_path: Path) -> None:
+def test_a_conflict_in_a_group_stores_none_of_it(places: Places) -> None:
     x, y = stream(3)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         updater.observe(x[0], y[0], event_id="a")
         before = updater.digest(), len(updater.history())
         with pytest.raises(errors.ConflictingEvent):
@@ -112,27 +111,25 @@ def test_a_conflict_in_a_group_stores_none_of_it(tmp_path: Path) -> None:
         assert (updater.digest(), len(updater.history())) == before
 
 
-def test_waiting_for_durable_only_applies_later(tmp_path: Path) -> None:
+def test_waiting_for_durable_only_applies_later(places: Places) -> None:
     x, y = stream(10)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         receipts = [updater.observe(a, b, wait="durable") for a, b in zip(x, y, strict=True)]
         assert {r.status for r in receipts} == {"pending"}
         assert updater.version == 11
         assert {entry.status for entry in updater.history() if entry.kind == "event"} == {"applied"}
 
 
-def test_feedback_on_an_answer(tmp_path: Path) -> None:
+def test_feedback_on_an_answer(places: Places) -> None:
     x, y = stream(5)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         answer = updater.predict(x[0])
         assert answer.version == 1
         receipt = updater.feedback(str(answer.prediction_id), y[0])
         assert updater.feedback(str(answer.prediction_id), y[0]).repeated
         several = updater.predict(x)
         assert updater.feedback(str(several.prediction_id), y).version == receipt.version + 1
-    other = tmp_path / "other"
-    other.mkdir()
-    with published(other) as fresh, bm.OnlineUpdater(fresh, "m", engine="numpy") as updater:
+    with places.published(name="other") as fresh, bm.OnlineUpdater(fresh, "m", engine="numpy") as updater:
         updater.observe(x[0], y[0])
         updater.observe_batch(x, y)
         expected = updater.digest()
@@ -140,9 +137,9 @@ def test_feedback_on_an_answer(tmp_path: Path) -> None:
         assert updater.digest() == expected
 
 
-def test_feedback_on_an_unknown_or_expired_answer(tmp_path: Path) -> None:
+def test_feedback_on_an_unknown_or_expired_answer(places: Places) -> None:
     x, y = stream(1)
-    with published(tmp_path) as store:
+    with places.published() as store:
         with bm.OnlineUpdater(store, "m", engine="numpy", answer_time_to_live=1e-3) as updater:
             digest = updater.digest()
             with pytest.raises(errors.UnknownPrediction, match="gave no answer with prediction id 'nonsense'"):
@@ -161,13 +158,15 @@ def test_feedback_on_an_unknown_or_expired_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["early", "late"])
-def test_retraction_equals_a_stream_that_never_held_the_events(tmp_path: Path, engine: str, where: str) -> None:
+def test_retraction_equals_a_stream_that_never_held_the_events(
+    places: Places, engine: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = stream(80)
     bad = set(range(5, 65)) if where == "early" else set(range(20, 80))
-    with published(tmp_path, engine) as store, bm.OnlineUpdater(store, "m", engine=engine, snapshot_every=9) as updater:
+    with places.published(engine) as store, bm.OnlineUpdater(store, "m", engine=engine, snapshot_every=9) as updater:
         for i, (a, b) in enumerate(zip(x, y, strict=True)):
             updater.observe(a, b, event_id=f"e{i}", source="spam" if i in bad else None)
-        steps = _count_steps(updater)
+        steps = _count_steps(monkeypatch)
         taken = updater.retract([f"e{i}" for i in bad])
         retracted = updater.digest()
         assert (taken.events, len(steps)) == (60, taken.replayed)
@@ -175,9 +174,7 @@ def test_retraction_equals_a_stream_that_never_held_the_events(tmp_path: Path, e
         statuses = [entry.status for entry in updater.history() if entry.kind == "event"]
         assert statuses.count("retracted") == 60
         assert updater.observe(x[min(bad)], y[min(bad)], event_id=f"e{min(bad)}").status == "retracted"
-    other = tmp_path / "other"
-    other.mkdir()
-    with published(other, engine) as fresh, bm.OnlineUpdater(fresh, "m", engine=engine) as updater:
+    with places.published(engine, name="other") as fresh, bm.OnlineUpdater(fresh, "m", engine=engine) as updater:
         for i, (a, b) in enumerate(zip(x, y, strict=True)):
             if i not in bad:
                 updater.observe(a, b)
@@ -186,22 +183,22 @@ def test_retraction_equals_a_stream_that_never_held_the_events(tmp_path: Path, e
         assert updater.digest() == retracted
 
 
-def _count_steps(updater: bm.OnlineUpdater) -> list[int]:
-    """Every step the updater takes from now on appends to the list; the steps are real."""
+def _count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every step that is taken from now on appends to the list; the steps are real."""
     calls: list[int] = []
-    apply = updater._stepper.apply
+    apply = Stepper.apply
 
-    def counted(observation):  # type: ignore[no-untyped-def]
+    def counted(stepper: Stepper, observation: Any) -> Any:
         calls.append(1)
-        return apply(observation)
+        return apply(stepper, observation)
 
-    updater._stepper.apply = counted
+    monkeypatch.setattr(Stepper, "apply", counted)
     return calls
 
 
-def test_retraction_by_source_and_time(tmp_path: Path) -> None:
+def test_retraction_by_source_and_time(places: Places) -> None:
     x, y = stream(9)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         updater.observe_many(x[:3], y[:3], event_ids=["a", "b", "c"], source="alice")
         clean = updater.digest()
         updater.observe_many(x[3:6], y[3:6], source="bob")
@@ -220,9 +217,9 @@ def test_retraction_by_source_and_time(tmp_path: Path) -> None:
         assert updater.digest() == clean
 
 
-def test_rollback_and_what_it_leaves(tmp_path: Path, engine: str) -> None:
+def test_rollback_and_what_it_leaves(places: Places, engine: str) -> None:
     x, y = stream(20)
-    with published(tmp_path, engine) as store:
+    with places.published(engine) as store:
         with bm.OnlineUpdater(store, "m", engine=engine) as updater:
             digests = {1: updater.digest()}
             for i, (a, b) in enumerate(zip(x, y, strict=True)):
@@ -240,8 +237,8 @@ def test_rollback_and_what_it_leaves(tmp_path: Path, engine: str) -> None:
         assert posterior_digest(old.spec(), old.to_arrays()) == digests[12]
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    with published(tmp_path) as store:
+def test_one_writer_at_a_time(places: Places) -> None:
+    with places.published() as store:
         updater = bm.OnlineUpdater(store, "m", engine="numpy")
         with pytest.raises(errors.LeaseHeld, match="being written by process"):
             bm.OnlineUpdater(store, "m", engine="numpy")
@@ -254,25 +251,44 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         bm.OnlineUpdater(store, "m", engine="numpy").close()
 
 
-def test_a_superseded_writer_can_not_commit(tmp_path: Path) -> None:
+def test_a_superseded_writer_can_not_commit(places: Places) -> None:
     x, y = stream(2)
-    with published(tmp_path) as store:
+    with places.published() as store:
         stale = bm.OnlineUpdater(store, "m", engine="numpy")
-        with sqlite3.connect(tmp_path / "store.db") as connection:  # as if its process had ended
-            owner = json.loads(connection.execute("SELECT owner FROM leases").fetchone()[0])
-            connection.execute("UPDATE leases SET owner = ?", (json.dumps({**owner, "started": "0"}),))
+        places.end_writers()
         with bm.OnlineUpdater(store, "m", engine="numpy") as successor:
             successor.observe(x[0], y[0], event_id="a")
             digest = successor.digest()
+            if places.server is not None:
+                with pytest.raises(errors.StoreUnavailable):  # its session is gone; it opens another one
+                    stale.observe(x[1], y[1], event_id="b")
             with pytest.raises(errors.LeaseLost, match="another updater took over"):
                 stale.observe(x[1], y[1], event_id="b")
             assert successor.digest() == digest
             assert len(successor.history()) == 2
+        with contextlib.suppress(errors.LeaseLost):
+            stale.close()
 
 
-def test_readers_in_another_process_see_what_was_acknowledged(tmp_path: Path) -> None:
+def test_a_writer_that_may_be_alive_can_be_superseded(places: Places) -> None:
+    x, y = stream(3)
+    with places.published() as store:
+        first = bm.OnlineUpdater(store, "m", engine="numpy")
+        with bm.OnlineUpdater(store, "m", engine="numpy", take_over=True) as second:
+            second.observe(x[0], y[0])
+            with pytest.raises(errors.LeaseLost):
+                first.observe(x[1], y[1])
+            with pytest.raises(errors.LeaseHeld):
+                bm.OnlineUpdater(store, "m", engine="numpy")
+            second.observe(x[2], y[2])
+            assert len(second.history()) == 3
+        with contextlib.suppress(errors.LeaseLost):
+            first.close()
+
+
+def test_readers_in_another_process_see_what_was_acknowledged(places: Places) -> None:
     x, y = stream(10)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         updater.observe_many(x, y)
         code = (
             "import sys, bayesmlp as bm\n"
@@ -280,14 +296,14 @@ def test_readers_in_another_process_see_what_was_acknowledged(tmp_path: Path) ->
             "m = bm.load(sys.argv[1], 'm', engine='numpy')\n"
             "print(posterior_digest(m.spec(), m.to_arrays()))"
         )
-        command = [sys.executable, "-c", code, str(tmp_path / "store.db")]
+        command = [sys.executable, "-c", code, places.location()]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert printed.strip() == updater.digest()
 
 
-def test_many_threads_share_an_updater(tmp_path: Path) -> None:
+def test_many_threads_share_an_updater(places: Places) -> None:
     x, y = stream(80)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
 
         def send(part: int) -> None:
             for i in range(part, 80, 4):
@@ -377,10 +393,10 @@ BAD_EVENTS = {
 
 
 @pytest.mark.parametrize("case", BAD_EVENTS)
-def test_a_bad_event_is_refused_and_changes_nothing(tmp_path: Path, case: str) -> None:
+def test_a_bad_event_is_refused_and_changes_nothing(places: Places, case: str) -> None:
     make, message = BAD_EVENTS[case]
     x, y = stream(5)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         updater.observe_many(x, y)
         before = updater.digest(), len(updater.history())
         bad_x, bad_y = make(x[0])
@@ -401,28 +417,28 @@ def test_a_bad_event_is_refused_and_changes_nothing(tmp_path: Path, case: str) -
         ({"wait": "forever"}, "wait must be one of"),
     ],
 )
-def test_bad_options_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_bad_options_are_refused(places: Places, options: dict[str, object], message: str) -> None:
     x, y = stream(1)
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         before = updater.digest()
         with pytest.raises(errors.InvalidInput, match=message):
             updater.observe(x[0], y[0], **options)
         assert updater.digest() == before
 
 
-def test_empty_batch_is_refused(tmp_path: Path) -> None:
-    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+def test_empty_batch_is_refused(places: Places) -> None:
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         before = updater.digest()
         with pytest.raises(errors.InvalidInput, match="at least one row"):
             updater.observe_batch(np.zeros((0, 4)), np.zeros(0, dtype=int))
         assert updater.digest() == before
 
 
-def test_a_failed_step_leaves_the_posterior_and_is_said(tmp_path: Path, engine: str) -> None:
+def test_a_failed_step_leaves_the_posterior_and_is_said(places: Places, engine: str) -> None:
     """An event whose arithmetic overflows in float32 is durable, marked failed, and the stream goes on."""
     model = bm.BayesianMLP(bm.MLP((4,)), bm.Gaussian(noise_variance=1e-14), engine=engine, standardize=False)
     model.start_from_prior(2)
-    with bm.open_store(tmp_path / "s.db") as store:
+    with places.open() as store:
         store.publish("m", model)
         with bm.OnlineUpdater(store, "m", engine=engine) as updater:
             before = updater.digest()

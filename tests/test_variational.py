@@ -10,8 +10,11 @@ import pytest
 from cases import LINEAR, NETWORK, make_inputs, on, shapes_of
 
 import bayesmlp as bm
+from bayesmlp.inference.engines import Array, Engine
+from bayesmlp.inference.engines.base import leaves_of
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.methods import Method
+from bayesmlp.inference.objective import Parameters, WeightPrior, gradient_of, normal_kl
 
 ROWS = 200
 NOISE = 0.3
@@ -93,6 +96,43 @@ def test_both_optimizers_report_the_same_bound(optimizer: bm.Adam, engine: str) 
     assert abs(terms[:, 1].mean() - fit_term) < 5 * error
     np.testing.assert_allclose(terms[:, 2], divergence, rtol=1e-9)
     np.testing.assert_allclose(terms[:, 0], terms[:, 2] - terms[:, 1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["rows", "weights"])
+def test_the_gradient_is_that_of_the_objective(gradient_engine64: Engine, shared: bool) -> None:
+    """Of two networks, with a variational layer and a point layer: differentiated whole, at the same noise."""
+    engine, xp, rng = gradient_engine64, gradient_engine64.xp, np.random.default_rng(3)
+    network, likelihood, flags = bm.MLP((3,), "tanh"), bm.Gaussian(noise_variance=NOISE), [True, False]
+    shapes = network.shapes(2, 1)
+    precision = [rng.uniform(1, 2, (2, rows, 1 if shared else columns)) for rows, columns in shapes]
+    determinant = np.log(np.broadcast_to(precision[0], (2, *shapes[0]))).sum((1, 2))
+    with engine.scope():
+        mean = tuple(engine.asarray(rng.standard_normal((2, *shape))) for shape in shapes)
+        parameters = Parameters(mean, (engine.asarray(rng.standard_normal((2, *shapes[0]))),), ())
+        prior = WeightPrior(
+            tuple(engine.asarray(p) for p in precision), (engine.asarray(determinant), engine.asarray(np.zeros(2)))
+        )
+        batch = [engine.asarray(rng.standard_normal(shape)) for shape in ((2, 5, 2), (2, 5, 1), (2, 5))]
+        noise, beta = (engine.asarray(rng.standard_normal((2, 5, 3))),), engine.asarray(np.float64(0.3))
+
+    def one(now: Parameters, prior: WeightPrior, batch: list[Array], noise: tuple[Array, ...]) -> Array:
+        log_s, (p, q) = now.log_deviation[0], prior.precision
+        variance = xp.exp(2 * log_s)
+        outputs = network.apply_with_noise(engine, now.mean, [variance, None], batch[0], [noise[0], None])
+        misfit = -xp.sum(batch[2] * likelihood.fit_log_prob(engine, outputs, batch[1], ())) / 5
+        divergence = normal_kl(xp, now.mean[0], variance, log_s, p, prior.log_determinant[0])
+        return misfit + (beta * divergence + 0.5 * xp.sum(q * now.mean[1] ** 2)) / ROWS
+
+    def total(now: Parameters) -> tuple[Array, Array]:
+        values = engine.vmap(one)(now, prior, batch, noise)
+        return xp.sum(values), values
+
+    gradient = gradient_of(engine, network, likelihood, flags, ROWS, members=True)
+    terms, got = engine.jit(lambda now: gradient(now, prior, batch, noise, beta))(parameters)
+    (_, values), expected = engine.jit(engine.value_and_grad(total, has_aux=True))(parameters)
+    np.testing.assert_allclose(engine.to_numpy(terms.objective), engine.to_numpy(values), rtol=1e-12)
+    for own, whole in zip(leaves_of(got), leaves_of(expected), strict=True):
+        np.testing.assert_allclose(engine.to_numpy(own), engine.to_numpy(whole), rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("engine", on("torch", "jax"))

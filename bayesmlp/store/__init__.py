@@ -1,5 +1,7 @@
 """Posteriors that last: an append-only log and immutable snapshots per model."""
 
-from .store import Entry, PosteriorStore, Snapshot, open_store
+from .history import Entry
+from .snapshots import Snapshot
+from .store import PosteriorStore, open_store
 
 __all__ = ["Entry", "PosteriorStore", "Snapshot", "open_store"]

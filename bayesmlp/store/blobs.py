@@ -1,88 +1,253 @@
-"""Arrays by content: safetensors bytes named by their SHA-256, small ones in the database, large ones in files."""
+"""Bytes by content: named by their SHA-256, small ones in the database, large ones in files or in an object store."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 from sqlalchemy import Connection, select
 
-from ..inference.errors import CorruptStore
-from .database import blobs
+from ..inference.errors import CorruptStore, InvalidInput, MissingDependency
+from .arrays import Buffer
+from .database import blobs, lock_blobs, parts, snapshots
+from .digest import sha256_of
 
-__all__ = ["BlobFolder"]
+__all__ = ["Blobs", "Folder", "ObjectStore", "place_for"]
 
 INLINE_BYTES = 100_000
 
 
-class BlobFolder:
-    """Content-addressed arrays.
+class Place(Protocol):
+    """Where large blobs are. What has a name is whole."""
+
+    def put(self, pieces: Sequence[Buffer]) -> str:
+        """Keep bytes, durably, and return their hash."""
+
+    def get(self, name: str) -> Buffer:
+        """The bytes; raises :class:`OSError` if they can not be read."""
+
+    def has(self, name: str) -> bool:
+        """Whether there are bytes of that name."""
+
+    def delete(self, name: str) -> None:
+        """Remove them, if they are there."""
+
+
+class Folder:
+    """Files. Each is written aside, flushed to disk, renamed, and its folder flushed.
 
     Args:
-        folder: of the large ones; made when first needed.
+        path: of the folder; made when first needed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    def write(self, arrays: Mapping[str, np.ndarray]) -> tuple[str, bytes | None]:
-        """Bytes on disk, if they are large; the row is still to be written.
-
-        A large blob is written aside, flushed to disk, renamed, and its folder flushed, so that a name always stands
-        for whole bytes.
-
-        Returns:
-            The hash, and the bytes to keep in the row, or None if they are in a file.
-        """
-        data = save({name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()})
-        name = hashlib.sha256(data).hexdigest()
-        if len(data) <= INLINE_BYTES:
-            return name, data
-        path = self._path(name)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{os.getpid()}.tmp")
-            with open(aside, "wb") as file:
-                file.write(data)
+    def put(self, pieces: Sequence[Buffer]) -> str:
+        """Write while hashing; of what is there already, nothing is kept twice."""
+        if not self.path.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _flush_folder(self.path.parent)
+        aside = self.path / f"{os.getpid()}-{threading.get_ident()}.tmp"
+        try:
+            with ThreadPoolExecutor(1) as hashing, open(aside, "wb") as file:
+                hashed = hashing.submit(sha256_of, pieces)
+                for piece in pieces:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
+                name = hashed.result()
+            path = self._file(name)
+            is_new = not path.parent.exists()
+            path.parent.mkdir(exist_ok=True)
             os.replace(aside, path)
-            for folder in (path.parent, self.folder, self.folder.parent):
-                _flush_folder(folder)
-        return name, None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                aside.unlink()
+        _flush_folder(path.parent)
+        if is_new:
+            _flush_folder(self.path)
+        return name
+
+    def get(self, name: str) -> Buffer:
+        """A memory map of the file."""
+        with open(self._file(name), "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return b""
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def has(self, name: str) -> bool:
+        return self._file(name).exists()
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._file(name).unlink()
+
+    def _file(self, name: str) -> Path:
+        return self.path / name[:2] / f"{name}.safetensors"
+
+
+class ObjectStore:
+    """Objects, created and never overwritten.
+
+    Args:
+        store: of ``obstore``.
+    """
+
+    def __init__(self, store: Any) -> None:
+        import obstore
+
+        self._store, self._obstore = store, obstore
+
+    def put(self, pieces: Sequence[Buffer]) -> str:
+        """Create the object; one of that name that is there already has these bytes."""
+        name = sha256_of(pieces)
+        with contextlib.suppress(self._obstore.exceptions.AlreadyExistsError):
+            self._obstore.put(self._store, self._key(name), b"".join(pieces), mode="create", use_multipart=False)
+        return name
+
+    def get(self, name: str) -> Buffer:
+        try:
+            return self._obstore.get(self._store, self._key(name)).bytes()
+        except self._obstore.exceptions.BaseError as error:
+            raise OSError(f"{self._key(name)}: {error}") from error
+
+    def has(self, name: str) -> bool:
+        try:
+            self._obstore.head(self._store, self._key(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._obstore.delete(self._store, self._key(name))
+
+    def _key(self, name: str) -> str:
+        return f"{name[:2]}/{name}.safetensors"
+
+
+def place_for(url: str) -> Place:
+    """The place of a URL: a folder for ``file:///...``, an object store for others.
+
+    Raises:
+        InvalidInput: no URL.
+        MissingDependency: ``obstore`` is needed.
+    """
+    scheme = urlsplit(str(url)).scheme
+    if not scheme:
+        raise InvalidInput(f"blobs must be a URL such as file:///folder or s3://bucket/path, got {url!r}")
+    if scheme == "file":
+        return Folder(Path(unquote(urlsplit(url).path)))
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError as error:
+        raise MissingDependency("obstore", "objects") from error
+    try:
+        return ObjectStore(from_url(url))
+    except BaseError as error:
+        raise InvalidInput(f"blobs must be a URL that obstore can open, got {url!r}: {error}") from error
+
+
+class Blobs:
+    """Content-addressed bytes of a store.
+
+    Args:
+        place: of the large ones; None: all of them are in the database.
+    """
+
+    def __init__(self, place: Place | None) -> None:
+        self.place = place
+        self._seen: set[bytes] = set()
+
+    def forget(self) -> None:
+        """Do not trust what was written before: write all of it again."""
+        self._seen.clear()
+
+    def write(self, pieces: Sequence[Buffer]) -> tuple[str, bytes | None]:
+        """Keep bytes, if they are large; the row is still to be written.
+
+        Returns:
+            The hash, and the bytes to keep in the row, or None if they are elsewhere.
+        """
+        if self.place is not None and sum(len(piece) for piece in pieces) > INLINE_BYTES:
+            sample = _sample(pieces)
+            if sample in self._seen and self.place.has(name := sha256_of(pieces)):
+                return name, None
+            self._seen.add(sample)
+            return self.place.put(pieces), None
+        return sha256_of(pieces), b"".join(pieces)
 
     def insert(self, connection: Connection, name: str, data: bytes | None) -> None:
-        """The row of a blob, if it is not there yet."""
+        """The row of a blob, if it is not there yet.
+
+        Raises:
+            BlobGone: it was collected as garbage since it was written: write it again.
+        """
+        lock_blobs(connection)
+        if data is None and self.place is not None and not self.place.has(name):
+            raise BlobGone(name)
         if connection.execute(select(blobs.c.sha256).where(blobs.c.sha256 == name)).first() is None:
             connection.execute(blobs.insert().values(sha256=name, data=data))
 
-    def read(self, connection: Connection, name: str) -> dict[str, np.ndarray]:
-        """The arrays.
+    def read(self, connection: Connection, name: str) -> Buffer:
+        """The bytes, as they are found: who uses them checks a hash or a digest.
 
         Raises:
-            CorruptStore: absent, or not the bytes that were written.
+            CorruptStore: absent.
         """
         row = connection.execute(select(blobs.c.data).where(blobs.c.sha256 == name)).first()
         if row is None:
             raise CorruptStore(f"blob {name} is not in the store")
+        if row.data is not None:
+            return row.data
+        if self.place is None:
+            raise CorruptStore(f"blob {name} is not in the database: open the store with its blobs=")
         try:
-            data = row.data if row.data is not None else self._path(name).read_bytes()
+            return self.place.get(name)
         except OSError as error:
             raise CorruptStore(f"blob {name} can not be read: {error}") from error
-        if hashlib.sha256(data).hexdigest() != name:
-            raise CorruptStore(f"blob {name} does not have the bytes that were written")
-        try:
-            return dict(load(data))
-        except SafetensorError as error:
-            raise CorruptStore(f"blob {name} is no safetensors file: {error}") from error
 
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / f"{name}.safetensors"
+    def collect(self, connection: Connection, names: Iterable[str] | None = None) -> int:
+        """Delete blobs that no snapshot names, in the caller's transaction; returns how many.
+
+        Args:
+            connection: of a transaction that writes.
+            names: those that may have become garbage; None for all.
+        """
+        lock_blobs(connection)
+        used = set(connection.execute(select(parts.c.blob)).scalars())
+        used |= set(connection.execute(select(snapshots.c.blob)).scalars())
+        rows = connection.execute(select(blobs.c.sha256, blobs.c.data.is_(None).label("outside"))).all()
+        wanted = None if names is None else set(names)
+        garbage = [row for row in rows if row.sha256 not in used and (wanted is None or row.sha256 in wanted)]
+        for row in garbage:
+            connection.execute(blobs.delete().where(blobs.c.sha256 == row.sha256))
+            if row.outside and self.place is not None:
+                self.place.delete(row.sha256)
+        return len(garbage)
+
+
+class BlobGone(Exception):
+    """A blob was collected between its bytes and its row."""
+
+
+def _sample(pieces: Iterable[Buffer]) -> bytes:
+    """A quick guess whether bytes were seen before: hashing all of them first is worth it only then."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(np.frombuffer(piece, dtype=np.uint8)[::4093].tobytes())
+    return digest.digest()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -5,11 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-__all__ = ["body_hash", "canonical_json", "extend_chain", "posterior_digest"]
+from .arrays import Buffer, encode
+
+__all__ = [
+    "array_hash",
+    "body_hash",
+    "canonical_json",
+    "extend_chain",
+    "posterior_digest",
+    "posterior_digest_of_format_1",
+    "row_checksum",
+    "sha256_of",
+]
+
+
+HASHING_THREADS = 4
 
 
 def canonical_json(value: Any) -> str:
@@ -22,11 +37,49 @@ def body_hash(kind: str, canonical_body: str) -> str:
     return hashlib.sha256(f"{kind}\n{canonical_body}".encode()).hexdigest()
 
 
-def posterior_digest(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    """Hash of a posterior: its spec, and every array's name, dtype, shape and little-endian bytes, in order of name.
+def row_checksum(offset: int, kind: str, event_id: str | None, source: str | None, body: str) -> str:
+    """What a row of the log must have: 16 hexadecimal digits of SHA-256, against rot."""
+    row = json.dumps([offset, kind, event_id, source, body])
+    return hashlib.sha256(row.encode()).hexdigest()[:16]
 
-    Never of offsets, times, version numbers or file headers: two posteriors with one digest are the same posterior.
+
+def posterior_digest(
+    spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], known: Mapping[str, str] | None = None
+) -> str:
+    """Hash of a posterior: of its spec, and of each array's hash (:func:`array_hash`) in order of name.
+
+    Never of offsets, times or version numbers: two posteriors with one digest are the same posterior.
+
+    Args:
+        spec: of the posterior.
+        arrays: of the posterior.
+        known: hashes of arrays, where they have been taken already.
     """
+    hashes = dict(known or {})
+    missing = [name for name in arrays if name not in hashes]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing large arrays lets other threads run
+        hashes |= zip(missing, pool.map(lambda name: array_hash(name, arrays[name]), missing), strict=True)
+    digest = hashlib.sha256(canonical_json(spec).encode())
+    for name in sorted(arrays):
+        digest.update(f"\n{hashes[name]}".encode())
+    return digest.hexdigest()
+
+
+def array_hash(name: str, array: np.ndarray) -> str:
+    """Hash of an array's name, dtype, shape and little-endian bytes, as the safetensors file with that array alone."""
+    return sha256_of(encode({name: array}))
+
+
+def sha256_of(pieces: Iterable[Buffer]) -> str:
+    """Hash of bytes in pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def posterior_digest_of_format_1(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """The digest that snapshots of format 1 have: in one pass over all arrays."""
     digest = hashlib.sha256(canonical_json(spec).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -257,7 +257,7 @@ class Engine(ABC):
 
     @abstractmethod
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
-        """Value and gradient with respect to the first argument, a tree of arrays.
+        """Value and gradient with respect to the first argument, a tree of arrays; 0 for those that it doesn't use.
 
         Args:
             function: returns a number, or with ``has_aux`` a number and a tree that comes back beside the value.
@@ -377,6 +377,10 @@ class Engine(ABC):
     def logsumexp(self, array: Array, axis: int) -> Array:
         """Log Σ exp along an axis."""
 
+    def exp2(self, array: Array) -> Array:
+        """2 to the power of the array: in torch on a processor a third of the time of exp."""
+        return self.xp.exp2(array)
+
     @abstractmethod
     def lgamma(self, array: Array) -> Array:
         """Logarithm of the gamma function."""
@@ -392,6 +396,10 @@ class Engine(ABC):
     @abstractmethod
     def relu(self, array: Array) -> Array:
         """``max(array, 0)``, whose derivative at 0 is 0."""
+
+    def add_product(self, array: Array, left: Array, right: Array, factor: float = 1.0) -> Array:
+        """``array + factor left ∘ right``, elementwise; where the framework can, without arrays in between."""
+        return array + factor * left * right
 
     # -- the writes of a filter step; the only places where memory may be taken over ------------------------------
     def add_outer(self, matrix: Array, column: Array, row: Array) -> Array:

@@ -135,7 +135,7 @@ class TorchEngine(Engine):
                 tracked = map_arrays(lambda a: a.detach().requires_grad_(), parameters)
                 result = function(tracked, *rest)
                 value = result[0] if has_aux else result
-                gradients = iter(torch.autograd.grad(value, leaves_of(tracked)))
+                gradients = iter(torch.autograd.grad(value, leaves_of(tracked), materialize_grads=True))
             return map_arrays(torch.Tensor.detach, result), map_arrays(lambda _: next(gradients), parameters)
 
         return evaluated
@@ -248,6 +248,9 @@ class TorchEngine(Engine):
 
     def relu(self, array: torch.Tensor) -> torch.Tensor:
         return torch.relu(array)
+
+    def add_product(self, array: Any, left: Any, right: Any, factor: float = 1.0) -> torch.Tensor:
+        return torch.addcmul(array, left, right, value=factor)
 
     def add_outer(self, matrix: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         if len(column) == 1:  # a broadcast product is faster than a matrix product of rank one

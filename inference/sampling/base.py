@@ -64,7 +64,7 @@ def as_particles(problem: FitProblem, target: Target, chains: Chains, details: d
         asked = problem.x[rows]
     flat = chains.positions.reshape(count * size, -1)
     values = function_values(target, flat, asked)
-    gaussian, distance = projected(problem, target, chains, asked, values)
+    gaussian, distance = projected(problem, target, chains, rows, values)
     weights, parameters = target.networks(flat.astype(np.float64))
     state = ParticlesState(
         tuple(engine.asarray(layer, engine.dtype) for layer in weights),

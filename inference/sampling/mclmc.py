@@ -49,7 +49,7 @@ class Moving(NamedTuple):
 
     @property
     def position(self) -> Float[Array, "C D"]:
-        """z."""
+        """Z."""
         return self.phase.position
 
 
@@ -66,7 +66,7 @@ class Tuning(NamedTuple):
 
     @property
     def position(self) -> Float[Array, "C D"]:
-        """z."""
+        """Z."""
         return self.moving.position
 
 

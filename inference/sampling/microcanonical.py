@@ -49,8 +49,8 @@ def turn(
 ) -> tuple[Float[Array, "C D"], Float[Array, " C"]]:
     """The exact flow of the direction under a constant gradient, and the change of the kinetic energy.
 
-    With e = g/|g|, δ = ε|g|/(D-1) and c = e·u: u ← (u + e (sinh δ + c (cosh δ - 1))) / (cosh δ + c sinh δ) (equation 16 of
-    the 2023 paper), multiplied by 2 exp(-δ) above and below, so that nothing overflows.
+    With e = g/|g|, δ = ε|g|/(D-1) and c = e·u: u ← (u + e (sinh δ + c (cosh δ - 1))) / (cosh δ + c sinh δ) (equation 16
+    of the 2023 paper), multiplied by 2 exp(-δ) above and below, so that nothing overflows.
 
     Args:
         engine: of the arrays.

@@ -1,32 +1,42 @@
 """From draws to a Gaussian that a filter can go on from, and how far it is from them.
 
 A network's posterior has a mode for every order of its hidden units, so the moments of the weights say little: the
-average of two equal networks is another network. The Gaussian is therefore one that belongs to a mode: from a few of
-the draws one climbs to the modes they lead to, with the likelihood's parameters at their average over the draws, takes
-the curvature there (as Laplace's method does), and keeps the one whose functions are nearest to those of all draws.
+average of two equal networks is another network. What is matched are therefore moments of the function. The mean is
+that of a network near one of the draws, moved until its outputs are the draws' average outputs. (At the mode of the
+weights a network with many of them fits the noise, which the average does not.) The covariance is the inverse of the
+prior's precision plus the curvature of the data there, multiplied so that the outputs vary as much as the draws' do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..assembly import assembler
-from ..engines.base import Engine, map_arrays
+from ..engines.base import map_arrays
 from ..filtering import Posterior
 from ..methods import FitProblem
 from ..objective import Parameters
-from ..structures.base import Structure
 from .chains import Chains
 from .climbing import climb
-from .target import Data, Gradient, Target, data_of
+from .target import Data, Gradient, Target
 
 __all__ = ["function_distance", "function_values", "projected"]
 
 _CANDIDATES = 4
 _STEPS = 1000
+_MATCHES = 6
+_NEARNESS = 0.01
+_FLOOR = 1e-6
+"""Average outputs are matched as if they had been seen with this share of the outputs' variance, plus the floor (in
+squared scaled units): the prior only chooses among networks that compute the same."""
+
 _NETWORKS_AT_ONCE = 64
+
+Moments = Callable[[Posterior, Any], tuple[np.ndarray, np.ndarray]]
 
 
 def function_values(target: Target, positions: np.ndarray, x: Any) -> np.ndarray:
@@ -57,66 +67,96 @@ def function_distance(values: np.ndarray, mean: np.ndarray, variance: np.ndarray
 
 
 def projected(
-    problem: FitProblem, target: Target, chains: Chains, x: Any, values: np.ndarray
+    problem: FitProblem, target: Target, chains: Chains, rows: np.ndarray, values: np.ndarray
 ) -> tuple[Posterior, float]:
-    """The nearest of a few Gaussians, in the problem's structure, and its :func:`function_distance`.
+    """A mixture of a few Gaussians in the problem's structure, evenly weighted, and its :func:`function_distance`.
 
     Args:
         problem: that the draws are of.
         target: their density.
         chains: the draws.
-        x: inputs at which functions are compared.
+        rows: of the data, at which functions are compared.
         values: the draws' outputs there, (S, N, K).
     """
     engine, candidates = problem.engine, _candidates(chains)
     average = chains.positions.mean(axis=(0, 1), dtype=np.float64)[target.num_weights :]
-    candidates[:, target.num_weights :] = average
-    modes = climb(engine, _of_weights(target), candidates, data_of(problem), _STEPS)
-    weights, _ = target.networks(engine.to_numpy(modes).astype(np.float64))
+    with engine.scope():
+        x = problem.x[rows]
+    wanted = engine.asarray(values.mean(0)), engine.asarray(_NEARNESS * values.var(0) + _FLOOR)
+    nearest = climb(engine, _function_fit(target), candidates, (x, *wanted), _STEPS)
+    weights, _ = target.networks(engine.to_numpy(nearest).astype(np.float64))
     state = problem.likelihood.state_from_fit(tuple(average), float(problem.weight.sum()))
     fitted = tuple(engine.asarray(np.float64(value)) for value in average)
-    assemble = assembler(problem, [False] * problem.network.num_layers)
-    best: tuple[float, Posterior] | None = None
+    moments = _moments(problem)
+    found = []
     for index in range(len(candidates)):
         means = tuple(engine.asarray(layer[index]) for layer in weights)
-        posterior = assemble(Parameters(means, (), fitted), problem.prior_precision, None, state)
-        distance = function_distance(values, *_moments(problem, posterior, x))
-        if best is None or distance < best[0]:
-            best = distance, posterior
+        found.append(_matched(problem, Parameters(means, (), fitted), state, moments, x, values))
+    found.sort(key=lambda one: one[1])
+    return found[0]
+
+
+def _function_fit(target: Target) -> Gradient:
+    """Of networks whose outputs are to be near given means, in units of given variances, under the prior."""
+    engine, xp = target.engine, target.engine.xp
+    scale = engine.asarray(target.scale)
+
+    def fit(moved: Any, data: Data) -> Any:
+        x, mean, variance = data
+        error = target.network.apply(engine, moved[0], x) - mean
+        return -0.5 * xp.sum(error * error / variance)
+
+    each = engine.value_and_grad_each(fit)
+
+    def gradient(position: Any, data: Data, factor: Any = 1.0) -> tuple[Any, Any]:
+        moved = target.split(position * scale)
+        value, (slopes,) = each((moved[0],), data)
+        nothing = tuple(0.0 * parameter for parameter in moved[1])
+        slope = target.join(slopes, nothing, xp) * scale
+        return value, slope - position
+
+    return gradient
+
+
+def _matched(
+    problem: FitProblem, parameters: Parameters, state: Any, moments: Moments, x: Any, values: np.ndarray
+) -> tuple[Posterior, float]:
+    """The Gaussian whose curvature is scaled so that its outputs vary as the draws' do, and its distance."""
+    share, wanted = 1.0, float(np.mean(values.var(0)))
+    best: tuple[Posterior, float] | None = None
+    for _ in range(_MATCHES):
+        weighted = replace(problem, weight=share * problem.weight)
+        assemble = assembler(weighted, [False] * problem.network.num_layers)
+        posterior = assemble(parameters, problem.prior_precision, None, state)
+        mean, variance = moments(posterior, x)
+        distance = function_distance(values, mean, variance)
+        if best is None or distance < best[1]:
+            best = posterior, distance
+        share *= float(np.clip(np.mean(variance) / wanted, 0.2, 5.0))
     assert best is not None
-    return best[1], best[0]
-
-
-def _of_weights(target: Target) -> Gradient:
-    """The gradient with the likelihood's parameters held: at a joint mode a network with enough weights fits the noise
-    too, and leaves none.
-    """
-    engine, gradient = target.engine, target.gradient()
-    is_weight = engine.asarray((np.arange(target.size) < target.num_weights).astype(np.float64))
-
-    def of_weights(position: Any, data: Data, factor: Any = 1.0) -> tuple[Any, Any]:
-        value, slope = gradient(position, data, factor)
-        return value, slope * is_weight
-
-    return of_weights
+    return best
 
 
 def _candidates(chains: Chains) -> np.ndarray:
-    """Positions (c, D) to climb from: the draw of highest density of each of the best chains."""
+    """Positions (c, D) to start from: the draw of highest density of each of the best chains."""
     density = chains.statistics["log_density"]
     best = np.argsort(-density.max(axis=1))[:_CANDIDATES]
     return np.stack([chains.positions[chain, np.argmax(density[chain])] for chain in best])
 
 
-def _moments(problem: FitProblem, posterior: Posterior, x: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of the outputs, linearised at the mean, (N, K)."""
-    engine: Engine = problem.engine
-    structure: Structure = problem.structure
-    state = map_arrays(engine.to_numpy, posterior.likelihood)
+def _moments(problem: FitProblem) -> Moments:
+    """Mean and variance of a posterior's outputs at inputs, linearised at the mean, (N, K)."""
+    engine, structure, network = problem.engine, problem.structure, problem.network
 
-    def moments(weights: Any, rows: Any) -> Any:
-        outputs, factors = problem.network.factors(engine, structure.mean(weights), rows)
+    def moments(weights: Any, x: Any) -> Any:
+        outputs, factors = network.factors(engine, structure.mean(weights), x)
         return outputs, structure.predictive_variance(engine, weights, factors)
 
-    mean, variance = (engine.to_numpy(part) for part in engine.jit(moments)(posterior.weights, x))
-    return mean, variance * float(problem.likelihood.dispersion(state))
+    compiled = engine.jit(moments)
+
+    def of_posterior(posterior: Posterior, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        mean, variance = (engine.to_numpy(part).astype(np.float64) for part in compiled(posterior.weights, x))
+        state = map_arrays(engine.to_numpy, posterior.likelihood)
+        return mean, variance * float(problem.likelihood.dispersion(state))
+
+    return of_posterior

@@ -1,0 +1,105 @@
+"""What happened to a model: every record of its log, what became of it, who sent it and when."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+from sqlalchemy import Engine, case, select
+
+from ..prequential import PER_EVENT, Prequential
+from .database import effects, records
+from .fold import Fold
+from .log import Log
+
+__all__ = ["Entry", "history_of", "prequential_of"]
+
+
+class Entry(NamedTuple):
+    """One line of a model's history.
+
+    Attributes:
+        version: offset of the record; the model's version after it.
+        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback``,
+            ``handover`` or ``consolidate``.
+        event_id: of an event or a batch, quarantined or not.
+        status: of these: ``applied``, ``failed``, ``pending``, ``quarantined``, ``released``, ``retracted``,
+            ``rolled back``, ``superseded``; else empty.
+        surprise: minus the log predictive density before it was learned, in nats.
+        information: gained, in nats.
+        received: when it was stored, seconds since the epoch.
+        note: what a retraction, a release or a rollback names; up to which version a consolidation has learned, and
+            that it fell away; that a payload was erased.
+        actor: who appended it; empty in stores of format 1.
+        source: who sent the event, if the sender said.
+    """
+
+    version: int
+    kind: str
+    event_id: str | None
+    status: str
+    surprise: float | None
+    information: float | None
+    received: float
+    note: str
+    actor: str = ""
+    source: str | None = None
+
+
+_TELLING = ("retract", "release", "rollback", "consolidate")
+
+
+def history_of(log: Log) -> list[Entry]:
+    """Every record of a model's log, oldest first."""
+    fold = log.fold()
+    done = log.effects_since(1)
+    body = case((records.c.kind.in_(_TELLING), records.c.body)).label("body")
+    columns = [column for column in records.c if column is not records.c.body]
+    entries = []
+    for row in log.rows([*columns, body], last=fold.head):
+        status = fold.status.get(row.offset, "")
+        effect = done.get(row.offset) if status in ("live", "quarantined", "released") else None
+        if status == "live":
+            status = "pending" if effect is None else effect.outcome
+        entries.append(
+            Entry(
+                row.offset,
+                row.kind,
+                row.event_id,
+                status,
+                None if effect is None else effect.surprise,
+                None if effect is None else effect.information,
+                row.received,
+                _note(row, fold),
+                row.actor or "",
+                row.source,
+            )
+        )
+    return entries
+
+
+def _note(row: Any, fold: Fold) -> str:
+    if row.purged is not None:
+        return "payload erased"
+    if row.kind not in _TELLING:
+        return ""
+    body = json.loads(row.body)
+    if row.kind == "consolidate":
+        return f"up to version {body['until']}" + (", no longer" if row.offset in fold.fallen else "")
+    if row.kind == "retract":
+        gone = "".join(f", the consolidation at version {offset}" for offset in body.get("consolidations", ()))
+        return f"{len(body['event_ids'])} events{gone}"
+    return f"of version {body['offset']}" if row.kind == "release" else f"to version {body['version']}"
+
+
+def prequential_of(engine: Engine, model_id: int, fold: Fold) -> Prequential:
+    """How the events of a line were predicted before they were learned."""
+    learned = [record.offset for record in fold.line if record.learned is not None]
+    query = select(effects).where(effects.c.model_id == model_id, effects.c.outcome == "applied")
+    with engine.connect() as connection:
+        rows = {row.offset: row for row in connection.execute(query)}
+    done = [rows[offset] for offset in learned if offset in rows]
+    numbers = [name for name in PER_EVENT if name != "version"]
+    columns = {name: np.array([getattr(row, name) for row in done], dtype=np.float64) for name in numbers}
+    return Prequential(version=np.array([row.offset for row in done], dtype=np.int64), **columns)

@@ -1,0 +1,180 @@
+"""Stored posteriors: their arrays as parts that are shared by content, and which of them are kept.
+
+Each large array is a part of its own, so that one that did not change since another snapshot is not stored again; the
+small ones share one part. What is read is checked against the posterior's digest before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from sqlalchemy import Connection, insert, select
+
+from ..inference.errors import CorruptStore
+from .arrays import decode, encode
+from .blobs import BlobGone, Blobs
+from .database import parts, snapshots
+from .digest import canonical_json, posterior_digest, posterior_digest_of_format_1
+
+__all__ = ["Prepared", "Snapshot", "Snapshots", "thinned"]
+
+PART_BYTES = 50_000
+WRITE_ATTEMPTS = 5
+WRITING_THREADS = 2
+
+
+class Snapshot(NamedTuple):
+    """A stored posterior: its place in the log, its spec, its arrays and their digest."""
+
+    offset: int
+    spec: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    digest: str
+
+
+class Prepared(NamedTuple):
+    """A snapshot whose bytes are kept and whose rows are still to be written."""
+
+    spec: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+    fingerprint: Mapping[str, str]
+    digest: str
+    blobs: list[tuple[str, bytes | None]]
+
+
+def thinned(offsets: Iterable[int], head: int, ratio: float = 2.0) -> list[int]:
+    """Those of some snapshots that may go, so that the ages of the rest are spaced geometrically.
+
+    A snapshot goes if the next older one is at most ``ratio`` times as old as the next newer one that stays: then
+    folding again from any point of the log costs at most about ``ratio`` times what it must.
+
+    Args:
+        offsets: of the snapshots.
+        head: the newest version.
+        ratio: of the ages of neighbours that stay; above 1.
+    """
+    newest_first = sorted(offsets, reverse=True)
+    gone, kept_age = [], 0.0
+    for i, offset in enumerate(newest_first):
+        age = head - offset + 1.0
+        is_end = i == 0 or i == len(newest_first) - 1
+        if not is_end and head - newest_first[i + 1] + 1.0 <= ratio * kept_age:
+            gone.append(offset)
+        else:
+            kept_age = age
+    return gone
+
+
+class Snapshots:
+    """Snapshots of the models of a store.
+
+    Args:
+        blobs: where their bytes go.
+    """
+
+    def __init__(self, blobs: Blobs) -> None:
+        self.blobs = blobs
+
+    def prepare(
+        self, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], fingerprint: Mapping[str, str]
+    ) -> Prepared:
+        """Keep the bytes of a posterior. A large array's hash is its blob's name: it is taken once for both."""
+        divided = _in_parts(arrays)
+        with ThreadPoolExecutor(WRITING_THREADS) as pool:
+            written = list(pool.map(lambda part: self.blobs.write(encode(part)), divided))
+        alone = zip(divided, written, strict=True)
+        known = {next(iter(part)): name for part, (name, _) in alone if len(part) == 1}
+        return Prepared(spec, arrays, fingerprint, posterior_digest(spec, arrays, known), written)
+
+    def insert(self, connection: Connection, model_id: int, offset: int, chain: str, prepared: Prepared) -> None:
+        """The rows of a snapshot; it takes the place of one at the same offset."""
+        names = []
+        for part, (name, data) in zip(_in_parts(prepared.arrays), prepared.blobs, strict=True):
+            names.append(self._insert_blob(connection, name, data, part))
+        self.delete(connection, model_id, [offset], collect=False)
+        connection.execute(
+            insert(snapshots).values(
+                model_id=model_id,
+                offset=offset,
+                chain=chain,
+                digest=prepared.digest,
+                blob="",
+                spec=canonical_json(prepared.spec),
+                fingerprint=canonical_json(prepared.fingerprint),
+                created=time.time(),
+            )
+        )
+        rows = [{"model_id": model_id, "offset": offset, "number": i, "blob": name} for i, name in enumerate(names)]
+        if rows:
+            connection.execute(insert(parts), rows)
+
+    def _insert_blob(
+        self, connection: Connection, name: str, data: bytes | None, part: Mapping[str, np.ndarray]
+    ) -> str:
+        for _ in range(WRITE_ATTEMPTS):
+            try:
+                self.blobs.insert(connection, name, data)
+                return name
+            except BlobGone:  # collected since it was written; now nobody else collects
+                name, data = self.blobs.write(encode(part))
+        raise CorruptStore(f"blob {name} does not stay where it is written")
+
+    def delete(self, connection: Connection, model_id: int, offsets: Sequence[int], *, collect: bool = True) -> int:
+        """Delete snapshots, and the bytes that only they used; returns how many blobs that were."""
+        if not offsets:
+            return 0
+        these = (snapshots.c.model_id == model_id) & snapshots.c.offset.in_(offsets)
+        of_parts = (parts.c.model_id == model_id) & parts.c.offset.in_(offsets)
+        used = set(connection.execute(select(parts.c.blob).where(of_parts)).scalars())
+        used |= set(connection.execute(select(snapshots.c.blob).where(these)).scalars())
+        connection.execute(parts.delete().where(of_parts))
+        connection.execute(snapshots.delete().where(these))
+        return self.blobs.collect(connection, used) if collect else 0
+
+    def chains(self, connection: Connection, model_id: int) -> dict[int, str]:
+        """The chain of each snapshot, by offset, oldest first."""
+        query = select(snapshots.c.offset, snapshots.c.chain).where(snapshots.c.model_id == model_id)
+        return {row.offset: row.chain for row in connection.execute(query.order_by(snapshots.c.offset))}
+
+    def read(self, connection: Connection, model_id: int, offset: int) -> Snapshot:
+        """A snapshot, checked against its digest.
+
+        Raises:
+            CorruptStore: it is not there, or not what was written.
+        """
+        where = (snapshots.c.model_id == model_id) & (snapshots.c.offset == offset)
+        row = connection.execute(select(snapshots).where(where)).first()
+        if row is None:
+            raise CorruptStore(f"there is no snapshot at version {offset}")
+        try:
+            spec = json.loads(row.spec)
+        except ValueError as error:
+            raise CorruptStore(f"the spec of the snapshot at version {offset} is no JSON: {error}") from error
+        arrays: dict[str, np.ndarray] = {}
+        for name in self.blobs_of(connection, model_id, offset):
+            arrays |= decode(self.blobs.read(connection, name))
+        digest = posterior_digest_of_format_1 if row.blob else posterior_digest
+        if digest(spec, arrays) != row.digest:
+            raise CorruptStore(f"the snapshot at version {offset} does not have its digest")
+        return Snapshot(offset, spec, arrays, row.digest)
+
+    def blobs_of(self, connection: Connection, model_id: int, offset: int) -> list[str]:
+        """Hashes of the blobs that make a snapshot."""
+        of_parts = (parts.c.model_id == model_id) & (parts.c.offset == offset)
+        names = list(connection.execute(select(parts.c.blob).where(of_parts).order_by(parts.c.number)).scalars())
+        if names:
+            return names
+        where = (snapshots.c.model_id == model_id) & (snapshots.c.offset == offset)  # as format 1 had it
+        return [name for name in connection.execute(select(snapshots.c.blob).where(where)).scalars() if name]
+
+
+def _in_parts(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The small arrays together, each large one alone."""
+    small = {name: array for name, array in arrays.items() if array.nbytes < PART_BYTES}
+    large = [{name: array} for name, array in sorted(arrays.items()) if array.nbytes >= PART_BYTES]
+    return [small, *large] if small else large

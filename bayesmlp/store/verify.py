@@ -1,0 +1,110 @@
+"""Every byte of a store against what was written: rows by their checksums, snapshots by digest, blobs by hash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import select
+
+from ..inference.errors import CorruptStore
+from .database import models, records
+from .digest import body_hash, canonical_json, sha256_of
+from .log import Log
+
+if TYPE_CHECKING:
+    from .store import PosteriorStore
+
+__all__ = ["Problem", "unsound_snapshots", "verify"]
+
+
+class Problem(NamedTuple):
+    """Something that is not as it was written.
+
+    Attributes:
+        model: whose; empty for the database itself.
+        version: of the record or the snapshot; 0 for the model as a whole.
+        what: is wrong.
+        lost: whether it can't be made again from the rest: a record; a snapshot can, as long as an older one is sound.
+    """
+
+    model: str
+    version: int
+    what: str
+    lost: bool
+
+
+def verify(store: PosteriorStore, name: str | None = None) -> list[Problem]:
+    """What is wrong with a model, or with all of them and the database.
+
+    Args:
+        store: to read.
+        name: of a model; None for all.
+    """
+    problems: list[Problem] = []
+    if name is None:
+        problems += [Problem("", 0, what, True) for what in _database_problems(store)]
+        with store.read() as connection:
+            names = list(connection.execute(select(models.c.name).order_by(models.c.name)).scalars())
+    else:
+        names = [name]
+    for each in names:
+        log = store.log(each)
+        problems += _log_problems(log)
+        problems += [Problem(each, offset, what, False) for offset, what in unsound_snapshots(store, log.model_id)]
+        problems += _fold_problems(store, log)
+    return problems
+
+
+def _database_problems(store: PosteriorStore) -> list[str]:
+    with store.read() as connection:
+        if connection.dialect.name != "sqlite":
+            return []
+        found = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check(20)")]
+        return [] if found == ["ok"] else found
+
+
+def _log_problems(log: Log) -> Iterator[Problem]:
+    expected = 1
+    for row in log.rows(list(records.c), last=log.head()):
+        if row.offset != expected:
+            yield Problem(log.name, expected, f"records {expected} to {row.offset - 1} are not there", True)
+        expected = row.offset + 1
+        try:
+            body = log.body_of(row)
+        except CorruptStore as error:
+            yield Problem(log.name, row.offset, str(error), True)
+            continue
+        if row.purged is None and not _has_its_hash(row, body):
+            yield Problem(log.name, row.offset, "its body does not have its hash", True)
+
+
+def _has_its_hash(row: Any, body: dict[str, Any]) -> bool:
+    meaning = {key: value for key, value in body.items() if key not in ("schema", "granted", "excess_surprise")}
+    kinds = ("event", "batch") if row.kind == "quarantine" else (row.kind,)
+    return any(body_hash(kind, canonical_json(meaning)) == row.body_hash for kind in kinds)
+
+
+def unsound_snapshots(store: PosteriorStore, model_id: int) -> Iterator[tuple[int, str]]:
+    """Offsets of a model's snapshots that are not as they were written, and why."""
+    with store.read() as connection:
+        offsets = list(store.snapshots.chains(connection, model_id))
+    for offset in offsets:
+        try:
+            with store.read() as connection:
+                store.snapshots.read(connection, model_id, offset)
+                for blob in store.snapshots.blobs_of(connection, model_id, offset):
+                    if sha256_of([store.snapshots.blobs.read(connection, blob)]) != blob:
+                        yield offset, f"blob {blob} does not have its hash"
+        except (CorruptStore, json.JSONDecodeError) as error:
+            yield offset, str(error)
+
+
+def _fold_problems(store: PosteriorStore, log: Log) -> list[Problem]:
+    """Whether the newest posterior can be made."""
+    try:
+        store.nearest_snapshot(log.model_id, log.fold())
+    except CorruptStore as error:
+        return [Problem(log.name, 0, str(error), True)]
+    return []

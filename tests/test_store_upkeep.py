@@ -1,0 +1,448 @@
+"""What keeps a store small, sound and movable: snapshots, verify, repair, export, old formats, purging."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+from store_cases import Places, published, small_model, stream
+
+import bayesmlp as bm
+from bayesmlp import errors
+from bayesmlp.keeping import Retention, SnapshotPolicy
+from bayesmlp.stepper import Stepper
+from bayesmlp.store.arrays import ALIGNMENT, decode, encode
+from bayesmlp.store.blobs import Blobs, Folder, ObjectStore
+from bayesmlp.store.digest import posterior_digest, posterior_digest_of_format_1
+from bayesmlp.store.snapshots import thinned
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def wide_model(structure: object = None) -> bm.BayesianMLP:
+    """A model whose covariance is a large array."""
+    model = bm.BayesianMLP(
+        bm.MLP((64,)),
+        bm.Categorical(3),
+        structure=structure or bm.LastLayer(),
+        engine="numpy",
+        dtype="float64",
+        standardize=False,
+    )
+    model.start_from_prior(300)
+    return model
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+
+
+# -- arrays ---------------------------------------------------------------------------------------------------------
+def test_arrays_are_safetensors_whose_data_is_aligned() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "weights.0": rng.standard_normal((5, 3)),
+        "b": np.array(2.5),
+        "c": np.arange(7, dtype=np.int8),
+        "empty": np.zeros((0, 3), dtype=np.float32),
+        "d": rng.standard_normal((3, 4)).astype(np.float32).T,
+    }
+    data = b"".join(encode(arrays))
+    assert (8 + int.from_bytes(data[:8], "little")) % ALIGNMENT == 0
+    theirs = save_safetensors({name: array.copy() for name, array in arrays.items()})
+    for read in (decode(data), load_safetensors(data), decode(theirs)):
+        assert read.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(read[name], array)
+            assert read[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 7,
+        b"\xff" * 64,
+        (5).to_bytes(8, "little") + b"[1,2]",
+        (2).to_bytes(8, "little") + b"{}"[:1],
+        (3).to_bytes(8, "little") + b'{"a',
+        (len(header := b'{"a":{"dtype":"F64","shape":[9],"data_offsets":[0,8]}}')).to_bytes(8, "little") + header,
+        (len(header := b'{"a":{"dtype":"X","shape":[1],"data_offsets":[0,8]}}')).to_bytes(8, "little") + header,
+    ],
+)
+def test_what_is_no_safetensors_file_is_said_to_be_none(data: bytes) -> None:
+    with pytest.raises(errors.CorruptStore):
+        decode(data)
+
+
+# -- snapshots ------------------------------------------------------------------------------------------------------
+@given(st.sets(st.integers(1, 3000), min_size=1, max_size=80), st.integers(0, 500))
+@settings(max_examples=200, deadline=None)
+def test_thinned_snapshots_are_spaced_geometrically(offsets: set[int], newer: int) -> None:
+    head = max(offsets) + newer
+    kept = sorted(offsets - set(thinned(offsets, head)), reverse=True)
+    assert {max(offsets), min(offsets)} <= set(kept)
+    for offset in offsets:  # from anywhere, the fold begins at most twice as far back as it might have
+        before = max(o for o in kept if o <= offset)
+        assert head - before + 1 <= 2 * (head - offset + 1) or before == max(o for o in offsets if o <= offset)
+
+
+def test_old_snapshots_are_thinned_and_the_log_stays(places: Places) -> None:
+    x, y = stream(200)
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=5) as updater:
+        for start in range(0, 200, 5):
+            updater.observe_many(x[start : start + 5], y[start : start + 5])
+        live = updater.digest()
+        with store.read() as connection:
+            kept = store.snapshots.chains(connection, 1)
+        assert len(kept) < 14
+        assert 1 in kept
+    with places.sql() as connection:
+        for table in ("parts", "snapshots"):
+            connection.exec_driver_sql(f'DELETE FROM {table} WHERE "offset" > 1')
+    with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        assert updater.digest() == live
+
+
+def test_arrays_that_did_not_change_are_stored_once(tmp_path: Path) -> None:
+    """The hidden layer of a last-layer model is a point: every snapshot shares it."""
+    model = wide_model(bm.LastLayer(hidden=bm.Point()))
+    rng = np.random.default_rng(0)
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", model)
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            for _ in range(3):
+                updater.observe(rng.standard_normal(300), 1)
+                updater.snapshot()
+            digest = updater.digest()
+        with store.read() as connection:
+            kept = store.snapshots.chains(connection, 1)
+            used = [store.snapshots.blobs_of(connection, 1, offset) for offset in kept]
+        assert len(kept) > 2
+        assert len({blobs[0] for blobs in used}) == len(kept)  # the small arrays
+        assert len({blobs[1] for blobs in used}) == 1  # the hidden layer
+        assert len(files_of(tmp_path / "s.db.blobs")) == 1 + len(kept)  # and a precision for each
+        loaded = bm.load(store, "m", engine="numpy")
+        assert posterior_digest(loaded.spec(), loaded.to_arrays()) == digest
+
+
+def test_a_snapshot_is_taken_by_time_and_by_what_replay_would_cost(tmp_path: Path) -> None:
+    x, y = stream(2)
+    with published(tmp_path) as store:
+        for policy in (SnapshotPolicy(10**6, seconds=1e-9), SnapshotPolicy(10**6, replay_seconds=1e-9)):
+            with bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=policy) as updater:
+                version = updater.observe(x[0], y[0]).version
+                with store.read() as connection:
+                    assert version in store.snapshots.chains(connection, 1)
+    with pytest.raises(errors.InvalidInput, match="seconds must be positive"):
+        SnapshotPolicy(seconds=0).check()
+
+
+def test_what_no_snapshot_names_is_collected(tmp_path: Path) -> None:
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", wide_model())
+        blobs, files = store.snapshots.blobs, set(files_of(tmp_path / "s.db.blobs"))
+        with store.engine.begin() as connection:
+            blobs.insert(connection, *blobs.write([b"x" * 200_000]))
+        assert len(files_of(tmp_path / "s.db.blobs")) == len(files) + 1
+        assert store.collect_garbage() == 1
+        assert set(files_of(tmp_path / "s.db.blobs")) == files
+        assert store.verify() == []
+
+
+# -- places of large arrays -----------------------------------------------------------------------------------------
+def test_objects_are_created_once_and_read_back(tmp_path: Path) -> None:
+    obstore = pytest.importorskip("obstore.store", reason="pip install 'bayesmlp[objects]' to enable")
+    for place in (ObjectStore(obstore.MemoryStore()), Folder(tmp_path / "blobs")):
+        name = place.put([b"abc", b"def"])
+        assert place.put([b"abcdef"]) == name
+        assert bytes(place.get(name)) == b"abcdef"
+        assert place.has(name)
+        place.delete(name)
+        place.delete(name)
+        assert not place.has(name)
+        with pytest.raises(OSError, match=name):
+            place.get(name)
+
+
+def test_large_arrays_go_where_the_url_says(places: Places, tmp_path: Path) -> None:
+    with places.open(blobs=f"file://{tmp_path}/else where") as store:
+        store.publish("m", wide_model())
+        assert files_of(tmp_path / "else where")
+        assert not list(tmp_path.glob("*.blobs"))
+        digest = posterior_digest(wide_model().spec(), wide_model().to_arrays())
+        loaded = bm.load(store, "m", engine="numpy")
+        assert posterior_digest(loaded.spec(), loaded.to_arrays()) == digest
+    for bad in ("folder", "nonsense://x"):
+        with pytest.raises(errors.InvalidInput, match="blobs must be a URL"):
+            places.open(blobs=bad)
+
+
+def test_without_a_place_everything_is_in_the_database(places: Places) -> None:
+    with places.open() as store:
+        store.snapshots.blobs = Blobs(None)
+        store.publish("m", wide_model())
+        assert bm.load(store, "m", engine="numpy").num_inputs == 300
+        assert store.verify() == []
+
+
+# -- verify, repair, export -----------------------------------------------------------------------------------------
+def test_every_damage_is_found(places: Places) -> None:
+    x, y = stream(6)
+    with places.published() as store:
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            updater.observe_many(x, y, event_ids=[f"e{i}" for i in range(6)])
+        assert store.verify() == store.verify("m") == []
+    for statement in (
+        "UPDATE records SET body = replace(body, '0.', '1.') WHERE \"offset\" = 3",
+        "UPDATE records SET event_id = 'other' WHERE \"offset\" = 3",
+        "UPDATE records SET kind = 'batch' WHERE \"offset\" = 3",
+        'DELETE FROM records WHERE "offset" = 3',
+    ):
+        with places.sql() as connection:
+            connection.exec_driver_sql(statement)
+        with places.open() as store:
+            assert [problem.version for problem in store.verify("m") if problem.lost] == [3], statement
+
+
+def test_a_damaged_body_is_never_learned(places: Places) -> None:
+    x, y = stream(6)
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.observe_many(x, y)
+    with places.sql() as connection:
+        connection.exec_driver_sql('DELETE FROM parts WHERE "offset" > 1')
+        connection.exec_driver_sql("UPDATE records SET body = replace(body, '0.', '1.') WHERE \"offset\" = 3")
+    with pytest.raises(errors.CorruptStore, match="version 3 of model 'm' does not have its checksum"):
+        bm.load(store, "m", engine="numpy")
+
+
+def test_repair_makes_a_damaged_snapshot_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", wide_model(bm.Diagonal()))
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            updater.observe_many(rng.standard_normal((3, 300)), [0, 1, 2])
+            live = updater.digest()
+        newest = files_of(tmp_path / "s.db.blobs")[-1]
+        damaged = bytearray(newest.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        newest.write_bytes(damaged)
+        assert {problem.lost for problem in store.verify()} == {False}
+        assert store.repair("m", engine="numpy") == 1
+        assert store.repair("m", engine="numpy") == 0
+        assert store.verify() == []
+        loaded = bm.load(store, "m", engine="numpy")
+        assert posterior_digest(loaded.spec(), loaded.to_arrays()) == live
+        for file in files_of(tmp_path / "s.db.blobs"):
+            file.write_bytes(b"")
+        with pytest.raises(errors.CorruptStore, match="no sound snapshot"):
+            store.repair("m")
+
+
+def test_a_model_moves_as_one_file(places: Places, tmp_path: Path) -> None:
+    x, y = stream(12)
+    file = tmp_path / "m.bayesmlp"
+    with places.published() as store:
+        store.publish("wide", wide_model())
+        with bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=5) as updater:
+            updater.observe_many(x, y, event_ids=[f"e{i}" for i in range(12)])
+            updater.retract(["e3"])
+        history = store.history("m")
+        store.export("m", file)
+        with pytest.raises(errors.InvalidInput, match="must be a new file"):
+            store.export("m", file)
+        store.export("wide", tmp_path / "wide")
+    assert sorted(path.name for path in tmp_path.iterdir() if "m.bayes" in path.name) == ["m.bayesmlp"]
+    whole = bm.load(file, "m", engine="numpy")
+    with places.open("other") as other:
+        assert other.import_(file, name="copy") == "copy"
+        assert other.import_(tmp_path / "wide") == "wide"
+        assert other.history("copy") == history
+        assert other.verify() == []
+        copy = bm.load(other, "copy", engine="numpy")
+        assert posterior_digest(copy.spec(), copy.to_arrays()) == posterior_digest(whole.spec(), whole.to_arrays())
+        with bm.OnlineUpdater(other, "copy", engine="numpy") as updater:
+            assert updater.observe(x[0], y[0], event_id="e0").repeated
+            updater.retract(["e5"])
+        with pytest.raises(errors.InvalidInput, match="has a model of that name"):
+            other.import_(file, name="copy")
+
+
+def test_a_damaged_file_is_not_taken_in(tmp_path: Path) -> None:
+    x, y = stream(3)
+    with published(tmp_path) as store:
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            updater.observe_many(x, y)
+        store.export("m", tmp_path / "file")
+        with sqlite3.connect(tmp_path / "file") as connection:
+            connection.execute("UPDATE records SET body = replace(body, '0.', '1.') WHERE offset = 2")
+        with pytest.raises(errors.CorruptStore, match="model 'm' is not sound: version 2"):
+            store.import_(tmp_path / "file", name="new")
+
+
+@pytest.mark.parametrize("folder", sorted(GOLDEN.glob("format-*")), ids=lambda folder: folder.name)
+def test_every_released_format_is_read_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    expected = json.loads((folder / "expected.json").read_text())
+    x, y = stream(30)
+    with bm.open_store(tmp_path / "copy" / "store.db") as store:
+        assert store.verify() == []
+        for name, model in expected.items():
+            loaded = bm.load(store, name, engine="numpy")
+            digest = posterior_digest_of_format_1 if folder.name == "format-1" else posterior_digest
+            assert digest(loaded.spec(), loaded.to_arrays()) == model["digest"]
+            np.testing.assert_allclose(loaded.predict(x[25:]).probabilities, model["probabilities"], rtol=1e-4)
+            assert [[entry.kind, entry.status] for entry in store.history(name)] == model["history"]
+            with bm.OnlineUpdater(store, name, engine="numpy") as updater:
+                assert updater.observe(x[25], y[25], event_id="last", weight=2.0).repeated
+                assert updater.observe(x[26], y[26]).status == "applied"
+                updater.retract(["last"])
+        assert store.verify() == []
+
+
+# -- erasing --------------------------------------------------------------------------------------------------------
+def test_purge_leaves_no_trace_of_what_was_said(places: Places) -> None:
+    x, y = stream(30)
+    secret = 0.123456789
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=4) as updater:
+        updater.observe_many(x[:10], y[:10], event_ids=[f"e{i}" for i in range(10)])
+        before = updater.digest()
+        answer = updater.predict(np.full(4, secret))
+        updater.feedback(str(answer.prediction_id), 1, source="s")
+        updater.observe(np.full(4, secret), 2, event_id="x", source="s")
+        updater.observe_many(x[10:20], y[10:20])
+        purge = updater.purge(source="s")
+        assert (purge.events, purge.snapshots > 0) == (2, True)
+        with pytest.raises(errors.UnknownPrediction):
+            updater.feedback(str(answer.prediction_id), 1)
+        assert updater.observe(np.full(4, secret), 2, event_id="x").status == "retracted"
+        notes = [entry.note for entry in updater.history() if entry.source == "s"]
+        assert notes == ["payload erased"] * 2
+        purged = updater.digest()
+        assert store.verify() == []
+    with places.published(name="other") as fresh, bm.OnlineUpdater(fresh, "m", engine="numpy") as updater:
+        updater.observe_many(x[:10], y[:10])
+        assert updater.digest() == before
+        updater.observe_many(x[10:20], y[10:20])
+        assert updater.digest() == purged
+    store.close()
+    if places.server is None:
+        for file in places.folder.glob("store.db*"):
+            if file.is_file():
+                assert str(secret).encode() not in file.read_bytes(), file
+
+
+def test_payloads_past_their_time_are_erased_and_what_they_taught_stays(places: Places) -> None:
+    x, y = stream(40)
+    with (
+        places.published() as store,
+        bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=10, retention=Retention(events=12)) as updater,
+    ):
+        ids = [f"e{i}" for i in range(40)]
+        for start in range(0, 40, 10):
+            updater.observe_many(x[start : start + 10], y[start : start + 10], event_ids=ids[start : start + 10])
+        digest = updater.digest()
+        assert [entry.note for entry in updater.history()[1:]].count("payload erased") == 28
+        with pytest.raises(errors.Purged, match="the payload of version 2 was erased"):
+            updater.retract(["e1"])
+        assert updater.digest() == digest
+        updater.retract(["e35"])
+    with places.published(name="other") as fresh, bm.OnlineUpdater(fresh, "m", engine="numpy") as updater:
+        updater.observe_many(np.delete(x, 35, axis=0), np.delete(y, 35))
+        without = updater.digest()
+    with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        assert updater.digest() == without
+    with pytest.raises(errors.InvalidInput, match=r"Retention\.seconds must be positive"):
+        bm.OnlineUpdater(store, "m", engine="numpy", retention=Retention(seconds=-1.0))
+
+
+# -- while a retraction folds ---------------------------------------------------------------------------------------
+def test_readers_and_new_events_go_on_during_a_retraction(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = stream(30)
+    folding, may_go_on = threading.Event(), threading.Event()
+    apply = Stepper.apply
+
+    with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.observe_many(x[:20], y[:20], event_ids=[f"e{i}" for i in range(20)])
+        live = updater._line.stepper
+
+        def slow(stepper: Stepper, observation: object) -> object:
+            if stepper is not live:
+                folding.set()
+                assert may_go_on.wait(30)
+            return apply(stepper, observation)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Stepper, "apply", slow)
+        estimate = updater.retract(["e2"], estimate=True)
+        assert (estimate.events, estimate.replayed, estimate.version) == (1, 19, 21)
+        assert estimate.seconds > 0
+        before = updater.model.predict(x[:1]).probabilities
+        done: list[object] = []
+        retracting = threading.Thread(target=lambda: done.append(updater.retract(["e2"])))
+        retracting.start()
+        assert folding.wait(30)
+        answer = updater.predict(x[0])
+        assert answer.stale
+        np.testing.assert_array_equal(answer.probabilities, before)
+        assert [updater.observe(x[i], y[i], wait="durable").status for i in range(20, 25)] == ["pending"] * 5
+        waiting = threading.Thread(target=lambda: done.append(updater.observe(x[25], y[25])))
+        waiting.start()
+        time.sleep(0.2)
+        assert done == []
+        may_go_on.set()
+        retracting.join()
+        waiting.join()
+        assert not updater.predict(x[0]).stale
+        digest = updater.digest()
+        assert {entry.status for entry in updater.history()[20:] if entry.kind == "event"} == {"applied"}
+    rows = [i for i in range(26) if i != 2]
+    with places.published(name="other") as fresh, bm.OnlineUpdater(fresh, "m", engine="numpy") as updater:
+        updater.observe_many(x[rows], y[rows])
+        assert updater.digest() == digest
+    with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        assert updater.digest() == digest
+
+
+def test_a_fold_that_fails_stops_the_updater(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = stream(5)
+    with published(tmp_path) as store:
+        updater = bm.OnlineUpdater(store, "m", engine="numpy")
+        updater.observe_many(x, y, event_ids=list("abcde"))
+        with monkeypatch.context() as patched:
+            patched.setattr(Stepper, "reset", lambda *_: (_ for _ in ()).throw(MemoryError()))
+            with pytest.raises(MemoryError):
+                updater.retract(["a"])
+        with pytest.raises(errors.StoreError, match="open a new one"):
+            updater.observe(x[0], y[0])
+        updater.close()
+        with bm.OnlineUpdater(store, "m", engine="numpy") as again:
+            assert [entry.status for entry in again.history()[1:6]] == ["retracted", *["applied"] * 4]
+
+
+def test_who_appended_is_in_the_history(places: Places) -> None:
+    x, y = stream(2)
+    with places.open(actor="ada") as store:
+        store.publish("m", small_model())
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            updater.observe(x[0], y[0], source="a form")
+    with places.open(actor="bob") as store:
+        store.rollback("m", 1)
+        entries = store.history("m")
+    assert [(entry.kind, entry.actor, entry.source) for entry in entries] == [
+        ("publish", "ada", None),
+        ("event", "ada", "a form"),
+        ("rollback", "bob", None),
+    ]
+    assert all(abs(entry.received - time.time()) < 60 for entry in entries)
+    with pytest.raises(errors.InvalidInput, match="actor must be a string"):
+        places.open(actor="")
