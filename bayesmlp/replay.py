@@ -75,7 +75,7 @@ def replay(
         if record.kind == "consolidate":
             raise CorruptStore(
                 f"the snapshot of the consolidation at version {record.offset} of model {name!r} is not sound, and no "
-                "later one is: repair takes the consolidation off the line"
+                "later one is: repair takes it off the line, unless payloads to fold in its place were erased"
             )
     if stepper is None or stepper.model.spec() != snapshot.spec:
         stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network), own=True)
