@@ -40,6 +40,7 @@ def methods(quick: bool) -> dict[str, tuple[Any, Any, str]]:
         return own
     return own | {
         "HMC": (bm.HMC(), bm.Full(), "jax"),
+        "MCLMC, adjusted": (bm.AdjustedMCLMC(), bm.Full(), "jax"),
         "MEADS": (bm.MEADS(), bm.Full(), "jax"),
         "SGHMC": (bm.SGHMC(), bm.Full(), "torch"),
         "SGHMC, cyclical": (bm.SGHMC(cycles=4), bm.Full(), "torch"),
