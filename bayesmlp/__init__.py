@@ -57,6 +57,7 @@ _HOME = {
     "NUTS": "inference.sampling.nuts",
     "HMC": "inference.sampling.nuts",
     "MCLMC": "inference.sampling.mclmc",
+    "AdjustedMCLMC": "inference.sampling.adjusted",
     "MEADS": "inference.sampling.meads",
     "SGLD": "inference.sampling.stochastic",
     "SGHMC": "inference.sampling.stochastic",

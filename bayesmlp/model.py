@@ -34,6 +34,7 @@ from .inference.network import Network
 from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
 from .inference.sampling.base import Sampler
+from .inference.sampling.mclmc import MCLMC
 from .inference.spec import from_spec, to_spec
 from .inference.stacking import Stacking
 from .inference.structured_variational import StructuredVariational
@@ -50,7 +51,7 @@ from .predictive import APPROXIMATIONS, JointOutputs, Predictive
 from .programs import Program, program_of
 from .progress import fit_progress
 from .rehearsal import learn_by_heart, offer
-from .sampled import SampledAnswers
+from .sampled import SampledAnswers, resampled
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
 
@@ -953,7 +954,16 @@ class BayesianMLP:
             )
         self._resolved, self._posterior = form, self.posterior._replace(weights=kept)
 
-    def reweight(self, X: Any, y: Any, *, weight: Any = None, least: float = 0.1) -> float:  # noqa: N803
+    def reweight(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        weight: Any = None,
+        least: float = 0.1,
+        memory: tuple[Any, Any] | None = None,
+        method: Sampler | None = None,
+    ) -> float:
         """Learn rows by weighing a sampler's draws with their likelihood: Bayes' rule, exact up to the draws' number.
 
         The Gaussian beside the draws learns the rows too, as by :meth:`update`.
@@ -963,9 +973,12 @@ class BayesianMLP:
             y: targets.
             weight: of each row, at least 0.
             least: smallest effective sample size that is let pass, as a share of the draws.
+            memory: inputs and targets of all rows that the posterior has learned. With them, where too few draws would
+                count, chains go on from draws that do, on these rows and the new ones (resample and move).
+            method: that moves them; ``MCLMC(num_warmup=300)`` if None.
 
         Returns:
-            The effective sample size.
+            The effective sample size before any move.
 
         Raises:
             InvalidInput: bad data, or the posterior is no draws.
@@ -977,15 +990,34 @@ class BayesianMLP:
         log_likelihood = self.sampled_answers.log_likelihood(state, x, targets) @ weights
         log_weights = self.engine.to_numpy(state.log_weights) + log_likelihood
         size = effective_size(log_weights)
+        if not size >= least * form.size and memory is not None:
+            self._move(log_weights, [*memory, None], [X, y, weight], method)
+            return size
         if not size >= least * form.size:
             raise NumericalFailure(
-                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: sample anew with these "
-                "rows, or update, which goes on from a Gaussian"
+                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: give the memory of "
+                "all rows, sample anew, or update, which goes on from a Gaussian"
             )
         gaussian = self._gaussian_after(X, y, weight)
         self._posterior = gaussian._replace(weights=state._replace(gaussian=gaussian.weights))
         self._keep_draws(form, np.arange(form.size), log_weights)
         return size
+
+    def _move(self, log_weights: np.ndarray, known: list[Any], new: list[Any], method: Sampler | None) -> None:
+        """Chains that go on from resampled draws, given all rows; in place of the draws."""
+        form, state = self._drawn()
+        parts = [self._checked(*rows) for rows in (known, new)]
+        x, targets, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
+        chosen = method or MCLMC(num_warmup=300, num_chains=form.chains, num_samples=form.draws)
+        rows = resampled(log_weights - np.logaddexp.reduce(log_weights), chosen.num_chains, self.seed)
+        weights_from = tuple(self.engine.to_numpy(layer)[rows].astype(np.float64) for layer in state.draws)
+        parameters = tuple(self.engine.to_numpy(values)[rows] for values in state.parameters)
+        problem = self._problem(x, targets, self.scaling, weights)
+        result = chosen.fit(replace(problem, prior=self._fitted_prior, chains_from=(weights_from, parameters)))
+        assert isinstance(result.structure, Particles)
+        self.fit_details = {"terms": result.history, **result.details}
+        self._resolved, self._posterior = result.structure, result.posterior
 
     def _gaussian_after(self, X: Any, y: Any, weight: Any) -> Posterior:  # noqa: N803
         """The Gaussian beside the draws once it has learned the rows."""

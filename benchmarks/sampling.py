@@ -116,9 +116,7 @@ def ours(case: Case, chains: int, draws: int, thinning: int = 10) -> Sampled:
     engine, data = case.problem.engine, data_of(case.problem)
     method = bm.MCLMC(num_chains=chains)
     gradient = case.target.gradient()
-    start = case.target.starts([case.problem.start(seed) for seed in range(chains)])
-    position = climb(engine, gradient, start, data, method.climb)
-    moving = method._tuned(engine, gradient, position, data, 0)
+    moving = method.warmed(case.problem, case.target, gradient, data)
     run = Run(engine, transition(engine, gradient), data, 1)
     plan = Plan(draws, thinning, None)
     marks: list[float] = []

@@ -48,10 +48,11 @@ def small_model(engine: str, likelihood: Any = None, **options: Any) -> bm.Bayes
 
 SAMPLERS = {
     "MCLMC": bm.MCLMC(num_warmup=400, num_samples=300, num_chains=4, thinning=4, climb=100, energy_error=1e-4),
+    "AdjustedMCLMC": bm.AdjustedMCLMC(num_warmup=400, num_samples=300, num_chains=4, climb=100),
     "MEADS": bm.MEADS(num_warmup=600, num_samples=25, num_chains=64, thinning=15, climb=50),
     "SGHMC": bm.SGHMC(num_warmup=100, num_samples=1500, batch_size=40, step_size=0.02, climb=50),
     "SGLD": bm.SGLD(num_warmup=300, num_samples=3000, batch_size=40, step_size=0.06, climb=50),
-    "HMC": bm.HMC(num_warmup=150, num_samples=300, num_chains=2),
+    "HMC": bm.HMC(num_warmup=300, num_samples=400, num_chains=2),
     "NUTS": bm.NUTS(num_warmup=150, num_samples=250, num_chains=2, max_tree_depth=5),
 }
 
@@ -189,6 +190,23 @@ def test_microcanonical_steps_keep_the_energy(name: str) -> None:
     np.testing.assert_allclose(engine.to_numpy(again.position), engine.to_numpy(start.position), atol=1e-10)
 
 
+@pytest.mark.slow
+def test_pyro_and_numpyro_sample_the_same_posterior() -> None:
+    """Mean function values of a network: within 4 Monte Carlo standard errors, of both runs together."""
+    for language in LANGUAGES.values():
+        pytest.importorskip(language, reason="pip install 'bayesmlp[torch,jax]' to enable")
+    x, y = linear_data(40, 3)
+    means, errors = [], []
+    for name, method in (("jax", bm.NUTS(500, 1000, 4)), ("torch", bm.NUTS(200, 200, 2, max_tree_depth=7))):
+        model = small_model(name, bm.Gaussian(noise_variance=0.25)).fit(x, y, method=method)
+        form, outputs = model.particles, model.predict(x[:5]).output_mean[..., 0]
+        assert form is not None
+        each = outputs.reshape(form.chains, form.draws, 5)
+        means.append(outputs.mean(0))
+        errors.append(outputs.var(0) / effective_sample_size(each))
+    assert np.all(np.abs(means[0] - means[1]) < 4 * np.sqrt(errors[0] + errors[1]))
+
+
 def test_a_sampled_posterior_crosses_the_store_and_learns_on(tmp_path: Path) -> None:
     """Sampled on one engine, reopened on the other: the same answers; an update goes on from the Gaussian."""
     x, y = linear_data(300, 3)
@@ -229,6 +247,20 @@ def test_reweighting_is_bayes_rule() -> None:
     with pytest.raises(NumericalFailure, match="of 1600 draws only"):
         model.reweight(x, y + 5.0)
     np.testing.assert_array_equal(model.predict(x).mean, answer.mean)
+
+
+def test_too_few_draws_are_moved_on_a_memory() -> None:
+    """Resample and move, against the closed form of all rows; 5 standard errors."""
+    x, y = linear_data(80)
+    model = linear_model("torch").fit(x[:20], y[:20], method=SAMPLERS["MCLMC"])
+    size = model.reweight(x[20:], y[20:], memory=(x[:20], y[:20]), method=SAMPLERS["MCLMC"])
+    form = model.particles
+    assert form is not None
+    assert size < 0.1 * form.size
+    answer, exact = model.predict(x), _conjugate_mean(x, y)
+    effective = float(model.fit_details["effective_size"].min())
+    spread = np.sqrt(np.ravel(answer.epistemic_variance))
+    assert np.all(np.abs(np.ravel(answer.mean) - exact) < (5 / np.sqrt(effective) + 0.05) * spread)
 
 
 def _conjugate_mean(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -346,6 +378,7 @@ def test_bad_arguments_are_named() -> None:
     for build, message in [
         (lambda: bm.MCLMC(num_samples=0), "MCLMC.num_samples must be an integer of at least 1, got 0"),
         (lambda: bm.MCLMC(energy_error=-1), "MCLMC.energy_error must be a positive number"),
+        (lambda: bm.AdjustedMCLMC(target_accept=1.5), "AdjustedMCLMC.target_accept"),
         (lambda: bm.MEADS(num_chains=6), "MEADS.num_chains must be a multiple of 4"),
         (lambda: bm.SGHMC(friction=2.0), "SGHMC.friction"),
         (lambda: bm.SGLD(cycles=0), "SGLD.cycles"),
