@@ -46,6 +46,7 @@ _HOME = {
     "LaplaceStep": "inference.laplace_step",
     "KalmanStep": "inference.kalman_step",
     "InverseMultiquadric": "inference.influence",
+    "Memory": "inference.memory",
     "Laplace": "inference.laplace",
     "Variational": "inference.variational",
     "StructuredVariational": "inference.structured_variational",
@@ -56,6 +57,7 @@ _HOME = {
     "NUTS": "inference.sampling.nuts",
     "HMC": "inference.sampling.nuts",
     "MCLMC": "inference.sampling.mclmc",
+    "AdjustedMCLMC": "inference.sampling.adjusted",
     "MEADS": "inference.sampling.meads",
     "SGLD": "inference.sampling.stochastic",
     "SGHMC": "inference.sampling.stochastic",
@@ -66,6 +68,8 @@ _HOME = {
     "PosteriorStore": "store",
     "open_store": "store",
     "OnlineUpdater": "updater",
+    "Consolidate": "consolidation",
+    "Consolidation": "consolidation",
     "Admission": "admission",
     "Quarantined": "admission",
     "Receipt": "receipts",
@@ -89,6 +93,7 @@ _HOME = {
     "BayesianMLPClassifier": "estimators",
     "RiverRegressor": "river",
     "RiverClassifier": "river",
+    "diagnostics": "diagnostics",
     "errors": "inference.errors",
 }
 
@@ -99,7 +104,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bayesmlp' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOME[name]}", __name__)
-    value = module if name == "errors" else getattr(module, name)
+    value = module if name in ("diagnostics", "errors") else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping
 from numbers import Real
@@ -40,10 +41,18 @@ def check_time(time: Any) -> None:
     """Raises :class:`InvalidInput` unless the argument ``time`` is a number that can be a time: a wrong unit, or an
     infinite time, would leave the dynamics no later event.
     """
-    if not (isinstance(time, Real) and -_LARGEST_TIME <= time <= _LARGEST_TIME):
+    if not abs(_as_float(time)) <= _LARGEST_TIME:
         raise InvalidInput(
             f"time must be seconds since the epoch, at most {_LARGEST_TIME:g} in magnitude, got {time!r:.60}"
         )
+
+
+def _as_float(value: Any) -> float:
+    """A number as a float: infinite where it is too large for one, NaN if it is no number."""
+    try:
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.inf
 
 
 class Observation(NamedTuple):
@@ -58,6 +67,7 @@ class Observation(NamedTuple):
         kind: of the feedback, where it is not the model's first.
         propensity: with which probability the action that led to it was taken, if the sender gave one; it is kept for
             off-policy estimates and is no part of what is learned.
+        source: who sent it; it stands beside the body in the log.
     """
 
     x: np.ndarray
@@ -67,6 +77,7 @@ class Observation(NamedTuple):
     output_mask: np.ndarray | None = None
     kind: str | None = None
     propensity: float | None = None
+    source: str | None = None
 
     @classmethod
     def check(
@@ -107,7 +118,7 @@ class Observation(NamedTuple):
         scaled_items(scaling, inputs, "x")
         if observed is None:
             scaling.targets(targets, "y")
-        if propensity is not None and not (isinstance(propensity, Real) and 0 < propensity <= 1):
+        if propensity is not None and not 0 < _as_float(propensity) <= 1:
             raise InvalidInput(f"propensity must be a probability above 0, got {propensity!r}")
         return cls(
             inputs,
@@ -134,7 +145,7 @@ class Observation(NamedTuple):
         return body
 
     @classmethod
-    def from_body(cls, body: Mapping[str, Any], model: BayesianMLP) -> Observation:
+    def from_body(cls, body: Mapping[str, Any], model: BayesianMLP, source: str | None = None) -> Observation:
         """The inverse of :meth:`to_body`, for the model that the event was sent to; of a weight, what was granted (see
         :mod:`.admission`).
         """
@@ -146,9 +157,15 @@ class Observation(NamedTuple):
         if kind is not None:
             likelihood = model.kinds[kind].model_of(x.shape[1] // model.num_inputs)
         targets = likelihood.prepare(np.asarray(body["y"]))
-        observation = cls(x, targets, weight, body.get("time"), mask, kind, body.get("propensity"))
+        observation = cls(x, targets, weight, body.get("time"), mask, kind, body.get("propensity"), source)
         return observation.granted(body.get("granted", 1.0))
 
     def granted(self, share: float) -> Observation:
         """The observation with that share of its weight."""
         return self if share == 1 else self._replace(weight=share * self.weight)
+
+    def row(self, index: int) -> Observation:
+        """One of its rows."""
+        own = slice(index, index + 1)
+        mask = None if self.output_mask is None else self.output_mask[own]
+        return self._replace(x=self.x[own], y=self.y[own], weight=self.weight[own], output_mask=mask)

@@ -170,6 +170,6 @@ class Answers:
 
 
 def _is_sound(row: Any) -> bool:
-    if row.checksum in (None, answer_checksum(row._mapping)):
+    if row.checksum in (None, answer_checksum(row._asdict())):
         return isinstance(row.expires, float)
     return row.inputs == "" and isinstance(row.expires, float) and row.expires < time.time()  # erased as it expired

@@ -2,21 +2,23 @@
 
 The posterior is a fold over the *live* records of its log, in order:
 
-==========  =============================================================================================
-publish     starts a new line: the posterior is the one published; what came before is superseded
-event       one row, one Bayes step
-batch       several rows, one Bayes step
-quarantine  an event or a batch that is kept, but not learned
-release     one Bayes step: learns a quarantined record here, if it is still in quarantine
-retract     takes events out, whenever they came; for good, also across a later rollback
-rollback    goes back to the line as it was after an earlier offset; what came since is rolled back
-handover    the line goes on under another fingerprint (framework, processor); carries a snapshot
-==========  =============================================================================================
+===========  =========================================================================================================
+publish      starts a new line: the posterior is the one published; what came before is superseded
+event        one row, one Bayes step
+batch        several rows, one Bayes step
+quarantine   an event or a batch that is kept, but not learned
+release      one Bayes step: learns a quarantined record here, if it is still in quarantine
+retract      takes events out, whenever they came, or consolidations; for good, also across a later rollback
+rollback     goes back to the line as it was after an earlier offset; what came since is rolled back
+handover     the line goes on under another fingerprint (framework, processor); carries a snapshot
+consolidate  puts a refit of everything up to an earlier record in its place; carries a snapshot; it falls away when
+             anything that it has learned is retracted, or it itself is
+===========  =========================================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -24,7 +26,9 @@ from typing import Any, NamedTuple
 from ..inference.errors import CorruptStore
 from .digest import extend_chain
 
-__all__ = ["Fold", "Record", "effective"]
+__all__ = ["CARRIES_SNAPSHOT", "Fold", "Record", "effective"]
+
+CARRIES_SNAPSHOT = ("publish", "handover", "consolidate")
 
 
 class Record(NamedTuple):
@@ -59,11 +63,13 @@ class Fold:
         status: of each record with an observation, by offset: ``live``, ``quarantined``, ``released``, ``retracted``,
             ``rolled back`` or ``superseded``.
         head: offset of the newest record of the log.
+        fallen: offsets of the consolidations that fell away, for good.
     """
 
     line: tuple[Record, ...]
     status: Mapping[int, str]
     head: int
+    fallen: frozenset[int] = frozenset()
 
     @cached_property
     def covers(self) -> dict[str, int]:
@@ -75,15 +81,25 @@ class Fold:
         return covers
 
     @property
+    def marks(self) -> list[Record]:
+        """The records of the line that brought a snapshot of their own."""
+        return [record for record in self.line if record.kind in CARRIES_SNAPSHOT]
+
+    @property
     def fingerprint(self) -> dict[str, str]:
-        """Under which the line goes on: that of its last publish or handover."""
-        marks = [record for record in self.line if record.kind in ("publish", "handover")]
-        return dict(marks[-1].body["fingerprint"])
+        """Under which the line goes on: that of the last record that brought a snapshot."""
+        return dict(self.marks[-1].body["fingerprint"])
 
     @cached_property
     def chain(self) -> str:
         """The chain hash after the whole line."""
         return next(reversed(self.covers), "")
+
+    def goes_on_from(self, earlier: Fold) -> bool:
+        """Whether nothing but records that came since follows an earlier line, and no consolidation of it."""
+        length = len(earlier.line)
+        consolidated = len(self.line) > length and self.line[length].kind == "consolidate"
+        return self.line[:length] == earlier.line and not consolidated
 
 
 def effective(records: Iterable[Record]) -> Fold:
@@ -99,7 +115,9 @@ def effective(records: Iterable[Record]) -> Fold:
     tips: dict[int, tuple[Record, Any] | None] = {}
     status: dict[int, str] = {}
     events: dict[int, str | None] = {}
-    retracted: set[str] = set()
+    retracted: dict[str, int] = {}
+    fallen: set[int] = set()
+    consolidations: list[tuple[Record, Any]] = []
     head = 0
     for record in records:
         head = record.offset
@@ -112,10 +130,13 @@ def effective(records: Iterable[Record]) -> Fold:
         elif record.kind == "release":
             status[head] = "rolled back"
             tip = (record, tip)
-        elif record.kind == "handover":
+        elif record.kind in ("handover", "consolidate"):
             tip = (record, tip)
+            consolidations += [tip] if record.kind == "consolidate" else []
         elif record.kind == "retract":
-            retracted.update(record.body["event_ids"])
+            fallen.update(record.body.get("consolidations", ()))
+            for event_id in record.body["event_ids"]:
+                retracted.setdefault(event_id, head)
         elif record.kind == "rollback":
             if tips.get(record.body["version"]) is None:
                 raise CorruptStore(f"record {head} rolls back to version {record.body['version']}, which is not there")
@@ -123,11 +144,8 @@ def effective(records: Iterable[Record]) -> Fold:
         else:
             raise CorruptStore(f"record {head} is of kind {record.kind!r}, which this version does not know")
         tips[head] = tip
-    chain: list[Record] = []
-    while tip is not None:
-        record, tip = tip
-        chain.append(record)
-    chain.reverse()
+    fallen.update(made[0].offset for made in consolidations if _has_fallen(made, events, retracted))
+    chain = list(_back_from(tip))[::-1]
     start = chain[0].offset if chain else head + 1
     line: list[Record] = []
     waiting = {record.offset for record in chain if record.kind == "quarantine"}
@@ -143,8 +161,34 @@ def effective(records: Iterable[Record]) -> Fold:
             status[source] = "released"
         elif record.kind == "quarantine" or (source is not None and record.event_id in retracted):
             continue
+        if record.kind == "consolidate":
+            if record.offset not in fallen:
+                _insert(line, record)
+            continue
         if source is not None:
             status[record.offset] = "live"
         line.append(record)
     status.update((offset, "retracted") for offset, event_id in events.items() if event_id in retracted)
-    return Fold(tuple(line), status, head)
+    return Fold(tuple(line), status, head, frozenset(fallen))
+
+
+def _back_from(tip: tuple[Record, Any] | None) -> Iterator[Record]:
+    """The records of a linked list, newest first."""
+    while tip is not None:
+        record, tip = tip
+        yield record
+
+
+def _has_fallen(made: tuple[Record, Any], events: Mapping[int, str | None], retracted: Mapping[str, int]) -> bool:
+    """Whether something that a consolidation has learned was retracted after it."""
+    consolidation = made[0]
+    until = consolidation.body["until"]
+    learned = [r.learned for r in _back_from(made) if r.offset <= until and r.learned is not None]
+    return any(retracted.get(str(events[offset]), 0) > consolidation.offset for offset in learned)
+
+
+def _insert(line: list[Record], consolidation: Record) -> None:
+    """Put a consolidation after the last record that it has learned."""
+    until = consolidation.body["until"]
+    later = (i for i, record in enumerate(line) if record.kind != "consolidate" and record.offset > until)
+    line.insert(next(later, len(line)), consolidation)

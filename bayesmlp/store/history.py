@@ -22,14 +22,16 @@ class Entry(NamedTuple):
 
     Attributes:
         version: offset of the record; the model's version after it.
-        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback`` or ``handover``.
+        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback``,
+            ``handover`` or ``consolidate``.
         event_id: of an event or a batch, quarantined or not.
         status: of these: ``applied``, ``failed``, ``pending``, ``quarantined``, ``released``, ``retracted``,
             ``rolled back``, ``superseded``; else empty.
         surprise: minus the log predictive density before it was learned, in nats.
         information: gained, in nats.
         received: when it was stored, seconds since the epoch.
-        note: what a retraction, a release or a rollback names; that a payload was erased.
+        note: what a retraction, a release or a rollback names; up to which version a consolidation has learned, and
+            that it fell away; that a payload was erased.
         actor: who appended it; empty in stores of format 1.
         source: who sent the event, if the sender said.
     """
@@ -46,7 +48,7 @@ class Entry(NamedTuple):
     source: str | None = None
 
 
-_TELLING = ("retract", "release", "rollback")
+_TELLING = ("retract", "release", "rollback", "consolidate")
 
 
 def history_of(log: Log) -> list[Entry]:
@@ -70,7 +72,7 @@ def history_of(log: Log) -> list[Entry]:
                 None if effect is None else effect.surprise,
                 None if effect is None else effect.information,
                 row.received,
-                _note(row),
+                _note(row, fold),
                 row.actor or "",
                 row.source,
             )
@@ -78,14 +80,18 @@ def history_of(log: Log) -> list[Entry]:
     return entries
 
 
-def _note(row: Any) -> str:
+def _note(row: Any, fold: Fold) -> str:
     if row.purged is not None:
         return "payload erased"
+    if row.kind not in _TELLING:
+        return ""
+    body = json.loads(row.body)
+    if row.kind == "consolidate":
+        return f"up to version {body['until']}" + (", no longer" if row.offset in fold.fallen else "")
     if row.kind == "retract":
-        return f"{len(json.loads(row.body)['event_ids'])} events"
-    if row.kind == "release":
-        return f"of version {json.loads(row.body)['offset']}"
-    return f"to version {json.loads(row.body)['version']}" if row.kind == "rollback" else ""
+        gone = "".join(f", the consolidation at version {offset}" for offset in body.get("consolidations", ()))
+        return f"{len(body['event_ids'])} events{gone}"
+    return f"of version {body['offset']}" if row.kind == "release" else f"to version {body['version']}"
 
 
 def prequential_of(engine: Engine, model_id: int, fold: Fold) -> Prequential:

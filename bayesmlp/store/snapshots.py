@@ -150,7 +150,7 @@ class Snapshots:
         row = connection.execute(select(snapshots).where(where)).first()
         if row is None:
             raise CorruptStore(f"there is no snapshot at version {offset}")
-        if row.checksum not in (None, snapshot_checksum(row._mapping)):
+        if row.checksum not in (None, snapshot_checksum(row._asdict())):
             raise CorruptStore(f"the row of the snapshot at version {offset} does not have its checksum")
         try:
             spec = json.loads(row.spec)

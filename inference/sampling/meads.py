@@ -20,7 +20,6 @@ from ..errors import InvalidInput
 from ..methods import FitProblem
 from .base import Sampler, check_positive
 from .chains import Chains, Plan, Run, Transition, repeat
-from .climbing import climb
 from .target import Data, Gradient, Target, data_of
 
 __all__ = ["MEADS"]
@@ -89,8 +88,7 @@ class MEADS(Sampler):
 
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)
-        start = target.starts([problem.start(problem.seed + chain) for chain in range(self.num_chains)])
-        position = climb(engine, gradient, start, data, self.climb)
+        position = self.starts(problem, target, self.climb)
         density, slope = engine.jit(lambda z, data: gradient(z, data, 1.0))(position, data)
         with engine.scope():
             momentum = engine.normal(engine.key(problem.seed + 1), position.shape)
@@ -161,7 +159,7 @@ def _tuned(engine: Engine, state: Walking) -> tuple[Array, Array, Array]:
     slowest = 1 / xp.sqrt(_largest_eigenvalue(engine, centred / scale[:, None]))
     early = 1 / (xp.astype(state.count + 1, step_size.dtype) * step_size)
     damping = xp.where(slowest > early, slowest, early)
-    return tuple(xp.roll(value, -1, axis=0) for value in (scale, step_size, damping))  # type: ignore[return-value]
+    return tuple(xp.roll(value, -1, axis=0) for value in (scale, step_size, damping))
 
 
 def _largest_eigenvalue(engine: Engine, rows: Float[Array, "F n D"]) -> Float[Array, " F"]:

@@ -12,7 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import shim
 from store_cases import published, stream
@@ -81,11 +82,13 @@ def fail(base: Path, step: int) -> None:
     (base / "made").mkdir(parents=True)
     published(base / "made").close()
     shutil.copytree(base / "made", base / "sound")
-    with bm.open_store(base / "sound" / "store.db") as store:
-        with bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=3) as updater:
-            shim.disarm()
-            observe_all(updater)
-            places = shim.count()
+    with (
+        bm.open_store(base / "sound" / "store.db") as store,
+        bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=3) as updater,
+    ):
+        shim.disarm()
+        observe_all(updater)
+        places = shim.count()
     expected = digest_and_ids(base / "sound")
     met = refused = runs = 0
     for how in (shim.ONCE, shim.FOR_GOOD):

@@ -1,5 +1,5 @@
-"""Runs under the shim: forks processes that learn from a stream and die by kill -9, at an exact change of a file or at a
-random moment; each goes on from what was acknowledged to the one before, and sends a fifth of the events twice.
+"""Runs under the shim: forks processes that learn from a stream and die by kill -9, at an exact change of a file or
+at a random moment; each goes on from what was acknowledged to the one before, and sends a fifth of the events twice.
 
 python kill_worker.py FOLDER KILLS SEED
 """
@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import shim
@@ -29,11 +30,13 @@ def child(folder: Path, order: list[int], first: int, place: int | None, out: in
     x, y = stream(max(order) + 1)
     if place is not None:
         shim.arm(shim.KILL, place)
-    with bm.open_store(folder / "store.db") as store:
-        with bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=20) as updater:
-            for number in range(first, len(order)):
-                updater.observe(x[order[number]], y[order[number]], event_id=f"e{order[number]}")
-                os.write(out, f"{number}\n".encode())
+    with (
+        bm.open_store(folder / "store.db") as store,
+        bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=20) as updater,
+    ):
+        for number in range(first, len(order)):
+            updater.observe(x[order[number]], y[order[number]], event_id=f"e{order[number]}")
+            os.write(out, f"{number}\n".encode())
 
 
 def one_process(folder: Path, order: list[int], first: int, place: int | None, after: float | None) -> tuple[bool, int]:

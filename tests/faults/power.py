@@ -1,7 +1,7 @@
 """What a power cut may leave of files, from the trace of what was done to them.
 
 Of every file, what was written since its last flush is there, lost, or torn at a multiple of 512 bytes, each write for
-itself and in any order; of every folder, names that were made, changed or removed since its last flush are there or not.
+itself and in any order; of every folder, names that were made, changed or removed since its last flush are or are not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SECTOR = 512
 
 
 class Operation(NamedTuple):
-    """One line of a trace: ``write``, ``sync``, ``truncate``, ``create``, ``rename``, ``unlink``, ``mkdir`` or ``mark``."""
+    """One line of a trace: write, sync, truncate, create, rename, unlink, mkdir or mark."""
 
     kind: str
     path: str

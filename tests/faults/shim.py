@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["KILL", "ONCE", "FOR_GOOD", "arm", "count", "disarm", "mark", "run_under", "trace_to"]
+__all__ = ["FOR_GOOD", "KILL", "ONCE", "arm", "count", "disarm", "mark", "run_under", "trace_to"]
 
 ONCE, FOR_GOOD, KILL = 1, 2, 3
 _SOURCE = Path(__file__).with_name("shim.c")

@@ -1,8 +1,8 @@
-"""Runs under the shim: whole lives of a store, each drawn from a seed. One thread, a clock and ids that are drawn too, and
-a disk that refuses, dies with the process, or loses power at a change that is drawn.
+"""Runs under the shim: whole lives of a store, each drawn from a seed. One thread, a clock and ids that are drawn too,
+and a disk that refuses, dies with the process, or loses power at a change that is drawn.
 
-After every fault the store must hold exactly what was acknowledged, and perhaps what was under way: its digest is that of a
-fresh model that learned just this.
+After every fault the store must hold exactly what was acknowledged, and perhaps what was under way: its digest is that
+of a fresh model that learned just this.
 
 python simulate.py FOLDER FIRST_SEED SEEDS: prints what happened in each; a failure names its seed.
 """
@@ -17,7 +17,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import shim
@@ -25,9 +26,9 @@ from power import Disk, read_trace
 from store_cases import published, small_model, stream
 
 import bayesmlp as bm
+from bayesmlp.feedback import Observation
 from bayesmlp.inference.errors import StoreError, StoreUnavailable
 from bayesmlp.stepper import Stepper
-from bayesmlp.feedback import Observation
 from bayesmlp.store import blobs, snapshots
 from bayesmlp.store.digest import posterior_digest
 
@@ -58,13 +59,14 @@ class Life:
         self.rng = np.random.default_rng(seed)
         self.base, self.lives = folder, 0
         self.now = 1e9
-        time.time = lambda: self.now  # type: ignore[assignment]
+        time.time = lambda: self.now
         uuid.uuid4 = lambda: uuid.UUID(bytes=self.rng.bytes(16))
         self.events = 0
         self.line: Line = ()
         self.past: dict[int, Line] = {}
         self.retracted: set[str] = set()
         self.said: list[str] = []
+        self.to_retract: set[str] = set()
         self.place = folder / "life0"
         shutil.copytree(made, self.place)
         self.open()
@@ -135,7 +137,7 @@ class Life:
     def step(self) -> None:
         self.now = float(self.rng.choice([self.now, self.now + 1, self.now - 1e6, self.now + 1e7]))
         kinds = (self.learn, self.learn, self.learn_batch, self.retract, self.rollback, self.snapshot)
-        self.to_retract: set[str] = set()
+        self.to_retract = set()
         call, following = kinds[int(self.rng.integers(len(kinds)))]()
         fault = str(self.rng.choice(["none", "none", "once", "full", "kill", "power"]))
         if fault != "none":
@@ -159,7 +161,7 @@ class Life:
             self.go_on(call, following)
 
     def go_on(self, call: Callable[[], object], following: Line) -> None:
-        """The disk is well again: the same is asked for once more, of this updater or, if a fold of it failed, of another."""
+        """The disk is well again: the same is asked for once more, of a new updater if a fold of this one failed."""
         shim.disarm()
         try:
             call()

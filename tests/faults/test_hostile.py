@@ -52,7 +52,7 @@ def an_array(rng: np.random.Generator) -> Any:
             deep = [deep]
         return deep
     if choice == 5:
-        return np.ma.masked_array(np.ones(4), mask=[0, 1, 0, 0])
+        return np.ma.masked_array(np.ones(4), mask=[False, True, False, False])
     row: list[Any] = rng.standard_normal(4).tolist()  # one value of a good row is not
     row[int(rng.integers(4))] = a_number(rng)
     return row if choice == 6 else [row] if choice == 7 else np.array(row, dtype=object)

@@ -34,12 +34,15 @@ class Live(NamedTuple):
 
 def folded(line: list[Live]) -> str:
     """The digest of a model that only ever saw these."""
-    with tempfile.TemporaryDirectory() as folder:
-        with published(Path(folder)) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
-            for rows, _, weight in line:
-                x, y = rows_of(rows)
-                updater.observe_batch(x, y, weight=np.full(len(rows), weight))
-            return updater.digest()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        published(Path(folder)) as store,
+        bm.OnlineUpdater(store, "m", engine="numpy") as updater,
+    ):
+        for rows, _, weight in line:
+            x, y = rows_of(rows)
+            updater.observe_batch(x, y, weight=np.full(len(rows), weight))
+        return updater.digest()
 
 
 def rows_of(rows: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +95,9 @@ class Store(RuleBasedStateMachine):
             self.line.append(live)
         self.remember()
 
-    @rule(row=st.integers(0, 199), weight=st.sampled_from([1.0, 0.5, 2.0]), wait=st.sampled_from(["applied", "durable"]))
+    @rule(
+        row=st.integers(0, 199), weight=st.sampled_from([1.0, 0.5, 2.0]), wait=st.sampled_from(["applied", "durable"])
+    )
     def observe(self, row: int, weight: float, wait: str) -> None:
         live = Live((row,), self.new_id(), weight)
         receipt = self.updater.observe(X[row], Y[row], event_id=live.event_id, weight=weight, wait=wait)

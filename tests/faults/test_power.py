@@ -67,7 +67,9 @@ def run(folder: Path, cuts: int, seed: int, *, files: bool, flushes: bool = True
     """
     trace = recorded(folder)
     marks = [i for i, operation in enumerate(trace) if operation.kind == "mark" and operation.more != "end"]
-    places = [i for i in range(marks[0], len(trace)) if trace[i].kind != "mark" and (".blobs" in trace[i].path) == files]
+    places = [
+        i for i in range(marks[0], len(trace)) if trace[i].kind != "mark" and (".blobs" in trace[i].path) == files
+    ]
     rng = np.random.default_rng(seed)
     chosen = Counter(int(i) for i in rng.choice(places, size=cuts))
     disk = Disk(folder / "disk")
