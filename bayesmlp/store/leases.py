@@ -62,9 +62,11 @@ def check(connection: Connection, model_id: int, epoch: int, model: str) -> None
 
 
 def touch(connection: Connection, model_id: int, epoch: int) -> None:
-    """Write the lease as it is, so that the transaction has something to flush."""
+    """Write to the lease, so that the transaction has something to flush; SQLite writes only what changes."""
     mine = (leases.c.model_id == model_id) & (leases.c.epoch == epoch)
-    connection.execute(leases.update().where(mine).values(epoch=epoch))
+    owner = json.loads(connection.execute(select(leases.c.owner).where(mine)).scalar_one())
+    owner["touched"] = owner.get("touched", 0) + 1
+    connection.execute(leases.update().where(mine).values(owner=json.dumps(owner)))
 
 
 def release(connection: Connection, model_id: int, epoch: int) -> None:

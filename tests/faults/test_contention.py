@@ -32,17 +32,13 @@ def write_all(path: Path, name: str, events: int) -> str:
         return updater.digest()
 
 
-def sizes(quick: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("events", [quick, pytest.param(None, marks=pytest.mark.slow)])
-
-
 def number(events: int | None) -> int:
     return events or int(os.environ.get("BAYESMLP_WRITERS_EVENTS", "500"))
 
 
-@sizes(25)
-def test_processes_on_models_of_one_store(tmp_path: Path, events: int | None) -> None:
-    events = number(events)
+@pytest.mark.slow
+def test_processes_on_models_of_one_store(tmp_path: Path) -> None:
+    events = number(None)
     names = [f"m{i}" for i in range(WRITERS)]
     with bm.open_store(tmp_path / "store.db") as store:
         for name in names:
@@ -59,7 +55,7 @@ def test_processes_on_models_of_one_store(tmp_path: Path, events: int | None) ->
     print(f"\n{WRITERS} processes x {events} events: 0 errors, 0 lost")
 
 
-@sizes(100)
+@pytest.mark.parametrize("events", [100, pytest.param(None, marks=pytest.mark.slow)])
 def test_threads_on_one_model(tmp_path: Path, events: int | None) -> None:
     events = number(events)
     x, y = stream(WRITERS * events)

@@ -78,7 +78,7 @@ def test_kills(tmp_path: Path, engine: str, share: float) -> None:
     print(f"\n{engine}: {done} kills, {total} sends of {events} events, digest {survived[:12]} as if never killed")
 
 
-@pytest.mark.parametrize("kills", [15, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [8, pytest.param(None, marks=pytest.mark.slow)])
 def test_kills_at_exact_changes_of_files(tmp_path: Path, kills: int | None) -> None:
     """Processes that die at a write, a flush, a rename; BAYESMLP_KILLS of them."""
     kills = kills or int(os.environ.get("BAYESMLP_KILLS", "100"))

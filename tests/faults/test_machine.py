@@ -1,10 +1,12 @@
 """The public API against a simple model of it in memory, by random sequences of calls.
 
 The model of it is the list of what is live, in order; its posterior is that of a fresh store that only ever saw these.
+BAYESMLP_EXAMPLES sets how many sequences.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,7 +200,8 @@ class Store(RuleBasedStateMachine):
         self.changed = False
 
 
+EXAMPLES = int(os.environ.get("BAYESMLP_EXAMPLES", "2"))
 Store.TestCase.settings = settings(
-    max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStore = Store.TestCase

@@ -47,7 +47,7 @@ def interfere(cluster: Cluster, kill: bool) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_cut_off(cluster: Cluster) -> None:
-    cuts = int(os.environ.get("BAYESMLP_SERVER_CUTS", "20"))
+    cuts = int(os.environ.get("BAYESMLP_SERVER_CUTS", "8"))
     events = 15 * cuts
     x, y = stream(events)
     rng = np.random.default_rng(0)

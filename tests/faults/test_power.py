@@ -94,9 +94,9 @@ def run(folder: Path, cuts: int, seed: int, *, files: bool, flushes: bool = True
 
 @pytest.mark.usefixtures("small_blobs")
 @pytest.mark.parametrize("files", [False, True])
-@pytest.mark.parametrize("cuts", [20, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cuts", [8, pytest.param(None, marks=pytest.mark.slow)])
 def test_power_cuts(tmp_path: Path, cuts: int | None, files: bool) -> None:
-    cuts = cuts or int(os.environ.get("BAYESMLP_CUTS", "200"))
+    cuts = cuts or int(os.environ.get("BAYESMLP_CUTS", "120"))
     made, done = run(tmp_path, max(5, cuts // 4) if files else cuts, seed=0, files=files)
     what = "files" if files else "the database"
     print(f"\n{made} power cuts on {what}: 0 lost, 0 corrupt; the operation under way was done after {done}")
@@ -106,4 +106,4 @@ def test_power_cuts(tmp_path: Path, cuts: int | None, files: bool) -> None:
 def test_a_disk_that_never_flushes_is_found_out(tmp_path: Path) -> None:
     """The harness sees a loss where there is one."""
     with pytest.raises((BayesMLPError, AssertionError)):
-        run(tmp_path, 40, seed=1, files=False, flushes=False)
+        run(tmp_path, 20, seed=1, files=False, flushes=False)

@@ -154,9 +154,9 @@ def run(folder: Path, number: int, seed: int = 0) -> Counter[str]:
 
 
 @pytest.mark.usefixtures("small_blobs")
-@pytest.mark.parametrize("number", [40, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [25, pytest.param(None, marks=pytest.mark.slow)])
 def test_rot(tmp_path: Path, number: int | None) -> None:
-    number = number or int(os.environ.get("BAYESMLP_FLIPS", "400"))
+    number = number or int(os.environ.get("BAYESMLP_FLIPS", "300"))
     results = run(tmp_path, number)
     print(f"\n{number} flips and truncations: {dict(results.most_common())}")
     assert sum(results.values()) == number

@@ -18,15 +18,16 @@ def lives(folder: Path, first: int, seeds: int) -> list[str]:
     return shim.run_under(folder / "disk", WORKER, folder / "disk", first, seeds).stdout.splitlines()
 
 
-@pytest.mark.parametrize("seeds", [4, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [3, pytest.param(None, marks=pytest.mark.slow)])
 def test_lives(tmp_path: Path, seeds: int | None) -> None:
-    seeds = seeds or int(os.environ.get("BAYESMLP_SEEDS", "60"))
+    seeds = seeds or int(os.environ.get("BAYESMLP_SEEDS", "40"))
     said = lives(tmp_path, int(os.environ.get("BAYESMLP_FIRST_SEED", "0")), seeds)
     assert len(said) == seeds
     events = Counter(word for line in said for word in line.split()[1:])
     print(f"\n{seeds} seeds: {dict(sorted(events.items()))}")
 
 
+@pytest.mark.slow
 def test_a_seed_lives_the_same_life_again(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
