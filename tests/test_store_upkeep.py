@@ -160,6 +160,31 @@ def test_what_no_snapshot_names_is_collected(tmp_path: Path) -> None:
         assert store.verify() == []
 
 
+def test_bytes_go_after_the_commit_that_forgets_them(tmp_path: Path) -> None:
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", wide_model())
+        files = set(files_of(tmp_path / "s.db.blobs"))
+        with store.write("m") as writer:
+            with pytest.raises(KeyboardInterrupt), writer.transaction() as connection:
+                store.snapshots.delete(connection, writer.model_id, [1])
+                raise KeyboardInterrupt
+            assert set(files_of(tmp_path / "s.db.blobs")) == files, "a snapshot that stayed lost its bytes"
+            assert store.verify() == []
+            with writer.transaction() as connection:
+                store.snapshots.delete(connection, writer.model_id, [1])
+            assert not files_of(tmp_path / "s.db.blobs")
+
+
+def test_what_a_crash_left_over_is_collected(tmp_path: Path) -> None:
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", wide_model())
+        files = set(files_of(tmp_path / "s.db.blobs"))
+        store.snapshots.blobs.write([b"x" * 200_000])  # its row was never written
+        assert len(files_of(tmp_path / "s.db.blobs")) == len(files) + 1
+        assert store.collect_garbage() == 1
+        assert set(files_of(tmp_path / "s.db.blobs")) == files
+
+
 # -- places of large arrays -----------------------------------------------------------------------------------------
 def test_objects_are_created_once_and_read_back(tmp_path: Path) -> None:
     obstore = pytest.importorskip("obstore.store", reason="pip install 'bayesmlp[objects]' to enable")

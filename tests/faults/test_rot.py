@@ -2,7 +2,7 @@
 
 After each damage the store is verified, opened by an updater, and asked for all that it holds. It must refuse by an
 error of its own, or give the same digest, answers and history; and where it gives the same, either ``verify`` names the
-damage or the rows of all tables are what they were (the bytes meant nothing). BAYESMLP_FLIPS sets how many damages.
+damage or the rows of all tables are what they were (the bytes meant nothing). BAYESMLP_FLIPS sets how many damages, BAYESMLP_FIRST_SEED which.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def run(folder: Path, number: int, seed: int = 0) -> Counter[str]:
 @pytest.mark.parametrize("number", [25, pytest.param(None, marks=pytest.mark.slow)])
 def test_rot(tmp_path: Path, number: int | None) -> None:
     number = number or int(os.environ.get("BAYESMLP_FLIPS", "300"))
-    results = run(tmp_path, number)
+    results = run(tmp_path, number, seed=int(os.environ.get("BAYESMLP_FIRST_SEED", "0")))
     print(f"\n{number} flips and truncations: {dict(results.most_common())}")
     assert sum(results.values()) == number
     assert sum(count for result, count in results.items() if result.startswith("refused")) > number / 20
