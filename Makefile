@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all check format bench docs clean
+.PHONY: demo test test-all check faults format bench docs clean
 
 # torch is installed first and pinned, so that the CPU build of constraints.txt is taken.
 $(STAMP): pyproject.toml constraints.txt
@@ -28,6 +28,11 @@ check: $(STAMP)  ## lint, format, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+
+faults: $(STAMP)  ## the fault tests at full size; hours
+	BAYESMLP_FLIPS=20000 BAYESMLP_HOSTILE=100000 BAYESMLP_DISK_STEP=1 BAYESMLP_CUTS=2000 BAYESMLP_KILLS=2000 \
+	BAYESMLP_WRITERS_EVENTS=10000 BAYESMLP_SEEDS=10000 BAYESMLP_SERVER_CUTS=20 BAYESMLP_EXAMPLES=100 \
+	$(BIN)/pytest -s tests/faults
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

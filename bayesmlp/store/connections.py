@@ -141,6 +141,8 @@ def unavailable_as_such(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite's own message quotes what it found
+        raise CorruptStore(f"{what} can not be read as a store: {error}") from error
     except DBAPIError as error:
         if _is_rot(error):
             raise CorruptStore(f"{what} can not be read as a store: {error.orig}") from error
@@ -163,6 +165,9 @@ def _add_what_came_later(connection: Connection, schema: MetaData) -> None:
     there = inspect(connection)
     for table in schema.sorted_tables:
         names = {column["name"] for column in there.get_columns(table.name)}
+        known = set(table.columns.keys())
+        if known - names and names - known:  # an older store lacks some, a later one has more; a damaged one, both
+            raise CorruptStore(f"table {table.name} has the columns {sorted(names)}, expected {sorted(known)}")
         for column in table.columns:
             if column.name not in names:
                 kind = column.type.compile(connection.dialect)
