@@ -69,7 +69,8 @@ def replay(
         raise UnknownModel(f"model {name!r} has no version {version!r}; its versions are the offsets of its history")
     covered, snapshot = store.nearest_snapshot(log.model_id, fold)
     if stepper is None or stepper.model.spec() != snapshot.spec:
-        stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network), own=True)
+        model = BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network)
+        stepper = Stepper(model, own=True, steps=None if network is not None else store.compiled.steps_of(model))
     else:
         stepper.reset(snapshot.arrays)
     effects = fold_on(stepper, log, fold.line[covered:])

@@ -104,6 +104,13 @@ snapshots = Table(
     Column("created", Float, nullable=False),
 )
 
+Index(
+    "snapshots_blob",
+    snapshots.c.blob,
+    sqlite_where=snapshots.c.blob != "",
+    postgresql_where=snapshots.c.blob != "",
+)
+
 parts = Table(
     "parts",
     metadata,

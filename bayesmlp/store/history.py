@@ -21,14 +21,14 @@ class Entry(NamedTuple):
 
     Attributes:
         version: offset of the record; the model's version after it.
-        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback`` or ``handover``.
+        kind: of the record, see :mod:`.fold`.
         event_id: of an event or a batch, quarantined or not.
         status: of these: ``applied``, ``failed``, ``pending``, ``quarantined``, ``released``, ``retracted``,
             ``rolled back``, ``superseded``; else empty.
         surprise: minus the log predictive density before it was learned, in nats.
         information: gained, in nats.
         received: when it was stored, seconds since the epoch.
-        note: what a retraction, a release or a rollback names; that a payload was erased.
+        note: what a retraction, a release, a rollback, a branch, a merge or a pull names; that a payload was erased.
         actor: who appended it; empty in stores of format 1.
         source: who sent the event, if the sender said.
     """
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     source: str | None = None
 
 
-_TELLING = ("retract", "release", "rollback")
+_TELLING = ("retract", "release", "rollback", "branch", "merge", "pull")
 
 
 def history_of(log: Log) -> list[Entry]:
@@ -80,11 +80,21 @@ def history_of(log: Log) -> list[Entry]:
 def _note(row: Any) -> str:
     if row.purged is not None:
         return "payload erased"
+    if row.kind not in _TELLING:
+        return ""
+    body = json.loads(row.body)
     if row.kind == "retract":
-        return f"{len(json.loads(row.body)['event_ids'])} events"
+        merges = body.get("merges")
+        return f"the merge of version {merges[0]}" if merges else f"{len(body['event_ids'])} events"
     if row.kind == "release":
-        return f"of version {json.loads(row.body)['offset']}"
-    return f"to version {json.loads(row.body)['version']}" if row.kind == "rollback" else ""
+        return f"of version {body['offset']}"
+    if row.kind == "rollback":
+        return f"to version {body['version']}"
+    if row.kind == "merge":
+        return f"by {body['how']}, " + ", ".join(
+            f"{one['name']} at version {one['version']}" for one in body["branches"]
+        )
+    return f"of {body['parent']} at version {body['version']}"
 
 
 def prequential_of(engine: Engine, model_id: int, fold: Fold) -> Prequential:

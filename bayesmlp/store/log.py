@@ -18,7 +18,7 @@ from ..stepper import Effect
 from .connections import unavailable_as_such
 from .database import effects, records
 from .digest import row_checksum
-from .fold import Fold, Record, effective
+from .fold import BROUGHT, Fold, Record, effective
 
 __all__ = ["SCHEMA_VERSION", "Log", "NewRecord", "StoredEvent", "StoredRecord", "is_version"]
 
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 2
 """Of the bodies of records: raised when a field changes its meaning. Bodies without one are of version 1."""
 
 PAGE = 5_000
-_NEEDS_BODY = ("retract", "rollback", "release", "publish", "handover")
+_NEEDS_BODY = ("retract", "rollback", "release", *BROUGHT)
 _ROW = (
     records.c.offset, records.c.kind, records.c.event_id, records.c.source, records.c.body, records.c.received,
     records.c.checksum, records.c.purged,

@@ -24,7 +24,7 @@ from .snapshots import Prepared
 if TYPE_CHECKING:
     from .store import PosteriorStore
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "record_row"]
 
 # Made once: SQLAlchemy takes longer to build a statement than SQLite to do it.
 _INSERT = insert(records)
@@ -253,21 +253,7 @@ class Writer:
         return found
 
     def _row(self, offset: int, record: NewRecord, body: str, digest: str) -> dict[str, Any]:
-        extras = canonical_json({**record.decided, "schema": SCHEMA_VERSION})
-        whole = extras if body == "{}" else f"{body[:-1]},{extras[1:]}"
-        kind = record.stored_kind
-        return {
-            "model_id": self.model_id,
-            "offset": offset,
-            "kind": kind,
-            "event_id": record.event_id,
-            "source": record.source,
-            "body": whole,
-            "body_hash": digest,
-            "checksum": row_checksum(offset, kind, record.event_id, record.source, whole),
-            "received": time.time(),
-            "actor": self.store.actor,
-        }
+        return {"model_id": self.model_id, **record_row(offset, record, body, digest, self.store.actor)}
 
     def _write_effects(self, connection: Connection, done: Mapping[int, Effect]) -> None:
         if not done:
@@ -283,6 +269,24 @@ class Writer:
         rows = [{"model_id": self.model_id, "offset": offset, **effect._asdict()} for offset, effect in done.items()]
         connection.execute(insert(effects), rows)
         self._effects_end = max(offsets[-1] + 1, self._effects_end)
+
+
+def record_row(offset: int, record: NewRecord, body: str, digest: str, actor: str) -> dict[str, Any]:
+    """The row of a record, but for its model."""
+    extras = canonical_json({**record.decided, "schema": SCHEMA_VERSION})
+    whole = extras if body == "{}" else f"{body[:-1]},{extras[1:]}"
+    kind = record.stored_kind
+    return {
+        "offset": offset,
+        "kind": kind,
+        "event_id": record.event_id,
+        "source": record.source,
+        "body": whole,
+        "body_hash": digest,
+        "checksum": row_checksum(offset, kind, record.event_id, record.source, whole),
+        "received": time.time(),
+        "actor": actor,
+    }
 
 
 _PURGED = "purged"
