@@ -7,6 +7,7 @@ the same (:func:`~.store.branches.base_of`) goes to the other as a difference of
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 
 from .feedback import Observation
 from .inference.engines import get_engine
-from .inference.errors import InvalidInput, Purged, StoreError, UnknownModel
+from .inference.errors import DeviceUnavailable, InvalidInput, MissingDependency, Purged, StoreError, UnknownModel
 from .inference.filtering import Posterior
 from .inference.merging import merged
 from .inference.spec import to_spec
@@ -81,7 +82,7 @@ def branch(
         raise InvalidInput(f"name must be one name, or several different ones, got {list(names)[:5]!r}")
     if learn not in LEARN:
         raise InvalidInput(f"learn must be one of {', '.join(LEARN)}, got {learn!r}")
-    result = replay(store, parent, engine=engine, network=network, version=version)
+    result = _folded(store, parent, engine, network, version)
     model, fingerprint = result.model, step_fingerprint(result.model.engine)
     spec = model.spec()
     if learn == "last":
@@ -94,6 +95,14 @@ def branch(
         "learn": learn,
     }
     insert_branches(store, names, body, store.snapshots.prepare(spec, model.to_arrays(), fingerprint))
+
+
+def _folded(store: PosteriorStore, name: str, engine: Any, network: Any, version: int | None = None) -> Replay:
+    """A model; where no engine is named, on the one that it was last written on, if that is here."""
+    if engine is None and network is None:
+        with contextlib.suppress(MissingDependency, DeviceUnavailable, IndexError):
+            engine = get_engine(store.log(name).fold(version).fingerprint["engine"])
+    return replay(store, name, engine=engine, network=network, version=version)
 
 
 def _last_block_alone(model: BayesianMLP) -> Blocks:
@@ -129,7 +138,7 @@ def merge(
         raise InvalidInput(f"branches must be different ones, got {list(branches)!r}")
     _check_way(how)
     with store.write(parent) as writer:
-        now = replay(store, parent, engine=engine, network=network)
+        now = _folded(store, parent, engine, network)
         found = [_news_of(store, now.fold, parent, name) for name in branches]
         news = [each for each in found if each.events or each.merges]
         if not news:
@@ -296,7 +305,7 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
     """See :meth:`PosteriorStore.pull`."""
     _check_way(how)
     with store.write(name) as writer:
-        own = replay(store, name, engine=engine, network=network)
+        own = _folded(store, name, engine, network)
         if own.fold.parent is None:
             raise InvalidInput(f"name must be of a branch, got {name!r}, which is none")
         parent = own.fold.parent

@@ -197,6 +197,7 @@ def by_blackjax_mclmc(case: Case, chains: int, draws: int, thinning: int = 10) -
         density, L=parameters.L, step_size=parameters.step_size, inverse_mass_matrix=parameters.inverse_mass_matrix
     )
 
+
     def one(state_and_key: Any) -> Any:
         state, key = state_and_key
         return blackjax.util.run_inference_algorithm(
@@ -297,18 +298,7 @@ def main() -> None:
     on_gpu = {"jax": "jax:gpu", "torch": "torch:cuda"}
     engines = [on_gpu[name] if options.device == "gpu" else name for name in options.engines]
     draws = 200 if options.quick else 1000
-    columns = (
-        "posterior",
-        "engine",
-        "sampler",
-        "chains",
-        "gradients/s",
-        "floor",
-        "share",
-        "ESS/s min",
-        "median",
-        "lpd",
-    )
+    columns = ("posterior", "engine", "sampler", "chains", "gradients/s", "floor", "share", "ESS/s min", "median", "lpd")
     table = Table(*columns)
     for engine in engines:
         for case in cases(options.data, engine):

@@ -9,8 +9,8 @@ taken relative to ``m_now``, so that large numbers need not cancel. For a networ
 structure that holds all their correlations this is the posterior of a single stream of all observations. Elsewhere it
 is not: each branch has linearised the network, or projected its correlations, around means of its own.
 
-The mathematics is done in float64; of a difference ``Λ_b - Λ_fork`` the positive part counts (:meth:`Structure.merged`),
-so that the result is positive definite always.
+The mathematics is done in float64; of a difference ``Λ_b - Λ_fork`` the positive part counts
+(:meth:`Structure.merged`), so that the result is positive definite always.
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ def merged(
             pulled, squares = _pull(structure, engine, posterior.weights, origin)
             gradient = tuple(g + sign * p for g, p in zip(gradient, pulled, strict=True))
             surplus = surplus + sign * squares
-    weights = structure.merged(
-        engine, now.weights, [(end.weights, start.weights) for end, start in different], gradient
-    )
+    ends = [(end.weights, start.weights) for end, start in different]
+    weights = structure.merged(engine, now.weights, ends, gradient)
     moved = (m - o for m, o in zip(structure.mean(weights), origin, strict=True))
     surplus = surplus - sum(engine.xp.sum(m * g) for m, g in zip(moved, gradient, strict=True))
     states = [(end.likelihood, start.likelihood) for end, start in different]

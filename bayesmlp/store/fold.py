@@ -171,7 +171,7 @@ def effective(records: Iterable[Record]) -> Fold:
             continue
         if record.kind == "release":
             if source not in waiting or events[source] in retracted:
-                last_gap = max(last_gap, retracted.get(events.get(source) or "", 0))
+                last_gap = max(last_gap, retracted.get(events.get(source or 0) or "", 0))
                 status[record.offset] = "retracted"
                 continue
             waiting.remove(source)

@@ -91,9 +91,8 @@ def _note(row: Any) -> str:
     if row.kind == "rollback":
         return f"to version {body['version']}"
     if row.kind == "merge":
-        return f"by {body['how']}, " + ", ".join(
-            f"{one['name']} at version {one['version']}" for one in body["branches"]
-        )
+        branches = ", ".join(f"{one['name']} at version {one['version']}" for one in body["branches"])
+        return f"by {body['how']}, {branches}"
     return f"of {body['parent']} at version {body['version']}"
 
 

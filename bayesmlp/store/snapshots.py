@@ -156,8 +156,14 @@ class Snapshots:
         query = select(snapshots.c.offset, snapshots.c.chain).where(snapshots.c.model_id == model_id)
         return {row.offset: row.chain for row in connection.execute(query.order_by(snapshots.c.offset))}
 
-    def read(self, connection: Connection, model_id: int, offset: int) -> Snapshot:
+    def read(self, connection: Connection, model_id: int, offset: int, *, shared: bool = False) -> Snapshot:
         """A snapshot, checked against its digest.
+
+        Args:
+            connection: of a reader.
+            model_id: of the model.
+            offset: of the snapshot.
+            shared: whether its large arrays are likely to be those of many others, and are kept in memory for them.
 
         Raises:
             CorruptStore: it is not there, or not what was written.
@@ -173,7 +179,9 @@ class Snapshots:
         arrays: dict[str, np.ndarray] = {}
         known: dict[str, str] = {}
         for name in self.blobs_of(connection, model_id, offset):
-            part, is_sound = self._part(connection, name)
+            part, is_sound = (
+                self._part(connection, name) if shared else (decode(self.blobs.read(connection, name)), False)
+            )
             arrays |= part
             if is_sound:
                 known[next(iter(part))] = name
@@ -183,10 +191,10 @@ class Snapshots:
         return Snapshot(offset, spec, arrays, row.digest)
 
     def _part(self, connection: Connection, name: str) -> tuple[dict[str, np.ndarray], bool]:
-        """The arrays of a blob; and whether it is an array alone that has its hash, so that its digest is known.
+        """The arrays of a blob; and whether it is one large array that has its hash, so that its digest is known.
 
-        Such arrays are what snapshots share: of each snapshot of 100,000 branches they are nearly all. They stay in
-        memory (:data:`KEPT_BYTES`), and are neither read nor hashed again.
+        Such arrays are nearly all of what 100,000 branches have: they stay in memory (:data:`KEPT_BYTES`), and are
+        neither read nor hashed again.
         """
         with self._keeping:
             if name in self._kept:

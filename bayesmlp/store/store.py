@@ -202,7 +202,7 @@ class PosteriorStore:
             version: of the parent; None for the newest.
             learn: ``"all"``; or ``"last"``: only the last layer, which must be a block of its own, and which is then
                 all that is stored of the branch. The other layers stay as uncertain as they are.
-            engine: to fold the parent's log on, where no snapshot is of its newest version.
+            engine: to fold the parent's log on; None: the one that it was last written on, where that is here.
             network: see :func:`bayesmlp.load`.
 
         Raises:
@@ -234,7 +234,7 @@ class PosteriorStore:
             branches: names of branches of it.
             how: None: ``"delta"`` where dynamics are static and the posterior is one Gaussian for one kind of feedback,
                 else ``"replay"``.
-            engine: to fold on.
+            engine: see :meth:`branch`.
             network: see :func:`bayesmlp.load`.
 
         Returns:
@@ -258,7 +258,7 @@ class PosteriorStore:
         Args:
             name: of the branch.
             how: see :meth:`merge`; by replay, the branch's own events that the parent does not have are learned again.
-            engine: see :meth:`merge`.
+            engine: see :meth:`branch`.
             network: see :func:`bayesmlp.load`.
 
         Returns:
@@ -421,7 +421,7 @@ class PosteriorStore:
                 continue
             try:
                 with self.read() as connection:
-                    return position, self.snapshots.read(connection, model_id, offset)
+                    return position, self.snapshots.read(connection, model_id, offset, shared=fold.parent is not None)
             except CorruptStore as error:
                 _log.warning("snapshot at version %d is not sound, an older one is used: %s", offset, error)
         raise CorruptStore(f"no sound snapshot of model {model_id} is left for its version {fold.head}")
