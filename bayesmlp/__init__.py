@@ -56,6 +56,7 @@ _HOME = {
     "NUTS": "inference.sampling.nuts",
     "HMC": "inference.sampling.nuts",
     "MCLMC": "inference.sampling.mclmc",
+    "AdjustedMCLMC": "inference.sampling.adjusted",
     "MEADS": "inference.sampling.meads",
     "SGLD": "inference.sampling.stochastic",
     "SGHMC": "inference.sampling.stochastic",
@@ -89,6 +90,7 @@ _HOME = {
     "BayesianMLPClassifier": "estimators",
     "RiverRegressor": "river",
     "RiverClassifier": "river",
+    "diagnostics": "diagnostics",
     "errors": "inference.errors",
 }
 
@@ -99,7 +101,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bayesmlp' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOME[name]}", __name__)
-    value = module if name == "errors" else getattr(module, name)
+    value = module if name in ("diagnostics", "errors") else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -18,7 +18,7 @@ from .validation import check_inputs
 if TYPE_CHECKING:
     from .model import BayesianMLP
 
-__all__ = ["inference_data"]
+__all__ = ["inference_data", "posterior_draws"]
 
 _NUMPY = NumpyEngine()
 _CHAINS = 4
@@ -59,7 +59,7 @@ def inference_data(
         raise InvalidInput(f"num_samples must be an integer of at least {_CHAINS}, got {num_samples!r}")
     seed = model.seed if seed is None else seed
     x = model.scaling.inputs(check_inputs(X, model.num_inputs, network=model.network))
-    (chains, draws), weights, states = _draws(model, num_samples, seed)
+    (chains, draws), weights, states = posterior_draws(model, num_samples, seed)
     outputs = np.asarray(model.network_outputs(weights, x))
 
     def by_chain(values: np.ndarray) -> np.ndarray:
@@ -89,7 +89,7 @@ def inference_data(
     return arviz.from_dict(**groups)
 
 
-def _draws(model: BayesianMLP, num_samples: int, seed: int) -> tuple[tuple[int, int], Any, Any]:
+def posterior_draws(model: BayesianMLP, num_samples: int, seed: int) -> tuple[tuple[int, int], Any, Any]:
     """Chains and draws of each; weights of every layer (S, ...); the likelihood's states, stacked; on the host."""
     if (form := model.particles) is not None:
         state, answers = model.posterior.weights, model.sampled_answers

@@ -116,9 +116,7 @@ def ours(case: Case, chains: int, draws: int, thinning: int = 10) -> Sampled:
     engine, data = case.problem.engine, data_of(case.problem)
     method = bm.MCLMC(num_chains=chains)
     gradient = case.target.gradient()
-    start = case.target.starts([case.problem.start(seed) for seed in range(chains)])
-    position = climb(engine, gradient, start, data, method.climb)
-    moving = method._tuned(engine, gradient, position, data, 0)
+    moving = method.warmed(case.problem, case.target, gradient, data)
     run = Run(engine, transition(engine, gradient), data, 1)
     plan = Plan(draws, thinning, None)
     marks: list[float] = []
@@ -142,10 +140,11 @@ def by_numpyro(case: Case, chains: int, draws: int) -> Sampled:
     first = engine.asarray(start if chains > 1 else start[0])
     run.warmup(engine.key(0), init_params=first)
     run.post_warmup_state = run.last_state
-    run.run(engine.key(1), extra_fields=("num_steps",))  # compiles
-    run.post_warmup_state = run.last_state
+    for seed in (1, 2):  # compiled for the state's types before and after
+        run.run(engine.key(seed), extra_fields=("num_steps",))
+        run.post_warmup_state = run.last_state
     started = time.perf_counter()
-    run.run(engine.key(2), extra_fields=("num_steps",))
+    run.run(engine.key(3), extra_fields=("num_steps",))
     positions = engine.to_numpy(run.get_samples(group_by_chain=True))
     seconds = time.perf_counter() - started
     return Sampled(positions, seconds, float(np.sum(run.get_extra_fields()["num_steps"])))
@@ -175,7 +174,7 @@ def by_pyro(case: Case, chains: int, draws: int) -> Sampled:
 
 
 def by_blackjax_mclmc(case: Case, chains: int, draws: int, thinning: int = 10) -> Sampled:
-    """BlackJAX's own tuning and its own driver, from the same starts."""
+    """BlackJAX's own tuning and kernel, in a plain scan (quicker than its ``run_inference_algorithm``)."""
     import blackjax
     import jax
 
@@ -197,17 +196,20 @@ def by_blackjax_mclmc(case: Case, chains: int, draws: int, thinning: int = 10) -
         density, L=parameters.L, step_size=parameters.step_size, inverse_mass_matrix=parameters.inverse_mass_matrix
     )
 
-
     def one(state_and_key: Any) -> Any:
         state, key = state_and_key
-        return blackjax.util.run_inference_algorithm(
-            key, sampler, draws * thinning, initial_state=state, transform=lambda state, _: state.position
-        )
+
+        def step(state: Any, key: Any) -> Any:
+            state, _ = sampler.step(key, state)
+            return state, state.position
+
+        return jax.lax.scan(step, state, jax.random.split(key, draws * thinning))
 
     # On a processor one chain after the other is the quickest way to drive it; on a device, all at once.
     in_turn = case.problem.engine.name == "jax"
     run = jax.jit(lambda states, keys: jax.lax.map(one, (states, keys)) if in_turn else jax.vmap(one)((states, keys)))
-    states, _ = jax.block_until_ready(run(states, keys))
+    for _ in range(2):  # the first result may have other types than the start: compiled for both
+        states, _ = jax.block_until_ready(run(states, keys))
     started = time.perf_counter()
     _, positions = jax.block_until_ready(run(states, jax.random.split(jax.random.key(2), chains)))
     seconds = time.perf_counter() - started
@@ -233,7 +235,8 @@ def by_blackjax_nuts(case: Case, chains: int, draws: int) -> Sampled:
         return state, (state.position, info.num_integration_steps)
 
     run = jax.jit(jax.vmap(one))
-    states, _ = jax.block_until_ready(run(states, jax.random.split(jax.random.key(1), chains)))
+    for _ in range(2):
+        states, _ = jax.block_until_ready(run(states, jax.random.split(jax.random.key(1), chains)))
     started = time.perf_counter()
     _, (positions, steps) = jax.block_until_ready(run(states, jax.random.split(jax.random.key(2), chains)))
     return Sampled(engine.to_numpy(positions), time.perf_counter() - started, float(np.sum(steps)))
@@ -263,9 +266,9 @@ def predictive_density(case: Case, sampled: Sampled) -> float:
     return float(np.mean(logsumexp(each, axis=0) - np.log(len(flat))) - np.log(case.scaling.target_scale[0]))
 
 
-def measure(case: Case, name: str, chains: int, sampler: Callable[[], Sampled], table: Table) -> None:
+def measure(case: Case, name: str, chains: int, sampler: Callable[..., Sampled], draws: int, table: Table) -> None:
     before = floor(case, chains)
-    sampled = sampler()
+    sampled = sampler(case, chains, draws)
     rate = 0.5 * (before + floor(case, chains))
     least, median = effective(case, sampled)
     gradients = None if sampled.gradients is None else sampled.gradients / sampled.seconds
@@ -298,23 +301,35 @@ def main() -> None:
     on_gpu = {"jax": "jax:gpu", "torch": "torch:cuda"}
     engines = [on_gpu[name] if options.device == "gpu" else name for name in options.engines]
     draws = 200 if options.quick else 1000
-    columns = ("posterior", "engine", "sampler", "chains", "gradients/s", "floor", "share", "ESS/s min", "median", "lpd")
+    columns = (
+        "posterior",
+        "engine",
+        "sampler",
+        "chains",
+        "gradients/s",
+        "floor",
+        "share",
+        "ESS/s min",
+        "median",
+        "lpd",
+    )
     table = Table(*columns)
     for engine in engines:
+        is_jax = engine.startswith("jax")
+        peers = [name for name in (("blackjax", "numpyro") if is_jax else ("pyro",)) if has(name)]
         for case in cases(options.data, engine):
-            is_jax = engine.startswith("jax")
             for count in chains:
                 size = -(-draws // count) if is_jax else -(-draws // (4 * count))
                 size = 20 * -(-size // 20)  # whole pieces
-                measure(case, "MCLMC", count, lambda: ours(case, count, size), table)
-                if is_jax and count <= 16 and has("blackjax"):
-                    measure(case, "BlackJAX MCLMC", count, lambda: by_blackjax_mclmc(case, count, size), table)
-            if is_jax:
-                measure(case, "NumPyro NUTS", 1, lambda: by_numpyro(case, 1, draws // 5), table)
-                if has("blackjax"):
-                    measure(case, "BlackJAX NUTS", 1, lambda: by_blackjax_nuts(case, 1, draws // 5), table)
-            elif has("pyro"):
-                measure(case, "Pyro NUTS", 1, lambda: by_pyro(case, 1, 10 if options.quick else 40), table)
+                measure(case, "MCLMC", count, ours, size, table)
+                if "blackjax" in peers and count <= 16:
+                    measure(case, "BlackJAX MCLMC", count, by_blackjax_mclmc, size, table)
+            if "numpyro" in peers:
+                measure(case, "NumPyro NUTS", 1, by_numpyro, draws // 5, table)
+            if "blackjax" in peers:
+                measure(case, "BlackJAX NUTS", 1, by_blackjax_nuts, draws // 5, table)
+            if "pyro" in peers:
+                measure(case, "Pyro NUTS", 1, by_pyro, 10 if options.quick else 40, table)
     CONSOLE.print(table)
 
 

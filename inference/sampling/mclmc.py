@@ -103,16 +103,17 @@ class MCLMC(Sampler):
 
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)
-        start = target.starts([problem.start(problem.seed + chain) for chain in range(self.num_chains)])
-        position = climb(engine, gradient, start, data, self.climb)
-        moving = self._tuned(engine, gradient, position, data, problem.seed)
+        moving = self.warmed(problem, target, gradient, data)
         plan = Plan(self.num_samples, self.thinning, self.max_seconds)
         run = Run(engine, transition(engine, gradient), data, problem.seed + 3, problem.on_epoch, problem.checkpoint)
         moving, chains = repeat(run, moving, plan)
         return chains, {"step_size": float(moving.step[0]), "length": float(moving.length[0])}
 
-    def _tuned(self, engine: Engine, gradient: Gradient, position: Array, data: Data, seed: int) -> Moving:
+    def warmed(self, problem: FitProblem, target: Target, gradient: Gradient, data: Data) -> Moving:
         """Chains that have reached the typical set, with a step size and a length for all of them."""
+        engine, seed = problem.engine, problem.seed
+        start = target.starts([problem.start(seed + chain) for chain in range(self.num_chains)])
+        position = climb(engine, gradient, start, data, self.climb)
         count, size = position.shape
         begin = engine.jit(lambda z, data: gradient(z, data, 1.0))
         density, slope = begin(position, data)

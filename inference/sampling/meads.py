@@ -161,7 +161,7 @@ def _tuned(engine: Engine, state: Walking) -> tuple[Array, Array, Array]:
     slowest = 1 / xp.sqrt(_largest_eigenvalue(engine, centred / scale[:, None]))
     early = 1 / (xp.astype(state.count + 1, step_size.dtype) * step_size)
     damping = xp.where(slowest > early, slowest, early)
-    return tuple(xp.roll(value, -1, axis=0) for value in (scale, step_size, damping))  # type: ignore[return-value]
+    return tuple(xp.roll(value, -1, axis=0) for value in (scale, step_size, damping))
 
 
 def _largest_eigenvalue(engine: Engine, rows: Float[Array, "F n D"]) -> Float[Array, " F"]:

@@ -65,8 +65,8 @@ def turn(
     delta = step * length / (size - 1)
     zeta = xp.exp(-delta)
     along = (1 - zeta) * (1 + zeta + cosine * (1 - zeta))
-    turned = towards * along[..., None] + direction * (2 * zeta)[..., None]
-    turned = turned / _norm(engine, turned)[..., None]
+    norm = xp.sqrt(along * along + 4 * zeta * (along * cosine + zeta))  # of the sum of two unit vectors, so multiplied
+    turned = towards * (along / norm)[..., None] + direction * (2 * zeta / norm)[..., None]
     kinetic = delta - math.log(2) + xp.log(1 + cosine + (1 - cosine) * zeta * zeta)
     return turned, (size - 1) * kinetic
 
