@@ -179,9 +179,7 @@ class Snapshots:
         arrays: dict[str, np.ndarray] = {}
         known: dict[str, str] = {}
         for name in self.blobs_of(connection, model_id, offset):
-            part, is_sound = (
-                self._part(connection, name) if shared else (decode(self.blobs.read(connection, name)), False)
-            )
+            part, is_sound = self._part(connection, name, keep=shared)
             arrays |= part
             if is_sound:
                 known[next(iter(part))] = name
@@ -190,19 +188,19 @@ class Snapshots:
             raise CorruptStore(f"the snapshot at version {offset} does not have its digest")
         return Snapshot(offset, spec, arrays, row.digest)
 
-    def _part(self, connection: Connection, name: str) -> tuple[dict[str, np.ndarray], bool]:
+    def _part(self, connection: Connection, name: str, *, keep: bool) -> tuple[dict[str, np.ndarray], bool]:
         """The arrays of a blob; and whether it is one large array that has its hash, so that its digest is known.
 
-        Such arrays are nearly all of what 100,000 branches have: they stay in memory (:data:`KEPT_BYTES`), and are
-        neither read nor hashed again.
+        Such arrays are nearly all of what 100,000 branches have: with ``keep`` they stay in memory
+        (:data:`KEPT_BYTES`), and are neither read nor hashed again.
         """
         with self._keeping:
-            if name in self._kept:
+            if keep and name in self._kept:
                 self._kept.move_to_end(name)
                 return dict([self._kept[name]]), True
         data = self.blobs.read(connection, name)
         part = decode(data)
-        if len(part) != 1 or not PART_BYTES <= len(data) <= KEPT_BYTES // 8 or sha256_of([data]) != name:
+        if not keep or len(part) != 1 or not PART_BYTES <= len(data) <= KEPT_BYTES // 8 or sha256_of([data]) != name:
             return part, False
         array_name, array = next(iter(part.items()))
         kept = array.copy()
