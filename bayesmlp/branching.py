@@ -18,9 +18,11 @@ from .feedback import Observation
 from .inference.engines import get_engine
 from .inference.errors import DeviceUnavailable, InvalidInput, MissingDependency, Purged, StoreError, UnknownModel
 from .inference.filtering import Posterior
+from .inference.likelihoods import Gaussian
 from .inference.merging import merged
+from .inference.network import MLP
 from .inference.spec import to_spec
-from .inference.structures import Blocks, Frozen, Structure
+from .inference.structures import Blocks, Frozen, Full, LowRank, Structure
 from .model import BayesianMLP
 from .replay import Replay, replay
 from .stepper import Effect, step_fingerprint
@@ -171,9 +173,9 @@ def _way(store: PosteriorStore, model: BayesianMLP, news: Sequence[_News], how: 
     against = _why_no_delta(model)
     if how == "delta" and against is not None:
         raise InvalidInput(f"how='delta' is {against}: use how='replay'")
-    if how == "delta" or (how is None and against is None):
-        return "delta"
     mixed = next((each.name for each in news if each.merges), None)
+    if how == "delta" or (how is None and against is None and (_is_exact(model) or mixed is not None)):
+        return "delta"
     if mixed is not None:
         raise InvalidInput(f"{mixed!r} has merged branches of its own, whose events it does not have to replay")
     return "replay"
@@ -188,6 +190,13 @@ def _why_no_delta(model: BayesianMLP) -> str | None:
     if model.kinds:
         return "for one kind of feedback"
     return None
+
+
+def _is_exact(model: BayesianMLP) -> bool:
+    """Whether merged posteriors are the posterior of a single stream; with ``LowRank`` while nothing is dropped."""
+    is_linear = isinstance(model.network, MLP) and not model.network.hidden
+    is_conjugate = isinstance(model.likelihood, Gaussian) and model.influence is None
+    return is_linear and is_conjugate and isinstance(model.filter_model.structure, Full | LowRank)
 
 
 def _merge_posteriors(store: PosteriorStore, writer: Writer, now: Replay, news: Sequence[_News], network: Any) -> int:

@@ -101,7 +101,7 @@ def test_a_diagonal_posterior_merges_to_the_sum_of_its_precisions(tmp_path: Path
     for i, name in enumerate(WORKERS[:2]):
         observe(store, name, x[30 * i : 30 * i + 30], y[30 * i : 30 * i + 30])
     fork, *ends = (bm.load(store, name, engine="numpy").to_arrays() for name in ("m", *WORKERS[:2]))
-    store.merge("m", WORKERS[:2])
+    store.merge("m", WORKERS[:2], how="delta")
     merged = bm.load(store, "m", engine="numpy").to_arrays()
     precision = ends[0]["weights.precision.0"] + ends[1]["weights.precision.0"] - fork["weights.precision.0"]
     shifted = sum(a["weights.precision.0"] * a["weights.mean.0"] for a in ends)
@@ -208,7 +208,7 @@ def test_any_network_merges_to_a_positive_definite_posterior(
     for i, name in enumerate(WORKERS):
         observe(store, name, x[10 + 20 * i : 30 + 20 * i], y[10 + 20 * i : 30 + 20 * i])
     before = bm.load(store, "m", engine="numpy")
-    store.merge("m", WORKERS)
+    store.merge("m", WORKERS, how="delta")
     merged = bm.load(store, "m", engine="numpy")
     variances = np.concatenate([v.ravel() for v in merged.weight_variances()])
     assert np.all(np.isfinite(variances))
@@ -260,7 +260,7 @@ def test_a_branch_of_the_last_layer_stores_nothing_else(places: Places) -> None:
     assert moved == {"weights.1.mean.0", "weights.1.precision.0"}
     assert count == before[0] + 1
     assert size - before[1] < 20_000 < parent["weights.0.mean.1"].nbytes
-    store.merge("m", ["m/0"])
+    store.merge("m", ["m/0"], how="delta")
     merged = bm.load(store, "m", engine="numpy").to_arrays()
     assert {name for name, array in merged.items() if not np.array_equal(array, parent[name])} == moved
 
@@ -478,7 +478,7 @@ def test_a_branch_goes_on_in_another_framework(tmp_path: Path, engine: str) -> N
     for i, name in enumerate(WORKERS[:2]):
         with bm.OnlineUpdater(store, name, engine=engine if i else "numpy") as updater:
             updater.observe_many(x[20 * i : 20 * i + 20], y[20 * i : 20 * i + 20])
-    store.merge("m", WORKERS[:2], engine=engine)
+    store.merge("m", WORKERS[:2], how="delta", engine=engine)
     here = bm.load(store, "m", engine="numpy").predict(x).probabilities
     there = bm.load(store, "m", engine=engine).predict(x).probabilities
     np.testing.assert_allclose(here, there, atol=2e-5)
@@ -523,9 +523,9 @@ def test_bad_input_is_refused_by_name(places: Places) -> None:
     observe(store, "m/0", x, y)
     store.publish("m", small_model(structure=bm.LastLayer(hidden=bm.LowRank(2))))
     with pytest.raises(errors.InvalidInput, match=r"'m/0' can't be merged by .* differs in its structure"):
-        store.merge("m", ["m/0"])
+        store.merge("m", ["m/0"], how="delta")
     assert store.history("m")[-1].kind == "publish"
-    store.merge("m", ["m/0"], how="replay")
+    store.merge("m", ["m/0"])
     assert [entry.kind for entry in store.history("m")][-6:] == ["event"] * 5 + ["merge"]
 
 

@@ -225,15 +225,17 @@ class PosteriorStore:
     ) -> int:
         """Give a model what its branches have learned since they were made, or since they were last merged.
 
-        ``"delta"``: q ∝ q_parent Π (q_branch / q_fork), see :mod:`bayesmlp.inference.merging`; exact for a network that
-        is linear in its weights with all their correlations, else not. ``"replay"``: the branches' events are learned
-        here, in the order of their times, under the ids ``branch:id``; each once.
+        ``"delta"``: q ∝ q_parent Π (q_branch / q_fork), see :mod:`bayesmlp.inference.merging`: costs no steps, and is
+        the posterior of a single stream for a network that is linear in its weights, with normal noise and all
+        correlations. Elsewhere it is an approximation, which can overshoot where branches have learned the same thing.
+        ``"replay"``: the branches' events are learned here, in the order of their times, under the ids ``branch:id``;
+        each once.
 
         Args:
             parent: name of the model.
             branches: names of branches of it.
-            how: None: ``"delta"`` where dynamics are static and the posterior is one Gaussian for one kind of feedback,
-                else ``"replay"``.
+            how: None: ``"delta"`` where it is exact, else ``"replay"``. ``"delta"`` needs static dynamics, and a
+                posterior that is one Gaussian for one kind of feedback.
             engine: see :meth:`branch`.
             network: see :func:`bayesmlp.load`.
 
