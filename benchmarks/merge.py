@@ -1,10 +1,10 @@
 """What is lost when four workers learn apart and are merged, against one stream of all observations.
 
 ``python benchmarks/merge.py`` (``--quick`` for one seed). A model learns a few observations and is branched four
-times; the branches learn equal shares of the rest and are merged by their posteriors, once at the end, or in rounds with a pull
-after each. For linear regression (diabetes) the merged posterior is that of the single stream; for a classifier of
-digits with a hidden layer it is not, and the table shows the negative log likelihood of held-back digits. There a merge
-by replay, which is the store's default for it, is shown beside.
+times; the branches learn equal shares of the rest and are merged by their posteriors, once at the end, or several times
+with a pull after each. For linear regression (diabetes) the merged posterior is that of the single stream; for a
+classifier of digits with a hidden layer it is not, and the table shows the negative log likelihood of held-back digits.
+There a merge by replay, which is the store's default for it, is shown beside.
 """
 
 from __future__ import annotations
