@@ -24,7 +24,7 @@ from .inference.network import MLP
 from .inference.spec import to_spec
 from .inference.structures import Blocks, Frozen, Full, LowRank, Structure
 from .model import BayesianMLP
-from .replay import Replay, replay
+from .replay import Replay, fold_on, replay
 from .stepper import Effect, step_fingerprint
 from .store.branches import Base, base_of, insert_branches, last_merge
 from .store.database import records
@@ -189,6 +189,8 @@ def _why_no_delta(model: BayesianMLP) -> str | None:
         return f"for a single Gaussian, not for {model.filter_model.structure}"
     if model.kinds:
         return "for one kind of feedback"
+    if model.memory is not None:
+        return "for models without a memory"
     return None
 
 
@@ -201,6 +203,8 @@ def _is_exact(model: BayesianMLP) -> bool:
 
 def _merge_posteriors(store: PosteriorStore, writer: Writer, now: Replay, news: Sequence[_News], network: Any) -> int:
     mine = now.stepper.to_arrays()
+    for each in news:
+        each.base.check_holds(each.fold)
     pairs = [
         (
             _arrays_of(store, now.model, each.name, each.fold.head, network),
@@ -266,7 +270,7 @@ def _merge_events(writer: Writer, now: Replay, news: Sequence[_News]) -> int:
     effects: dict[int, Effect] = {}
     for record, event in zip(new, stored, strict=False):
         if not event.repeated:
-            observation = Observation.from_body({**record.body, **record.decided}, now.model)
+            observation = Observation.from_body({**record.body, **record.decided}, now.model, record.source)
             effects[event.offset] = now.stepper.apply(observation)
     chain = extend_chain(chain, [*effects, head])
     fingerprint = step_fingerprint(now.model.engine)
@@ -279,15 +283,12 @@ def _as_records(writer: Writer, now: Replay, news: Sequence[_News]) -> list[NewR
     """The branches' events as records of the parent, by time."""
     timed: list[tuple[float, str, int, NewRecord]] = []
     for each in news:
-        offsets = [int(record.learned or 0) for record in each.events]
-        rows = {row.offset: row for row in each.log.stored()} if offsets else {}
-        for offset, body in each.log.bodies(offsets):
-            row = rows[offset]
-            meaning = {k: v for k, v in body.items() if k not in ("schema", "granted", "excess_surprise")}
+        for row in each.log.at([int(record.learned or 0) for record in each.events]):
+            meaning = {k: v for k, v in row.body.items() if k not in ("schema", "granted", "excess_surprise")}
             event_id = _namespaced(each.name, str(row.event_id))
-            kind = "event" if len(body["x"]) == 1 else "batch"
-            record = NewRecord(kind, event_id, meaning, row.source, body.get("granted", 1.0))
-            timed.append((body.get("time", row.received), each.name, offset, record))
+            kind = "event" if len(row.body["x"]) == 1 else "batch"
+            record = NewRecord(kind, event_id, meaning, row.source, row.body.get("granted", 1.0))
+            timed.append((row.body.get("time", row.received), each.name, row.offset, record))
     new = [record for *_, record in sorted(timed, key=lambda one: one[:3])]
     gone = _rolled_back(writer.log, now.fold, [str(record.event_id) for record in new])
     again = f"@{now.fold.head + 1}"
@@ -325,6 +326,7 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
         base = base_of(theirs.fold, own.fold, parent, name)
         news = _News(name, writer.log, own.fold, base)
         if _way(store, theirs.model, [news], how) == "delta":
+            base.check_holds(own.fold)
             mine = _arrays_of(store, theirs.model, name, own.fold.head, network)
             fork = _arrays_of(store, theirs.model, base.model, base.version, network)
             arrays = _merged_arrays(theirs.model, theirs.stepper.to_arrays(), [(mine, fork)])
@@ -345,8 +347,7 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
 def _learned_again(own: Replay, theirs: Replay, news: _News) -> dict[str, np.ndarray]:
     """The parent's posterior after the branch's own events."""
     own.stepper.reset(theirs.stepper.to_arrays())
-    for _, body in news.log.bodies([int(record.learned or 0) for record in news.events]):
-        own.stepper.apply(Observation.from_body(body, own.model))
+    fold_on(own.stepper, news.log, news.events)
     return own.stepper.to_arrays()
 
 

@@ -35,8 +35,8 @@ def replay_with(
 ) -> BayesianMLP:
     """What the model would be had it learned its events under other settings; nothing is stored.
 
-    The live events since the model was published are folded again, from the posterior it was published with. What was
-    decided of an event when it came (its granted weight, its quarantine) stands.
+    The live events since the model was published are folded again, from the posterior it was published with, without
+    consolidations. What was decided of an event when it came (its granted weight, its quarantine) stands.
 
     Args:
         store: where the model is.

@@ -59,6 +59,7 @@ class Observation(NamedTuple):
         kind: of the feedback, where it is not the model's first.
         propensity: with which probability the action that led to it was taken, if the sender gave one; it is kept for
             off-policy estimates and is no part of what is learned.
+        source: who sent it; it stands beside the body in the log.
     """
 
     x: np.ndarray
@@ -68,6 +69,7 @@ class Observation(NamedTuple):
     output_mask: np.ndarray | None = None
     kind: str | None = None
     propensity: float | None = None
+    source: str | None = None
 
     @classmethod
     def check(
@@ -135,7 +137,7 @@ class Observation(NamedTuple):
         return body
 
     @classmethod
-    def from_body(cls, body: Mapping[str, Any], model: BayesianMLP) -> Observation:
+    def from_body(cls, body: Mapping[str, Any], model: BayesianMLP, source: str | None = None) -> Observation:
         """The inverse of :meth:`to_body`, for the model that the event was sent to; of a weight, what was granted (see
         :mod:`.admission`).
         """
@@ -147,9 +149,15 @@ class Observation(NamedTuple):
         if kind is not None:
             likelihood = model.kinds[kind].model_of(x.shape[1] // model.num_inputs)
         targets = likelihood.prepare(np.asarray(body["y"]))
-        observation = cls(x, targets, weight, body.get("time"), mask, kind, body.get("propensity"))
+        observation = cls(x, targets, weight, body.get("time"), mask, kind, body.get("propensity"), source)
         return observation.granted(body.get("granted", 1.0))
 
     def granted(self, share: float) -> Observation:
         """The observation with that share of its weight."""
         return self if share == 1 else self._replace(weight=share * self.weight)
+
+    def row(self, index: int) -> Observation:
+        """One of its rows."""
+        own = slice(index, index + 1)
+        mask = None if self.output_mask is None else self.output_mask[own]
+        return self._replace(x=self.x[own], y=self.y[own], weight=self.weight[own], output_mask=mask)

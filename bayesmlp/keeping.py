@@ -84,7 +84,7 @@ class Keeper:
         Args:
             fold: the line.
             forget: whether to delete those that are not, as after a retraction they will never be; those that a publish
-                brought stay.
+                brought stay, and those of consolidations that a rollback may bring back.
 
         Returns:
             How many were deleted.
@@ -97,9 +97,9 @@ class Keeper:
         off_line = set(chains) - set(self._offsets)
         if not forget or not off_line:
             return 0
-        here = (records.c.offset.in_(off_line), records.c.kind.in_(STARTS))
-        published = {row.offset for row in self._writer.log.rows([records.c.offset], *here, last=fold.head)}
-        gone = sorted(off_line - published)
+        here = (records.c.offset.in_(off_line), records.c.kind.in_((*STARTS, "consolidate", "merge", "pull")))
+        needed = {row.offset for row in self._writer.log.rows([records.c.offset], *here, last=fold.head)}
+        gone = sorted(off_line - (needed - fold.fallen))
         with self._writer.transaction() as connection:
             store.snapshots.delete(connection, model_id, gone)
         return len(gone)
@@ -117,14 +117,22 @@ class Keeper:
         """
         log = self._writer.log
         fold = log.fold()
-        first = min((record.offset for record in fold.line if record.learned in chosen), default=fold.head + 1)
-        start = max((offset for offset in self._offsets if offset < first), default=0)
-        again = [r for r in fold.line if r.offset > start and r.learned is not None and r.learned not in chosen]
+        touched = (place for place, record in enumerate(fold.line) if record.learned in chosen)
+        first = next(touched, len(fold.line))
+        start = max((place for place in self._places(fold) if place <= first), default=0)
+        again = [r for r in fold.line[start:] if r.learned is not None and r.learned not in chosen]
         needed = {int(record.learned or 0) for record in again}
         erased = log.purged_among(needed | {offset for offset in chosen if fold.status.get(offset) != "retracted"})
         if erased:
             raise Purged(f"model {log.name!r} can't be folded again: the payload of version {erased[0]} was erased")
         return [record.offset for record in again]
+
+    def _places(self, fold: Fold) -> list[int]:
+        """How many records of a line are behind each of its snapshots."""
+        store = self._writer.store
+        with store.read() as connection:
+            chains = store.snapshots.chains(connection, self._writer.model_id)
+        return [fold.covers[chain] for chain in chains.values() if chain in fold.covers]
 
     def is_due(self) -> bool:
         """Whether the posterior is to be stored now."""
@@ -141,6 +149,9 @@ class Keeper:
         """Store the posterior; older snapshots are thinned, payloads past their time erased."""
         line, writer = self._line, self._writer
         model = line.stepper.model
+        if line.head in line.marks:  # a version has one snapshot, and this one's record brought it
+            self._store_effects()
+            return
         prepared = writer.store.snapshots.prepare(
             model.spec(), line.stepper.to_arrays(), step_fingerprint(model.engine)
         )
@@ -154,11 +165,17 @@ class Keeper:
         self._newest = time.monotonic()
         self._erase_old()
 
+    def _store_effects(self) -> None:
+        done = dict(self._line.done)
+        self._writer.append([], done)
+        self._line.stored(done)
+
     def _to_drop(self, head: int) -> list[int]:
         """Snapshots that may go: never those that a record brought, nor the first behind the last erased payload."""
         kept = set(self._line.marks)
         if self._floor:
-            kept.add(min((offset for offset in self._offsets if offset >= self._floor), default=0))
+            behind = (offset for offset in self._offsets if offset >= self._floor and offset not in kept)
+            kept.add(min(behind, default=0))
         return [offset for offset in thinned([*self._offsets, head], head) if offset not in kept and offset != head]
 
     def _erase_old(self) -> None:

@@ -9,7 +9,6 @@ from .feedback import Observation
 from .replay import Replay
 from .stepper import Effect
 from .store.digest import extend_chain
-from .store.fold import BROUGHT
 from .watching import Watch
 
 __all__ = ["Line", "Waiting"]
@@ -41,7 +40,7 @@ class Line:
     def adopt(self, result: Replay) -> None:
         """Go on from another fold of the log. What waits behind it goes on waiting."""
         self.fingerprint = result.fold.fingerprint
-        self.marks = {record.offset for record in result.fold.line if record.kind in BROUGHT}
+        self.marks = {record.offset for record in result.fold.marks}
         if result.stepper.model.spec() != self.stepper.model.spec():
             self.stepper = result.stepper
         elif result.stepper is not self.stepper:  # the live model stays the one it was, with what it compiled

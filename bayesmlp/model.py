@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,11 +28,13 @@ from .inference.influence import InverseMultiquadric
 from .inference.kinds import Choice, Kind, Place, view_of
 from .inference.likelihoods import Likelihood
 from .inference.likelihoods.masked import MaskedTargets, masked
+from .inference.memory import Memory, MemoryState
 from .inference.methods import FitProblem, Method, state_arrays
 from .inference.network import Network
 from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
 from .inference.sampling.base import Sampler
+from .inference.sampling.mclmc import MCLMC
 from .inference.spec import from_spec, to_spec
 from .inference.stacking import Stacking
 from .inference.structured_variational import StructuredVariational
@@ -48,9 +50,13 @@ from .masking import check_labels_possible, check_output_mask, fill_unobserved
 from .predictive import APPROXIMATIONS, JointOutputs, Predictive
 from .programs import Program, program_of
 from .progress import fit_progress
-from .sampled import SampledAnswers
+from .rehearsal import learn_by_heart, offer
+from .sampled import SampledAnswers, resampled
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
+
+if TYPE_CHECKING:
+    from .consolidation import Consolidate, Consolidation
 
 __all__ = ["BayesianMLP", "default_engine"]
 
@@ -90,6 +96,7 @@ class BayesianMLP:
             batch led to; at least 0.
         influence: how much any one event may do to the posterior: ``InverseMultiquadric()`` bounds it, against outliers
             and poison; None: as much as the likelihood says. It is for updates; a fit takes its data as they are.
+        memory: rows that are kept from the past, so that updates and consolidations do not forget; None: none.
         engine: ``"torch"``, ``"jax"``, ``"numpy"`` (no fitting), with a device: ``"torch:cuda"``, ``"jax:gpu"``;
             None for the network's own, or the one that is installed.
         dtype: ``"float32"`` (default) or ``"float64"``.
@@ -116,6 +123,7 @@ class BayesianMLP:
         step: OutputStep | None = None,
         relinearizations: int = 0,
         influence: InverseMultiquadric | None = None,
+        memory: Memory | None = None,
         engine: str | Engine | None = None,
         dtype: str | None = None,
         standardize: bool | None = None,
@@ -138,6 +146,10 @@ class BayesianMLP:
                 raise InvalidInput(f"{name} must be a {getattr(kind, '__name__', 'Structure')}, got {value!r}")
         if not isinstance(influence, InverseMultiquadric | None):
             raise InvalidInput(f"influence must be an InverseMultiquadric or None, got {influence!r}")
+        if not isinstance(memory, Memory | None):
+            raise InvalidInput(f"memory must be a Memory or None, got {memory!r}")
+        if memory is not None and (isinstance(structure, Mixture) or isinstance(dynamics, Hypotheses)):
+            raise InvalidInput(f"memory is for a posterior of one Gaussian, not for {structure}, {dynamics}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
         if not isinstance(relinearizations, int) or relinearizations < 0:
@@ -155,6 +167,9 @@ class BayesianMLP:
         self.step = step or VariationalStep()
         self.relinearizations = relinearizations
         self.influence = influence
+        self.memory = memory
+        self.memory_state: MemoryState | None = None
+        """What is remembered; None where nothing is."""
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
         self.engine = _engine_for(network, engine, dtype)
@@ -378,6 +393,8 @@ class BayesianMLP:
             raise InvalidInput(f"StructuredVariational fits one Gaussian, not the members of {self.structure}")
         if isinstance(self.dynamics, Hypotheses) and isinstance(method, Ensemble | Stacking | Sampler):
             raise InvalidInput(f"method must fit one Gaussian for {self.dynamics}, got {method!r}")
+        if self.memory is not None and isinstance(method, Ensemble | Stacking | Sampler):
+            raise InvalidInput(f"method must fit one Gaussian for a model with a memory, got {method!r}")
         if isinstance(self.structure, Mixture) and isinstance(method, Sampler):
             raise InvalidInput(f"structure must be of one Gaussian for {type(method).__name__}, got {self.structure}")
         x, targets, scaling, weights = self._training_data(X, y, weight)
@@ -408,6 +425,8 @@ class BayesianMLP:
             members = result.structure.members if isinstance(result.structure, Mixture) else None
             posterior = posterior._replace(likelihood=self._with_other_kinds(posterior.likelihood, members))
         self._set(x.shape[1], scaling, self._under_hypotheses(posterior))
+        if self.memory is not None:
+            offer(self, x, targets, weights)
         if kept is not None:
             kept.remove()
         return self
@@ -501,6 +520,7 @@ class BayesianMLP:
         elapsed: float = 1.0,
         output_mask: Any = None,
         kind: str | None = None,
+        source: str | None = None,
     ) -> UpdateInfo:
         """One online Bayes step, in memory; a model without data starts from its prior.
 
@@ -516,6 +536,7 @@ class BayesianMLP:
             kind: of the feedback, for a model that hears several; None for the first. Where it compares items, a row
                 of X holds those of all items, one after the other, and y says whether the first won, or the place of
                 the chosen one.
+            source: who sent the rows, for a ``memory``, whose sources share it.
 
         Returns:
             What the update did, as plain numbers, summed over the chunks.
@@ -538,16 +559,27 @@ class BayesianMLP:
         with self._all_or_nothing(x.shape[1]):
             x = scaled_items(self.scaling, x)
             targets = targets if observed else self.scaling.targets(targets)
-            return self._update_in_chunks(x, targets, weights, elapsed, mask, kind if observed else None)
+            return self._update_in_chunks(x, targets, weights, elapsed, mask, kind if observed else None, source)
 
-    def update_each(self, X: Any, y: Any, *, weight: Any = None, elapsed: float = 1.0) -> np.ndarray:  # noqa: N803
+    def update_each(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        weight: Any = None,
+        elapsed: float = 1.0,
+        source: str | None = None,
+    ) -> np.ndarray:
         """As :meth:`update` of one row after the other, but many rows in one dispatch where the engine compiles.
+
+        With a ``memory``, which the host keeps, each row is a dispatch of its own.
 
         Args:
             X: inputs, (rows, inputs), in the order of the stream.
             y: targets.
             weight: of each row, at least 0.
             elapsed: time before each row, in the unit of the dynamics.
+            source: see :meth:`update`.
 
         Returns:
             The log predictive density of each row before it was learned, (rows,): the prequential scores.
@@ -562,12 +594,55 @@ class BayesianMLP:
         _check_elapsed(elapsed)
         with self._all_or_nothing(x.shape[1]):
             x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
-            return self._fold(x, targets, weights, float(elapsed))
+            return self._fold(x, targets, weights, float(elapsed), source)
+
+    def consolidate(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        newest: tuple[Any, Any],
+        base: BayesianMLP | None = None,
+        method: Consolidate | None = None,
+        weight: Any = None,
+        output_mask: Any = None,
+        newest_output_mask: Any = None,
+        source: str | None = None,
+    ) -> Consolidation:
+        """Learn again, all at once, what updates have learned one after the other, if that predicts better.
+
+        The rows are fitted anew from what was known before them. Both posteriors then learn the newest rows, and the
+        one that predicts them better, each before it is learned, is the model's from now on.
+
+        Args:
+            X: inputs that the model has learned since ``base``, (rows, inputs).
+            y: their targets.
+            newest: inputs and targets that it has not learned yet; it has after, either way.
+            base: a copy of the model, as :meth:`duplicate` makes it, from before it learned the rows; None: its prior.
+            method: how.
+            weight: of each row, at least 0.
+            output_mask: of the rows, see :meth:`update`.
+            newest_output_mask: of the newest rows.
+            source: who sent all of them, see :meth:`update`.
+
+        Raises:
+            InvalidInput: bad data, or a model that can't be consolidated: a mixture, dynamics that are not static, a
+                bounded influence, an engine without gradients.
+            NotFitted: the model has seen no data.
+            NumericalFailure: the fit diverged; the model is as it was.
+        """
+        from .consolidation import consolidate  # the stepper and feedback are built on the model
+
+        if not isinstance(newest, tuple) or len(newest) != 2:
+            raise InvalidInput(f"newest must be a pair of inputs and targets, got {newest!r}")
+        told = (X, y, weight, output_mask), (*newest, None, newest_output_mask)
+        return consolidate(self, base, *told, method, source)
 
     @contextlib.contextmanager
     def _all_or_nothing(self, num_inputs: int) -> Iterator[None]:
         """A model without data starts from its prior; whatever is raised leaves the model as it was."""
         before = (self._num_inputs, self._scaling, self._posterior, self._prior_state, self._resolved)
+        remembered = self.memory_state
         if self._posterior is None:
             self.start_from_prior(num_inputs)
         self.project()
@@ -575,11 +650,12 @@ class BayesianMLP:
             yield
         except BaseException:
             self._num_inputs, self._scaling, self._posterior, self._prior_state, self._resolved = before
+            self.memory_state = remembered
             raise
 
-    def _fold(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float) -> np.ndarray:
+    def _fold(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, source: str | None) -> np.ndarray:
         fold = self._cached("fold", lambda: self.filter_model.compile_fold(self.engine))
-        whole = len(x) - len(x) % _ROWS_OF_A_FOLD
+        whole = len(x) - len(x) % _ROWS_OF_A_FOLD if self.memory is None else 0
         convert, scores = self.engine.as_batch, []
         for start in range(0, whole, _ROWS_OF_A_FOLD):
             rows = slice(start, start + _ROWS_OF_A_FOLD)
@@ -594,7 +670,7 @@ class BayesianMLP:
             scores.append(np.asarray(infos.log_predictive))
         for row in range(whole, len(x)):
             one = slice(row, row + 1)
-            info = self._update_in_chunks(x[one], y[one], weight[one], elapsed, None, None)
+            info = self._update_in_chunks(x[one], y[one], weight[one], elapsed, None, None, source)
             scores.append(np.array([info.log_predictive]))
         return np.concatenate(scores)
 
@@ -606,6 +682,7 @@ class BayesianMLP:
         elapsed: float,
         mask: np.ndarray | None,
         kind: str | None,
+        source: str | None,
     ) -> UpdateInfo:
         what = (kind, x.shape[1] // self.num_inputs if kind else 1, mask is not None)
         step = self._cached(f"step {what}", lambda: self.filter_model_of(*what).compile(self.engine))
@@ -621,8 +698,20 @@ class BayesianMLP:
                 raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
             self._posterior = posterior
             self.prune()
+            if kind is None:
+                self.remember(x[rows], y[rows], weight[rows], None if mask is None else mask[rows], source)
             totals += [info.log_predictive, info.information, info.iterations]
         return UpdateInfo(float(totals[0]), float(totals[1]), float(totals[2]), True)
+
+    def remember(
+        self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, mask: np.ndarray | None, source: str | None
+    ) -> None:
+        """What a memory does after an update of scaled rows: it rehearses some of its own, and takes in the new ones.
+
+        Rows of other kinds of feedback than the first are not remembered.
+        """
+        if self.memory is not None:
+            learn_by_heart(self, x, y, weight, mask, source)
 
     def project(self) -> float | None:
         """Put the Gaussian that stands for a sampler's draws in their place, as the first update does.
@@ -735,7 +824,7 @@ class BayesianMLP:
 
     def _set(self, num_inputs: int, scaling: Scaling, posterior: Posterior) -> None:
         self._num_inputs, self._scaling, self._posterior = num_inputs, scaling, posterior
-        self._prior_state = self.newest_time = None
+        self._prior_state = self.newest_time = self.memory_state = None
         self._compiled = {}  # a step closes over the likelihood in the units of the scaling
         if not self.dynamics.is_static:  # forgetting relaxes to where learning began, with the prior's variance
             self._prior_state = self._relaxed_state()
@@ -865,7 +954,16 @@ class BayesianMLP:
             )
         self._resolved, self._posterior = form, self.posterior._replace(weights=kept)
 
-    def reweight(self, X: Any, y: Any, *, weight: Any = None, least: float = 0.1) -> float:  # noqa: N803
+    def reweight(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        *,
+        weight: Any = None,
+        least: float = 0.1,
+        memory: tuple[Any, Any] | None = None,
+        method: Sampler | None = None,
+    ) -> float:
         """Learn rows by weighing a sampler's draws with their likelihood: Bayes' rule, exact up to the draws' number.
 
         The Gaussian beside the draws learns the rows too, as by :meth:`update`.
@@ -875,9 +973,12 @@ class BayesianMLP:
             y: targets.
             weight: of each row, at least 0.
             least: smallest effective sample size that is let pass, as a share of the draws.
+            memory: inputs and targets of all rows that the posterior has learned. With them, where too few draws would
+                count, chains go on from draws that do, on these rows and the new ones (resample and move).
+            method: that moves them; ``MCLMC(num_warmup=300)`` if None.
 
         Returns:
-            The effective sample size.
+            The effective sample size before any move.
 
         Raises:
             InvalidInput: bad data, or the posterior is no draws.
@@ -889,15 +990,34 @@ class BayesianMLP:
         log_likelihood = self.sampled_answers.log_likelihood(state, x, targets) @ weights
         log_weights = self.engine.to_numpy(state.log_weights) + log_likelihood
         size = effective_size(log_weights)
+        if not size >= least * form.size and memory is not None:
+            self._move(log_weights, [*memory, None], [X, y, weight], method)
+            return size
         if not size >= least * form.size:
             raise NumericalFailure(
-                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: sample anew with these "
-                "rows, or update, which goes on from a Gaussian"
+                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: give the memory of "
+                "all rows, sample anew, or update, which goes on from a Gaussian"
             )
         gaussian = self._gaussian_after(X, y, weight)
         self._posterior = gaussian._replace(weights=state._replace(gaussian=gaussian.weights))
         self._keep_draws(form, np.arange(form.size), log_weights)
         return size
+
+    def _move(self, log_weights: np.ndarray, known: list[Any], new: list[Any], method: Sampler | None) -> None:
+        """Chains that go on from resampled draws, given all rows; in place of the draws."""
+        form, state = self._drawn()
+        parts = [self._checked(*rows) for rows in (known, new)]
+        x, targets, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
+        chosen = method or MCLMC(num_warmup=300, num_chains=form.chains, num_samples=form.draws)
+        rows = resampled(log_weights - np.logaddexp.reduce(log_weights), chosen.num_chains, self.seed)
+        weights_from = tuple(self.engine.to_numpy(layer)[rows].astype(np.float64) for layer in state.draws)
+        parameters = tuple(self.engine.to_numpy(values)[rows] for values in state.parameters)
+        problem = self._problem(x, targets, self.scaling, weights)
+        result = chosen.fit(replace(problem, prior=self._fitted_prior, chains_from=(weights_from, parameters)))
+        assert isinstance(result.structure, Particles)
+        self.fit_details = {"terms": result.history, **result.details}
+        self._resolved, self._posterior = result.structure, result.posterior
 
     def _gaussian_after(self, X: Any, y: Any, weight: Any) -> Posterior:  # noqa: N803
         """The Gaussian beside the draws once it has learned the rows."""
@@ -1141,6 +1261,12 @@ class BayesianMLP:
         """
         return BayesianMLP.from_parts(self.spec(), self.to_arrays(), engine, self.network)
 
+    def duplicate(self) -> BayesianMLP:
+        """The same model and posterior on the same engine, with what was compiled for it."""
+        copy = self.to_engine(self.engine)
+        copy._compiled = {name: kept for name, kept in self._compiled.items() if not name.startswith("answering")}
+        return copy
+
     def with_settings(
         self,
         *,
@@ -1177,6 +1303,7 @@ class BayesianMLP:
         return {
             **({"feedback": kinds} if kinds else {}),
             **({} if self.influence is None else {"influence": to_spec(self.influence)}),
+            **({} if self.memory is None else {"memory": to_spec(self.memory)}),
             "network": to_spec(self.network),
             "likelihood": to_spec(self.likelihood),
             "prior": to_spec(self._fitted_prior),
@@ -1197,6 +1324,8 @@ class BayesianMLP:
         arrays = {**self.posterior_arrays(self._posterior), **self.constant_arrays()}
         if self.newest_time is not None:
             arrays["clock.newest"] = np.asarray(self.newest_time, dtype=np.float64)
+        if self.memory_state is not None:
+            arrays |= {f"memory.{name}": array for name, array in self.memory_state.to_arrays().items()}
         return arrays
 
     def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
@@ -1222,6 +1351,8 @@ class BayesianMLP:
         self.set_posterior(self.posterior_from_arrays(arrays))
         if prior := _under("prior", arrays):  # a mixture's, whose members may have been fewer
             self._prior_state = self._base.from_arrays(self.engine, prior)
+        remembered = _under("memory", arrays)
+        self.memory_state = MemoryState.from_arrays(remembered) if remembered else None
         newest = arrays.get("clock.newest")
         self.newest_time = None if newest is None else float(newest)
 
@@ -1255,6 +1386,7 @@ class BayesianMLP:
             step=from_spec(spec["step"]),
             relinearizations=spec["relinearizations"],
             influence=from_spec(spec.get("influence")),
+            memory=from_spec(spec.get("memory")),
             engine=engine,
             dtype=spec["dtype"],
             standardize=spec["standardize"],

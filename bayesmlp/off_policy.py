@@ -44,7 +44,7 @@ def logged_decisions(store: PosteriorStore, name: str) -> LoggedDecisions:
     found: list[tuple[Any, ...]] = []
     log = store.log(name)
     events = [record.offset for record in log.fold().line if record.kind == "event"]
-    for _, body in log.bodies(events):
+    for _, _, _, _, body in log.at(events):
         mask = np.asarray(body.get("output_mask", [[]]))[0]
         if "propensity" in body and "kind" not in body and mask.sum() == 1 and isinstance(body["y"][0], list):
             action = int(mask.argmax())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .feedback import Observation
 from .inference.engines import Engine
-from .inference.errors import InvalidInput, UnknownModel
+from .inference.errors import CorruptStore, InvalidInput, UnknownModel
 from .model import BayesianMLP
 from .stepper import Effect, Stepper
 from .store.connections import is_postgresql
@@ -16,7 +16,7 @@ from .store.fold import Fold, Record
 from .store.log import Log, is_version
 from .store.store import PosteriorStore
 
-__all__ = ["Replay", "fold_on", "load", "replay"]
+__all__ = ["Replay", "fold_on", "load", "observed", "replay"]
 
 
 class Replay(NamedTuple):
@@ -46,6 +46,7 @@ def replay(
     network: Any = None,
     version: int | None = None,
     stepper: Stepper | None = None,
+    length: int | None = None,
 ) -> Replay:
     """Rebuild a model's posterior from its log.
 
@@ -56,10 +57,11 @@ def replay(
         network: see :func:`load`.
         version: None for the newest.
         stepper: of the same model, to fold with, so that nothing is compiled again.
+        length: how many records of the version's line to fold; None for all.
 
     Raises:
         UnknownModel: no such model or version.
-        CorruptStore: no sound snapshot is left.
+        CorruptStore: no sound snapshot is left, or not that of a consolidation on the way.
     """
     if version is not None and not is_version(version):
         raise InvalidInput(f"version must be a positive integer, got {version!r}")
@@ -67,13 +69,25 @@ def replay(
     fold = log.fold(None if version is None else min(int(version), 2**62))
     if not fold.line or (version is not None and version != fold.head):
         raise UnknownModel(f"model {name!r} has no version {version!r}; its versions are the offsets of its history")
-    covered, snapshot = store.nearest_snapshot(log.model_id, fold)
+    covered, snapshot = store.nearest_snapshot(log.model_id, fold, length)
+    line = fold.line[covered:length]
+    for record in line:
+        if record.is_mixed:
+            raise CorruptStore(
+                f"the snapshot of the {record.kind} at version {record.offset} of model {name!r} is not sound, and no "
+                "later one is: roll back to the version before it, and make it again"
+            )
+        if record.kind == "consolidate":
+            raise CorruptStore(
+                f"the snapshot of the consolidation at version {record.offset} of model {name!r} is not sound, and no "
+                "later one is: repair takes it off the line, unless payloads to fold in its place were erased"
+            )
     if stepper is None or stepper.model.spec() != snapshot.spec:
         model = BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network)
         stepper = Stepper(model, own=True, steps=None if network is not None else store.compiled.steps_of(model))
     else:
         stepper.reset(snapshot.arrays)
-    effects = fold_on(stepper, log, fold.line[covered:])
+    effects = fold_on(stepper, log, line)
     return Replay(stepper, fold, effects, len(effects))
 
 
@@ -83,12 +97,15 @@ def fold_on(stepper: Stepper, log: Log, line: Sequence[Record]) -> dict[int, Eff
     Raises:
         Purged: the payload of one of them was erased.
     """
-    learning = [(record.offset, record.learned) for record in line if record.learned is not None]
-    bodies = log.bodies([source for _, source in learning])
-    return {
-        offset: stepper.apply(Observation.from_body(body, stepper.model))
-        for (offset, _), (_, body) in zip(learning, bodies, strict=True)
-    }
+    offsets = [record.offset for record in line if record.learned is not None]
+    learned = observed(stepper.model, log, line)
+    return {offset: stepper.apply(observation) for offset, observation in zip(offsets, learned, strict=True)}
+
+
+def observed(model: BayesianMLP, log: Log, line: Sequence[Record]) -> Iterator[Observation]:
+    """What the records of a line learn, in order; raises :class:`Purged` for one whose payload was erased."""
+    for record in log.at([record.learned for record in line if record.learned is not None]):
+        yield Observation.from_body(record.body, model, record.source)
 
 
 def load(

@@ -99,6 +99,9 @@ class Stepper:
         seconds = time.perf_counter() - started
         if not bool(info.ok):
             return Effect("failed", None, None, seconds)
+        if not observation.kind:
+            model.remember(x, y, observation.weight, observation.output_mask, observation.source)
+            seconds = time.perf_counter() - started
         model.note_time(observation.time)
         return Effect("applied", -float(info.log_predictive), float(info.information), seconds)
 

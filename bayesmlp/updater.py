@@ -21,6 +21,7 @@ import numpy as np
 
 from .admission import Admission, Quarantined, excess_surprise
 from .branching import refuse_merged
+from .consolidation import Consolidate, Consolidation, consolidate_log
 from .events import parse_event
 from .feedback import Observation, check_event_id, check_time
 from .inference.engines import Engine
@@ -578,7 +579,7 @@ class OnlineUpdater:
             check_event_id(source, "source")
         self._require_open()
         ids = [check_event_id(told.event_id) for told in events]
-        observations = [self._check(record, told) for told in events]
+        observations = [self._check(record, told)._replace(source=source) for told in events]
         new = [NewRecord(record, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
         return _Group(new, observations)
 
@@ -670,9 +671,9 @@ class OnlineUpdater:
             kinds = {row.offset: row.kind for row in self._writer.log.rows(columns, first=first, last=offset - 1)}
             if set(kinds.values()) - {"event", "batch", "quarantine"}:
                 raise StoreError(f"model {self.name!r} has records this updater did not write; open a new updater")
-            for place, body in self._writer.log.bodies(list(kinds)):
-                learned = None if kinds[place] == "quarantine" else Observation.from_body(body, self.model)
-                self._line.waiting.append(Waiting(place, learned))
+            for row in self._writer.log.at(list(kinds)):
+                learned = Observation.from_body(row.body, self.model, row.source)
+                self._line.waiting.append(Waiting(row.offset, None if kinds[row.offset] == "quarantine" else learned))
 
     def _apply_waiting(self, most: int | None = None) -> None:
         for _ in itertools.count() if most is None else range(most):
@@ -752,11 +753,11 @@ class OnlineUpdater:
             if missing:
                 raise UnknownEvent(f"model {self.name!r} has no event {missing[0]!r} in quarantine")
             sources = [waiting[event_id] for event_id in ids]
-            bodies = dict(self._writer.log.bodies(sources))
+            rows = list(self._writer.log.at(sources))
             stored = self._append([NewRecord("release", None, {"offset": source}) for source in sources])
-            for event, source in zip(stored, sources, strict=True):
-                line.learn(event.offset, Observation.from_body(bodies[source], self.model))
-                line.status[source] = "released"
+            for event, row in zip(stored, rows, strict=True):
+                line.learn(event.offset, Observation.from_body(row.body, self.model, row.source))
+                line.status[row.offset] = "released"
             if self._keeper.is_due():
                 self._keeper.store()
             return [self._receipt(event_id, event) for event_id, event in zip(ids, stored, strict=True)]
@@ -879,6 +880,47 @@ class OnlineUpdater:
             self._fold_again()
             return self._line.head
 
+    # -- consolidation --------------------------------------------------------------------------------------------
+    def consolidate(self, *, method: Consolidate | None = None) -> Consolidation:
+        """Learn again, all at once, the events since the last consolidation, if that predicts the newest ones better.
+
+        The fit runs on a copy: other threads go on answering and learning meanwhile, and what they learned is folded
+        again after it. What is put in place is a record of the log with a snapshot. It falls away when an event that it
+        has learned is retracted: then the log is folded as if it had never been made.
+
+        Args:
+            method: how.
+
+        Returns:
+            How it compares; not ``replaced`` also where what it has learned was changed meanwhile.
+
+        Raises:
+            InvalidInput: a model that can't be consolidated, see :meth:`BayesianMLP.consolidate`, or fewer than two
+                events since the last time.
+            Purged: the payload of an event since the last time was erased.
+            NumericalFailure: the fit diverged; the model is as it was.
+        """
+        with self._alone():
+            self._append([])
+            fold, engine, network = self._writer.log.fold(), self.model.engine, self.model.network
+        found = consolidate_log(self.store, self.name, fold, engine, network, method)
+        if found is None:
+            raise InvalidInput(f"consolidate needs at least two events since the last time; model {self.name!r}")
+        model, done = found
+        with self._one_at_a_time:
+            with self._alone() as line:
+                if not done.replaced or not self._writer.log.fold().goes_on_from(fold):
+                    return done._replace(replaced=False, version=line.head)
+                self._append([])
+                body = {"until": fold.head, "fingerprint": step_fingerprint(engine), "seed": model.seed}
+                body |= {"method": (method or Consolidate()).describe()}
+                self._begin_fold(
+                    self._writer.append_snapshot("consolidate", body, model.spec(), model.to_arrays(), fold.chain)[0]
+                )
+            self._fold_again()
+            return done._replace(version=self._line.head)
+
+    # -- folding again --------------------------------------------------------------------------------------------
     def _begin_fold(self, offset: int) -> None:
         """From here on the posterior is stale: a record at that offset says so."""
         self._line.head = offset

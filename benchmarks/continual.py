@@ -1,13 +1,16 @@
-"""Tasks one after the other, each image seen once: permuted and split MNIST.
+"""Tasks one after the other: permuted and split MNIST.
 
     python benchmarks/continual.py DATA                # DATA holds mnist/
     python benchmarks/continual.py DATA --quick        # few images and tasks
 
 Permuted: ten tasks, each a permutation of the pixels, one head of ten classes for all; the mean of the accuracies on
 all tasks after the last. Split: five tasks of two digits; with a mask of the task's two classes on events and
-answers, and without. Nothing is told of the tasks' borders, except where memory is filled. The coreset of a task
-(Nguyen et al. 2018, "Variational continual learning") is held out of the stream and learned before answering, by a
-copy.
+answers, and without. Three ways to learn:
+
+    one pass        each image once, nothing stored, nothing told of the tasks' borders
+    memory          the same, with a memory of at most 200 images of each source; a task is a source
+    consolidated    the same, and at the end of each task its images are learned again at once, around the posterior
+                    from before it, and with the memory of the earlier tasks; put in place if it predicts better
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ STRUCTURES: dict[str, bm.Diagonal | bm.LowRank] = {"Diagonal": bm.Diagonal(), "L
 PLANS = ("permuted, one head", "split, masked", "split, one head")
 BATCH = 8  # rows of one Bayes step
 STORED = 200  # images that each task may keep
+METHOD = bm.Consolidate(bm.TrainingOptions(epochs=4, batch_size=256, learning_rate=2e-3))
+STRENGTH = 2.5  # of what is stored, for the share of the posterior's own pull that a consolidation gives up
+NEWEST = 200  # images of each task that decide whether a consolidation is put in place
+WAYS = ("one pass", "memory", "consolidated")
 
 
 class Task(NamedTuple):
@@ -67,29 +74,52 @@ def accuracy_on(model: bm.BayesianMLP, task: Task, use_mask: bool) -> float:
     return float(np.mean(np.argmax(p, axis=1) == task.test_y))
 
 
-def learn(model: bm.BayesianMLP, task: Task, rows: np.ndarray, use_mask: bool) -> None:
+def learn(model: bm.BayesianMLP, task: Task, rows: np.ndarray, use_mask: bool, source: str) -> None:
     for start in range(0, len(rows), BATCH):
         chosen = rows[start : start + BATCH]
-        model.update(task.x[chosen], task.y[chosen], **masked(task, len(chosen), use_mask))
+        model.update(task.x[chosen], task.y[chosen], source=source, **masked(task, len(chosen), use_mask))
 
 
-def run(tasks: list[Task], structure: Any, engine: str, use_mask: bool) -> tuple[float, float, float]:
-    """Mean accuracy after the last task, without and with the coresets; seconds."""
+def consolidate(
+    model: bm.BayesianMLP, base: bm.BayesianMLP, task: Task, rows: np.ndarray, use_mask: bool, source: str
+) -> bool:
+    """Whether what was fitted at once was put in place of what was learned one after the other."""
+    learned, newest = rows[:-NEWEST], rows[-NEWEST:]
+    masks = masked(task, len(learned), use_mask)
+    if use_mask:
+        masks["newest_output_mask"] = masked(task, len(newest), use_mask)["output_mask"]
+    data = task.x[learned], task.y[learned]
+    newest_data = task.x[newest], task.y[newest]
+    return model.consolidate(*data, newest=newest_data, base=base, method=METHOD, source=source, **masks).replaced
+
+
+def run(
+    tasks: list[Task], structure: Any, engine: str, use_mask: bool, way: str, streamed: int | None
+) -> tuple[list[float], float]:
+    """Accuracy on each task after the last one; seconds."""
+    memory = None if way == "one pass" else bm.Memory(STORED * len(tasks), per_source=STORED, strength=STRENGTH)
     model = bm.BayesianMLP(
-        bm.MLP(HIDDEN), bm.Categorical(10), prior=PRIOR, structure=structure, engine=engine, standardize=False
-    )
-    cores: list[np.ndarray] = []
+        bm.MLP(HIDDEN), bm.Categorical(10), prior=PRIOR, structure=structure, engine=engine, standardize=False,
+        memory=memory,
+    )  # fmt: skip
+    model.start_from_prior(784)
     started = time.perf_counter()
     for index, task in enumerate(tasks):
-        order = np.random.default_rng(index).permutation(len(task.x))
-        cores.append(order[:STORED])
-        learn(model, task, order[STORED:], use_mask)
+        rows = np.random.default_rng(index).permutation(len(task.x))
+        source = f"task {index}"
+        if way == "consolidated":
+            base = model.duplicate()
+            learn(model, task, rows[:-NEWEST][:streamed], use_mask, source)
+            replaced = consolidate(model, base, task, rows, use_mask, source)
+        else:
+            learn(model, task, rows, use_mask, source)
+            replaced = False
+        marks = ", consolidation put in place" if replaced else ""
+        print(f"{way}, task {index + 1}: {accuracy_on(model, task, use_mask):.4f}{marks}", flush=True)
     seconds = time.perf_counter() - started
-    without = np.mean([accuracy_on(model, task, use_mask) for task in tasks])
-    reminded = model.to_engine(model.engine)
-    for task, core in zip(tasks, cores, strict=True):
-        learn(reminded, task, core, use_mask)
-    return float(without), float(np.mean([accuracy_on(reminded, task, use_mask) for task in tasks])), seconds
+    accuracies = [accuracy_on(model, task, use_mask) for task in tasks]
+    print(f"{way}, in the end:", " ".join(f"{accuracy:.4f}" for accuracy in accuracies), flush=True)
+    return accuracies, seconds
 
 
 def main() -> None:
@@ -98,6 +128,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="5,000 images, 3 tasks")
     parser.add_argument("--engine", default="jax")
     parser.add_argument("--structures", nargs="*", default=list(STRUCTURES), choices=list(STRUCTURES))
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
+    parser.add_argument(
+        "--streamed", type=int, help="images of a task that are learned one after the other before all are at once"
+    )
+    parser.add_argument("--tasks", type=int, default=10, help="number of permutations")
     parser.add_argument("--plans", nargs="*", default=PLANS, choices=PLANS)
     options = parser.parse_args()
     folder = options.data / "mnist"
@@ -105,17 +140,21 @@ def main() -> None:
     if options.quick:
         data = [part[:5000] for part in data]
     plans: dict[str, tuple[Callable[[], Iterator[Task]], bool]] = {
-        PLANS[0]: (lambda: permuted(data, 3 if options.quick else 10), False),
+        PLANS[0]: (lambda: permuted(data, min(3, options.tasks) if options.quick else options.tasks), False),
         PLANS[1]: (lambda: split(data), True),
         PLANS[2]: (lambda: split(data), False),
     }
-    table = Table("tasks", "structure", "accuracy", f"with {STORED} stored per task", "seconds")
+    table = Table("tasks", "structure", "learned", "accuracy", "seconds")
     for plan in options.plans:
         tasks, use_mask = plans[plan]
         for name in options.structures:
-            without, reminded, seconds = run(list(tasks()), STRUCTURES[name], options.engine, use_mask)
-            table.add_row(plan, name, f"{without:.4f}", f"{reminded:.4f}", f"{seconds:.0f}")
-            Console(width=120).print(table)
+            for way in options.ways:
+                print(f"{plan}, {name}:", flush=True)
+                accuracies, seconds = run(
+                    list(tasks()), STRUCTURES[name], options.engine, use_mask, way, options.streamed
+                )
+                table.add_row(plan, name, way, f"{np.mean(accuracies):.4f}", f"{seconds:.0f}")
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

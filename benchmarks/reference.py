@@ -28,9 +28,7 @@ LEVELS = (np.arange(100) + 0.5) / 100
 def methods(quick: bool) -> dict[str, tuple[Any, Any, str]]:
     """Method (None: the stream), structure and engine by name."""
     own: dict[str, tuple[Any, Any, str]] = {
-        "NUTS again (Pyro)" if not quick else "NUTS again": (
-            bm.NUTS(400, 400, 4) if not quick else bm.NUTS(200, 100, 2), bm.Full(), "torch" if not quick else "jax"
-        ),
+        "NUTS again": (bm.NUTS(200, 100, 2) if quick else bm.NUTS(500, 1000, 4), bm.Full(), "jax"),
         "MCLMC": (bm.MCLMC(), bm.Full(), "jax"),
         "Laplace, Full": (bm.Laplace(), bm.Full(), "torch"),
         "mean field": (bm.Variational(), bm.Diagonal(), "torch"),
@@ -39,6 +37,7 @@ def methods(quick: bool) -> dict[str, tuple[Any, Any, str]]:
     if quick:
         return own
     return own | {
+        "NUTS by Pyro": (bm.NUTS(200, 150, 2), bm.Full(), "torch"),
         "HMC": (bm.HMC(), bm.Full(), "jax"),
         "MCLMC, adjusted": (bm.AdjustedMCLMC(), bm.Full(), "jax"),
         "MEADS": (bm.MEADS(), bm.Full(), "jax"),

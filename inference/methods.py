@@ -38,6 +38,8 @@ class FitProblem:
         seed: of everything random.
         on_epoch: called with epoch, number of epochs, mean objective per row; and a ``note``, if there is one.
         checkpoint: keeps the state of the trainings.
+        chains_from: weights (C, ...) of each layer, and likelihood parameters (C,), from which a sampler's chains go
+            on; None: from starts of its own.
     """
 
     engine: Engine
@@ -51,6 +53,7 @@ class FitProblem:
     seed: int
     on_epoch: Callable[..., None] | None = None
     checkpoint: Checkpoint | None = None
+    chains_from: tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]] | None = None
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

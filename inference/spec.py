@@ -27,6 +27,7 @@ from .likelihoods import (
     Poisson,
     StudentT,
 )
+from .memory import Memory
 from .network import MLP, Network
 from .pairwise import PairwiseMLP
 from .priors import NormalPrior
@@ -44,7 +45,7 @@ _TYPES: dict[str, type[Any]] = {
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
         Ordinal, BradleyTerry, Static, Forgetting, RandomWalk, AdaptiveForgetting, ChangePoint, Diagonal, Full,
         Kronecker, LowRank, Point, Subnetwork, Blocks, Mixture, Particles, KalmanStep, LaplaceStep, VariationalStep,
-        InverseMultiquadric, Kind, Choice, Frozen,
+        InverseMultiquadric, Kind, Choice, Memory, Frozen,
     )
 }  # fmt: skip
 

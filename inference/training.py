@@ -24,6 +24,7 @@ from .steps import Optimizer, Step, StepState
 __all__ = [
     "Trained",
     "TrainingOptions",
+    "batch_plan",
     "learning_rate_schedule",
     "minimise",
     "share_of",
@@ -222,13 +223,10 @@ def minimise(
     """
     engine = problem.engine
     rows, held_out = _hold_out(rows, options.validation, problem.seed)
-    batch_size = min(options.batch_size or _batch_size(rows.shape[-1], options.steps), rows.shape[-1])
-    per_epoch = max(1, rows.shape[-1] // batch_size)
-    num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
+    num_epochs, plan = batch_plan(options, rows, problem.seed)
     watch = _Watch(problem, held_out, num_epochs, options.patience, mean_of)
     state = watch.resume(start)
     if not watch.ended:
-        plan = _plan(options, rows, batch_size, per_epoch, num_epochs, problem.seed)
         state, _ = engine.train(
             step_on(rows),
             state,
@@ -280,19 +278,33 @@ def _hold_out(rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np
     return shuffled[..., count:], shuffled[..., :count]
 
 
-def _plan(
-    options: TrainingOptions, rows: np.ndarray, batch_size: int, per_epoch: int, num_epochs: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row indices (steps, batch) or (steps, members, batch) of each epoch, and learning rate and β of each step."""
-    rng = np.random.default_rng(seed)
+def batch_plan(
+    options: TrainingOptions, rows: np.ndarray, seed: int
+) -> tuple[int, Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """How many epochs there are, and row indices (steps, batch) or (steps, members, batch) of each, with learning rate
+    and β of each step.
+
+    Args:
+        options: how long and how fast.
+        rows: as for :func:`train`.
+        seed: of the order of the rows.
+    """
+    batch_size = min(options.batch_size or _batch_size(rows.shape[-1], options.steps), rows.shape[-1])
+    per_epoch = max(1, rows.shape[-1] // batch_size)
+    num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
     rates = learning_rate_schedule(num_epochs * per_epoch, options.learning_rate)
     warm = max(1.0, options.kl_warmup * len(rates))
     kl_weights = np.minimum(1.0, (np.arange(len(rates)) + 1) / warm)
     schedule = np.stack([rates, kl_weights], axis=1).reshape(num_epochs, per_epoch, 2)
-    for epoch in range(num_epochs):
-        order = rng.permuted(rows, axis=-1)[..., : per_epoch * batch_size]
-        batches = order.reshape(*rows.shape[:-1], per_epoch, batch_size)
-        yield np.moveaxis(batches, -2, 0), schedule[epoch]
+
+    def epochs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        rng = np.random.default_rng(seed)
+        for epoch in range(num_epochs):
+            order = rng.permuted(rows, axis=-1)[..., : per_epoch * batch_size]
+            batches = order.reshape(*rows.shape[:-1], per_epoch, batch_size)
+            yield np.moveaxis(batches, -2, 0), schedule[epoch]
+
+    return num_epochs, epochs()
 
 
 class _Watch:

@@ -132,3 +132,19 @@ def test_a_fit_on_the_device_learns(device: str) -> None:
     before = model.predict(x).log_prob(y).mean()
     model.fit(x, y, method=bm.Laplace(bm.TrainingOptions(steps=200)))
     assert model.predict(x).log_prob(y).mean() > before
+
+
+@pytest.mark.parametrize("method", [bm.MCLMC(num_warmup=300, num_samples=100), bm.MEADS(num_samples=10)], ids=repr)
+def test_chains_on_a_device_find_the_posterior(device: str, method: Any) -> None:
+    """A linear model, against its closed form; 5 Monte Carlo standard errors."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 9))
+    y = x @ rng.standard_normal(9) + 0.5 * rng.standard_normal(40)
+    likelihood = bm.Gaussian(noise_variance=0.25)
+    model = bm.BayesianMLP(bm.MLP(()), likelihood, structure=bm.Full(), engine=device, standardize=False)
+    answer = model.fit(x, y, method=method).predict(x)
+    design = np.hstack([x, np.ones((40, 1))])
+    prior = bm.NormalPrior().precision(((10, 1),))[0][:, 0]
+    exact = design @ np.linalg.solve(np.diag(prior) + design.T @ design / 0.25, design.T @ y / 0.25)
+    error = (np.ravel(answer.mean) - exact) / np.sqrt(np.ravel(answer.epistemic_variance))
+    assert np.all(np.abs(error) < 5 / np.sqrt(model.fit_details["effective_size"].min()) + 0.05)

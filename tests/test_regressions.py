@@ -110,7 +110,7 @@ def test_what_users_wrote_is_no_markup(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a database, but long enough to look at" * 100)
-    with pytest.raises(errors.CorruptStore, match="can not be opened as a store"):
+    with pytest.raises(errors.CorruptStore, match="can not be read as a store"):
         bm.open_store(tmp_path / "notes.txt")
 
 

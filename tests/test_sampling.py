@@ -190,6 +190,23 @@ def test_microcanonical_steps_keep_the_energy(name: str) -> None:
     np.testing.assert_allclose(engine.to_numpy(again.position), engine.to_numpy(start.position), atol=1e-10)
 
 
+@pytest.mark.slow
+def test_pyro_and_numpyro_sample_the_same_posterior() -> None:
+    """Mean function values of a network: within 4 Monte Carlo standard errors, of both runs together."""
+    for language in LANGUAGES.values():
+        pytest.importorskip(language, reason="pip install 'bayesmlp[torch,jax]' to enable")
+    x, y = linear_data(40, 3)
+    means, errors = [], []
+    for name, method in (("jax", bm.NUTS(500, 1000, 4)), ("torch", bm.NUTS(200, 200, 2, max_tree_depth=7))):
+        model = small_model(name, bm.Gaussian(noise_variance=0.25)).fit(x, y, method=method)
+        form, outputs = model.particles, model.predict(x[:5]).output_mean[..., 0]
+        assert form is not None
+        each = outputs.reshape(form.chains, form.draws, 5)
+        means.append(outputs.mean(0))
+        errors.append(outputs.var(0) / effective_sample_size(each))
+    assert np.all(np.abs(means[0] - means[1]) < 4 * np.sqrt(errors[0] + errors[1]))
+
+
 def test_a_sampled_posterior_crosses_the_store_and_learns_on(tmp_path: Path) -> None:
     """Sampled on one engine, reopened on the other: the same answers; an update goes on from the Gaussian."""
     x, y = linear_data(300, 3)
@@ -230,6 +247,20 @@ def test_reweighting_is_bayes_rule() -> None:
     with pytest.raises(NumericalFailure, match="of 1600 draws only"):
         model.reweight(x, y + 5.0)
     np.testing.assert_array_equal(model.predict(x).mean, answer.mean)
+
+
+def test_too_few_draws_are_moved_on_a_memory() -> None:
+    """Resample and move, against the closed form of all rows; 5 standard errors."""
+    x, y = linear_data(80)
+    model = linear_model("torch").fit(x[:20], y[:20], method=SAMPLERS["MCLMC"])
+    size = model.reweight(x[20:], y[20:], memory=(x[:20], y[:20]), method=SAMPLERS["MCLMC"])
+    form = model.particles
+    assert form is not None
+    assert size < 0.1 * form.size
+    answer, exact = model.predict(x), _conjugate_mean(x, y)
+    effective = float(model.fit_details["effective_size"].min())
+    spread = np.sqrt(np.ravel(answer.epistemic_variance))
+    assert np.all(np.abs(np.ravel(answer.mean) - exact) < (5 / np.sqrt(effective) + 0.05) * spread)
 
 
 def _conjugate_mean(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -329,6 +360,65 @@ def test_functions_and_joint_outputs_are_those_of_the_draws() -> None:
     joint = model.joint_outputs(x)
     np.testing.assert_allclose(np.diag(joint.covariance[0]), np.ravel(model.output_variance(x)), rtol=1e-6)
     np.testing.assert_allclose(model.output_variance(x)[:, 0], answer.output_mean[:, :, 0].var(0), rtol=1e-6)
+
+
+TINY = bm.MCLMC(num_warmup=40, num_samples=10, num_chains=2, thinning=2, climb=30)
+
+
+@pytest.mark.parametrize(
+    "structure", [bm.Diagonal(), bm.Kronecker(), bm.LowRank(3), bm.LastLayer(), bm.Full()], ids=repr
+)
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        bm.Gaussian(2), bm.HeteroscedasticGaussian(), bm.StudentT(), bm.Categorical(3), bm.Bernoulli(), bm.Poisson(),
+        bm.Ordinal(4),
+    ],
+    ids=lambda v: type(v).__name__,
+)  # fmt: skip
+def test_every_likelihood_is_sampled_beside_every_structure(likelihood: Any, structure: Any) -> None:
+    """Draws answer with finite densities, survive the way into arrays and back, and an update goes on from them."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((20, 3))
+    numeric = {"Gaussian": rng.standard_normal((20, 2)), "HeteroscedasticGaussian": rng.standard_normal(20)}
+    y = numeric.get(type(likelihood).__name__, rng.integers(0, 2, 20))
+    model = small_model("torch", likelihood, structure=structure).fit(x, y, method=TINY)
+    again = bm.BayesianMLP.from_parts(model.spec(), model.to_arrays(), "torch")
+    np.testing.assert_array_equal(again.predict(x).log_prob(y), model.predict(x).log_prob(y))
+    assert np.all(np.isfinite(model.predict(x).log_prob(y)))
+    again.update(x[:4], y[:4])
+    assert again.particles is None
+    assert np.all(np.isfinite(again.predict(x).log_prob(y)))
+
+
+def test_several_kinds_and_forgetting_go_on_from_draws() -> None:
+    rng = np.random.default_rng(8)
+    x, y = rng.standard_normal((20, 3)), rng.integers(0, 3, 20)
+    model = bm.BayesianMLP(
+        NETWORK,
+        feedback={"label": bm.Categorical(3), "liked": bm.Kind(bm.Bernoulli(), outputs=1)},
+        dynamics=bm.Forgetting(0.99),
+        engine="torch",
+    ).fit(x, y, method=TINY)
+    assert model.predict(x, elapsed=3.0).method == "linearized"
+    assert model.predict(x[:2], kind="liked").mean.shape == (2,)
+    model.update(x[:2], [0, 1], kind="liked")
+    again = bm.BayesianMLP.from_parts(model.spec(), model.to_arrays(), "torch")
+    np.testing.assert_array_equal(again.predict(x).mean, model.predict(x).mean)
+
+
+def test_a_module_of_ones_own_is_sampled() -> None:
+    torch = pytest.importorskip("torch", reason="pip install 'bayesmlp[torch]' to enable")
+    from bayesmlp.layers.torch import bayesianize
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    x, y = linear_data(30, 3)
+    model = bm.BayesianMLP(bayesianize(module, (3,), layers="all"), bm.Gaussian()).fit(x, y, method=TINY)
+    assert np.isfinite(model.predict(x).log_prob(y)).all()
+    last = bm.BayesianMLP(bayesianize(module, (3,), layers="last"), bm.Gaussian())
+    with pytest.raises(InvalidInput, match="no arrays without uncertainty"):
+        last.fit(x, y, method=TINY)
 
 
 def test_classes_are_sampled() -> None:

@@ -32,11 +32,21 @@ class Base(NamedTuple):
         model: whose posterior that is.
         version: of it.
         since: the branch's records after this offset are news to the parent.
+        chain: of the branch's line there, which that posterior is for; empty where it is the parent's.
     """
 
     model: str
     version: int
     since: int
+    chain: str = ""
+
+    def check_holds(self, own: Fold) -> None:
+        """Raise :class:`StoreError` unless the branch has gone on from there."""
+        if self.chain and self.chain not in own.covers:
+            raise StoreError(
+                f"{self.model!r} has since retracted, rolled back or consolidated what was merged of it by replay: "
+                "merge it with how='replay'"
+            )
 
 
 def insert_branches(store: PosteriorStore, names: Sequence[str], body: Mapping[str, Any], prepared: Prepared) -> None:
@@ -82,12 +92,12 @@ def base_of(parent: Fold, own: Fold, parent_name: str, name: str) -> Base:
             f"{parent_name!r}, which no longer counts: take the pull out with store.unmerge({name!r}, {start.offset})"
         )
     if merged is not None and merged[1]["version"] > start.offset:
-        if merged[1]["chain"] not in own.covers:
+        if merged[0].is_mixed and merged[1]["chain"] not in own.covers:
             raise StoreError(
-                f"version {merged[0].offset} of {parent_name!r} merged what {name!r} has since retracted or rolled "
-                f"back: take that merge out with store.unmerge({parent_name!r}, {merged[0].offset})"
+                f"version {merged[0].offset} of {parent_name!r} merged what {name!r} has since retracted, rolled "
+                f"back or consolidated: take that merge out with store.unmerge({parent_name!r}, {merged[0].offset})"
             )
-        return Base(name, merged[1]["version"], merged[1]["version"])
+        return Base(name, merged[1]["version"], merged[1]["version"], merged[1]["chain"])
     if start.kind == "branch":
         return Base(name, start.offset, start.offset)
     return Base(parent_name, start.body["version"], start.body["since"])

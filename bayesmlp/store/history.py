@@ -28,7 +28,8 @@ class Entry(NamedTuple):
         surprise: minus the log predictive density before it was learned, in nats.
         information: gained, in nats.
         received: when it was stored, seconds since the epoch.
-        note: what a retraction, a release, a rollback, a branch, a merge or a pull names; that a payload was erased.
+        note: what a retraction, a release, a rollback, a branch, a merge or a pull names; up to which version a
+            consolidation has learned, and that it fell away; that a payload was erased.
         actor: who appended it; empty in stores of format 1.
         source: who sent the event, if the sender said.
     """
@@ -45,7 +46,7 @@ class Entry(NamedTuple):
     source: str | None = None
 
 
-_TELLING = ("retract", "release", "rollback", "branch", "merge", "pull")
+_TELLING = ("retract", "release", "rollback", "consolidate", "branch", "merge", "pull")
 
 
 def history_of(log: Log) -> list[Entry]:
@@ -69,7 +70,7 @@ def history_of(log: Log) -> list[Entry]:
                 None if effect is None else effect.surprise,
                 None if effect is None else effect.information,
                 row.received,
-                _note(row),
+                _note(row, fold),
                 row.actor or "",
                 row.source,
             )
@@ -77,23 +78,24 @@ def history_of(log: Log) -> list[Entry]:
     return entries
 
 
-def _note(row: Any) -> str:
+def _note(row: Any, fold: Fold) -> str:
     if row.purged is not None:
         return "payload erased"
     if row.kind not in _TELLING:
         return ""
     body = json.loads(row.body)
+    if row.kind == "consolidate":
+        return f"up to version {body['until']}" + (", no longer" if row.offset in fold.fallen else "")
     if row.kind == "retract":
-        merges = body.get("merges")
-        return f"the merge of version {merges[0]}" if merges else f"{len(body['event_ids'])} events"
-    if row.kind == "release":
-        return f"of version {body['offset']}"
-    if row.kind == "rollback":
-        return f"to version {body['version']}"
+        gone = "".join(f", the consolidation at version {offset}" for offset in body.get("consolidations", ()))
+        gone += "".join(f", the merge at version {offset}" for offset in body.get("merges", ()))
+        return f"{len(body['event_ids'])} events{gone}"
     if row.kind == "merge":
         branches = ", ".join(f"{one['name']} at version {one['version']}" for one in body["branches"])
         return f"by {body['how']}, {branches}"
-    return f"of {body['parent']} at version {body['version']}"
+    if row.kind in ("branch", "pull"):
+        return f"of {body['parent']} at version {body['version']}"
+    return f"of version {body['offset']}" if row.kind == "release" else f"to version {body['version']}"
 
 
 def prequential_of(engine: Engine, model_id: int, fold: Fold) -> Prequential:

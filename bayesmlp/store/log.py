@@ -18,7 +18,7 @@ from ..stepper import Effect
 from .connections import unavailable_as_such
 from .database import effects, records
 from .digest import row_checksum
-from .fold import BROUGHT, Fold, Record, effective
+from .fold import CARRIES_SNAPSHOT, Fold, Record, effective
 
 __all__ = ["SCHEMA_VERSION", "Log", "NewRecord", "StoredEvent", "StoredRecord", "is_version"]
 
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 2
 """Of the bodies of records: raised when a field changes its meaning. Bodies without one are of version 1."""
 
 PAGE = 5_000
-_NEEDS_BODY = ("retract", "rollback", "release", *BROUGHT)
+_NEEDS_BODY = ("retract", "rollback", "release", *CARRIES_SNAPSHOT)
 _ROW = (
     records.c.offset, records.c.kind, records.c.event_id, records.c.source, records.c.body, records.c.received,
     records.c.checksum, records.c.purged,
@@ -147,10 +147,10 @@ class Log:
             where: conditions on :data:`.database.records`.
         """
         rows = self.rows(_ROW, *where, last=self.head())
-        return [StoredRecord(r.offset, r.event_id, r.source, r.received, self.body_of(r)) for r in rows]
+        return [self._stored(row) for row in rows]
 
-    def bodies(self, offsets: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The bodies of some records, in the order given.
+    def at(self, offsets: Sequence[int]) -> Iterator[StoredRecord]:
+        """Some records, in the order given.
 
         Raises:
             Purged: one of them was erased.
@@ -165,7 +165,7 @@ class Log:
                     raise CorruptStore(f"record {offset} of model {self.name!r} is not in the store")
                 if found[offset].purged is not None:
                     raise Purged(f"the payload of version {offset} of model {self.name!r} was erased")
-                yield offset, self.body_of(found[offset])
+                yield self._stored(found[offset])
 
     def purged_among(self, offsets: Iterable[int]) -> list[int]:
         """Those of some records whose payload was erased."""
@@ -210,6 +210,9 @@ class Log:
         where = (effects.c.model_id == self.model_id) & (effects.c.offset >= offset)
         with self._connect() as connection:
             return {row.offset: _effect(row) for row in connection.execute(select(effects).where(where))}
+
+    def _stored(self, row: Any) -> StoredRecord:
+        return StoredRecord(row.offset, row.event_id, row.source, row.received, self.body_of(row))
 
     def body_of(self, row: Any) -> dict[str, Any]:
         """The body of a row; raises :class:`CorruptStore` if it is not what was written."""

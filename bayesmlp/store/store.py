@@ -27,9 +27,10 @@ from .database import FORMAT_VERSION, answers_metadata, metadata, models
 from .fold import Fold
 from .history import Entry, history_of, prequential_of
 from .log import Log
+from .repair import repair
 from .snapshots import Snapshot, Snapshots
 from .transfer import export_model, import_model
-from .verify import Problem, unsound_snapshots, verify
+from .verify import Problem, verify
 from .writer import Writer
 
 __all__ = ["PosteriorStore", "check_name", "open_store"]
@@ -311,6 +312,9 @@ class PosteriorStore:
         """Delete the snapshots of a model that are not sound, and make its newest posterior again: the newest sound
         snapshot and the log after it are folded.
 
+        A consolidation can't be made again: one without its snapshot is taken off the line by a ``retract`` record, and
+        the events that it had learned are folded one by one.
+
         Args:
             name: of the model.
             engine: to fold on. Only where it has the fingerprint of the model's line is a new snapshot stored: else the
@@ -321,26 +325,11 @@ class PosteriorStore:
             How many snapshots were deleted.
 
         Raises:
-            CorruptStore: records are damaged, or no snapshot is sound: fall back to a copy of the store.
+            CorruptStore: records are damaged, no snapshot is sound, or payloads that would be folded in place of a
+                consolidation were erased: fall back to a copy of the store.
             LeaseHeld: an updater is writing to the model.
         """
-        from ..replay import replay
-
-        with self.write(name) as writer:
-            bad = sorted({offset for offset, _ in unsound_snapshots(self, writer.model_id)})
-            if not bad:
-                return 0
-            self.snapshots.blobs.forget()
-            result = replay(self, name, engine=engine, network=network)
-            model, fold = result.stepper.model, result.fold
-            fingerprint = step_fingerprint(model.engine)
-            if fingerprint == fold.fingerprint:
-                prepared = self.snapshots.prepare(model.spec(), result.stepper.to_arrays(), fingerprint)
-                writer.snapshot(fold.head, fold.chain, prepared, {}, [offset for offset in bad if offset != fold.head])
-            else:
-                with writer.transaction() as connection:
-                    self.snapshots.delete(connection, writer.model_id, bad)
-            return len(bad)
+        return repair(self, name, engine, network)
 
     def collect_garbage(self) -> int:
         """Delete arrays that no snapshot names; returns how many. Snapshots that go take theirs along as it is."""
@@ -419,7 +408,7 @@ class PosteriorStore:
             chains = self.snapshots.chains(connection, model_id)
         usable = [(covers[chain], offset) for offset, chain in chains.items() if chain in covers]
         for position, offset in sorted(usable, reverse=True):
-            if position < fold.least_covered or (no_later_than is not None and position > no_later_than):
+            if no_later_than is not None and position > no_later_than:
                 continue
             try:
                 with self.read() as connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import select
@@ -16,7 +16,7 @@ from .log import Log
 if TYPE_CHECKING:
     from .store import PosteriorStore
 
-__all__ = ["Problem", "unsound_snapshots", "verify"]
+__all__ = ["Problem", "lost_consolidations", "unsound_snapshots", "verify"]
 
 
 class Problem(NamedTuple):
@@ -26,7 +26,8 @@ class Problem(NamedTuple):
         model: whose; empty for the database itself.
         version: of the record or the snapshot; 0 for the model as a whole.
         what: is wrong.
-        lost: whether it can't be made again from the rest: a record; a snapshot can, as long as an older one is sound.
+        lost: whether it can't be made again from the rest: a record; a snapshot can, as long as an older one is sound,
+            but for that of a consolidation, which the posterior can go on without.
     """
 
     model: str
@@ -52,8 +53,9 @@ def verify(store: PosteriorStore, name: str | None = None) -> list[Problem]:
     for each in names:
         log = store.log(each)
         problems += _log_problems(log)
-        problems += [Problem(each, offset, what, False) for offset, what in unsound_snapshots(store, log.model_id)]
-        problems += _fold_problems(store, log)
+        unsound = dict(unsound_snapshots(store, log.model_id))
+        problems += [Problem(each, offset, what, False) for offset, what in unsound.items()]
+        problems += _fold_problems(store, log, list(unsound))
     return problems
 
 
@@ -101,10 +103,27 @@ def unsound_snapshots(store: PosteriorStore, model_id: int) -> Iterator[tuple[in
             yield offset, str(error)
 
 
-def _fold_problems(store: PosteriorStore, log: Log) -> list[Problem]:
-    """Whether the newest posterior can be made."""
+def lost_consolidations(store: PosteriorStore, log: Log, unsound: Collection[int]) -> list[int]:
+    """Offsets of the consolidations that count, or that a rollback may bring back, but have no sound snapshot.
+
+    Args:
+        store: to read.
+        log: of the model.
+        unsound: offsets of the model's snapshots that are not sound.
+    """
+    fold = log.fold()
+    with store.read() as connection:
+        sound = set(store.snapshots.chains(connection, log.model_id)) - set(unsound)
+    made = log.rows([records.c.offset], records.c.kind == "consolidate", last=fold.head)
+    return [row.offset for row in made if row.offset not in fold.fallen | sound]
+
+
+def _fold_problems(store: PosteriorStore, log: Log, unsound: Collection[int]) -> list[Problem]:
+    """Whether the newest posterior, and what any retraction leads to, can be made."""
     try:
         store.nearest_snapshot(log.model_id, log.fold())
+        lost = lost_consolidations(store, log, unsound)
     except CorruptStore as error:
         return [Problem(log.name, 0, str(error), True)]
-    return []
+    what = "the consolidation has no sound snapshot: repair takes it off the line, unless payloads were erased"
+    return [Problem(log.name, offset, what, False) for offset in lost]

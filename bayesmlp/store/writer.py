@@ -184,7 +184,7 @@ class Writer:
         arrays: Mapping[str, np.ndarray],
         chain: str = "",
     ) -> tuple[int, str]:
-        """Append a record that brings its own snapshot (publish, handover), in one commit.
+        """Append a record that brings its own snapshot (publish, handover, consolidate), in one commit.
 
         Args:
             kind: of the record.

@@ -14,9 +14,10 @@ from ..filtering import Posterior
 from ..methods import FitProblem, FitResult, Method
 from ..structures.particles import Particles, ParticlesState
 from .chains import Chains, check_memory
+from .climbing import climb
 from .effective import effective_sample_size, split_rhat
 from .projection import function_values, projected
-from .target import Target, target_of
+from .target import Target, data_of, target_of
 
 __all__ = ["Sampler", "check_positive"]
 
@@ -46,6 +47,19 @@ class Sampler(Method):
     @abstractmethod
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         """The draws, and what the sampler tuned."""
+
+    def starts(self, problem: FitProblem, target: Target, steps: int) -> Any:
+        """Positions (C, D) of the chains: those that they go on from, or near a mode of each one's own.
+
+        Args:
+            problem: what to sample.
+            target: its density.
+            steps: of the climb to a mode.
+        """
+        if problem.chains_from is not None:
+            return problem.engine.asarray(target.join(*problem.chains_from)[: self.num_chains] / target.scale)
+        own = target.starts([problem.start(problem.seed + chain) for chain in range(self.num_chains)])
+        return climb(problem.engine, target.gradient(), own, data_of(problem), steps)
 
     def fit(self, problem: FitProblem) -> FitResult:
         target = target_of(problem)

@@ -18,7 +18,6 @@ from ..engines.base import Array, Engine, map_trees
 from ..methods import FitProblem
 from .base import Sampler, check_positive
 from .chains import Chains, Plan, Run, Transition, repeat
-from .climbing import climb
 from .effective import effective_sample_size
 from .microcanonical import Phase, integrate, refresh, unit_vectors
 from .target import Data, Gradient, Target, data_of
@@ -112,8 +111,7 @@ class MCLMC(Sampler):
     def warmed(self, problem: FitProblem, target: Target, gradient: Gradient, data: Data) -> Moving:
         """Chains that have reached the typical set, with a step size and a length for all of them."""
         engine, seed = problem.engine, problem.seed
-        start = target.starts([problem.start(seed + chain) for chain in range(self.num_chains)])
-        position = climb(engine, gradient, start, data, self.climb)
+        position = self.starts(problem, target, self.climb)
         count, size = position.shape
         begin = engine.jit(lambda z, data: gradient(z, data, 1.0))
         density, slope = begin(position, data)

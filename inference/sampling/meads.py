@@ -20,7 +20,6 @@ from ..errors import InvalidInput
 from ..methods import FitProblem
 from .base import Sampler, check_positive
 from .chains import Chains, Plan, Run, Transition, repeat
-from .climbing import climb
 from .target import Data, Gradient, Target, data_of
 
 __all__ = ["MEADS"]
@@ -89,8 +88,7 @@ class MEADS(Sampler):
 
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)
-        start = target.starts([problem.start(problem.seed + chain) for chain in range(self.num_chains)])
-        position = climb(engine, gradient, start, data, self.climb)
+        position = self.starts(problem, target, self.climb)
         density, slope = engine.jit(lambda z, data: gradient(z, data, 1.0))(position, data)
         with engine.scope():
             momentum = engine.normal(engine.key(problem.seed + 1), position.shape)

@@ -47,6 +47,8 @@ class Hamiltonian(Sampler):
         rng = np.random.default_rng(problem.seed)
         start = rng.standard_normal((self.num_chains, target.size))
         start[:, target.num_weights :] = target.parameters
+        if problem.chains_from is not None:
+            start = target.join(*problem.chains_from)[: self.num_chains] / target.scale
         run = self._run_numpyro if problem.engine.name.startswith("jax") else self._run_pyro
         return run(problem, target, start)
 

@@ -21,7 +21,6 @@ from ..errors import InvalidInput
 from ..methods import FitProblem
 from .base import Sampler, check_positive
 from .chains import Chains
-from .climbing import climb
 from .target import Gradient, Target, data_of
 
 __all__ = ["SGHMC", "SGLD"]
@@ -69,8 +68,7 @@ class StochasticGradient(Sampler):
 
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)
-        start = target.starts([problem.start(problem.seed + chain) for chain in range(self.num_chains)])
-        position = climb(engine, gradient, start, data, self.climb)
+        position = self.starts(problem, target, self.climb)
         size = min(self.batch_size, len(problem.weight))
         kept, rates = self.schedule(len(problem.weight) // size)
         draws: list[np.ndarray] = []

@@ -1,0 +1,171 @@
+"""What a posterior knew at some inputs, kept up as a prior on functions.
+
+Of a row whose outputs were once f₀, the tangent of its log likelihood there is all that the posterior has of it. What
+the row says beyond the tangent is a Bregman divergence of the outputs f from f₀::
+
+    D(f) = log p(y | f₀) - log p(y | f) + s₀ᵀ (f - f₀),    s₀ = ∇ log p(y | f₀)
+
+It is 0 with slope 0 at f₀, whatever y is: a prediction that has not changed pulls at nothing. For exponential families
+in their natural outputs (normal, classes, counts) it is the KL divergence of the prediction now from the one then.
+Pan et al. (2020), "Continual deep learning by functional regularisation of memorable past"; Khan and Swaroop (2021),
+"Knowledge-adaptation priors".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+
+from .engines.base import Array, Engine
+from .filtering import FilterModel, Posterior
+from .laplace_step import LaplaceStep
+from .likelihoods.base import Likelihood
+from .output_space import OutputProblem, own_covariance
+
+__all__ = ["Outlook", "RememberedRows", "divergence", "outlook", "outlook_of", "rehearse"]
+
+_LARGEST_MOVE = 1e10  # of a squared norm, in standard deviations of the outputs
+
+
+class RememberedRows(NamedTuple):
+    """Attributes:
+    x: inputs, (M, I).
+    y: targets, as the likelihood prepared them.
+    outputs: f₀, (M, K).
+    weight: how many rows each stands for, (M,); 0 for padding.
+    """
+
+    x: Float[Array, "M I"]
+    y: Array
+    outputs: Float[Array, "M K"]
+    weight: Float[Array, " M"]
+
+
+class Outlook(NamedTuple):
+    """How a posterior sees rows.
+
+    Attributes:
+        outputs: at the mean, (N, K).
+        log_prob: of y given these, at unit dispersion, (N,).
+        leverage: tr(LᵀCL), what a row like it would tell on average, twice in nats to second order, (N,).
+        surprise: sᵀCs, what this very row would tell; its average is the leverage, (N,).
+    """
+
+    outputs: Float[Array, "N K"]
+    log_prob: Float[Array, " N"]
+    leverage: Float[Array, " N"]
+    surprise: Float[Array, " N"]
+
+
+def divergence(
+    engine: Engine, likelihood: Likelihood, outputs: Array, then: Array, y: Array, state: Any
+) -> Float[Array, " M"]:
+    """D of each row at unit dispersion; see the module.
+
+    Args:
+        engine: of the arrays.
+        likelihood: the observation model.
+        outputs: f, (M, K).
+        then: f₀, (M, K).
+        y: targets, as the likelihood prepared them.
+        state: of the likelihood.
+    """
+    tangent = likelihood.unit_score(engine, then, y, state)
+    beyond = likelihood.unit_log_prob(engine, then, y, state) - likelihood.unit_log_prob(engine, outputs, y, state)
+    return beyond + engine.xp.sum(tangent * (outputs - then), axis=-1)
+
+
+def outlook_of(
+    engine: Engine, likelihood: Likelihood, outputs: Array, covariance: Float[Array, "N K K"], y: Array, state: Any
+) -> Outlook:
+    """How rows are seen, given their outputs and these outputs' unit-dispersion covariance C.
+
+    L Lᵀ is the Fisher information of the outputs, s the score of y.
+    """
+    xp = engine.xp
+    log_prob, score, factor = likelihood.unit_terms(engine, outputs, y, state)
+    leverage = xp.sum(factor * (covariance @ factor), axis=(-2, -1))
+    surprise = xp.sum(score[:, None, :] @ covariance @ score[:, :, None], axis=(-2, -1))
+    return Outlook(outputs, log_prob, leverage, surprise / likelihood.dispersion(state))
+
+
+def outlook(engine: Engine, model: FilterModel, posterior: Posterior, x: Array, y: Array) -> Outlook:
+    """How a posterior of one Gaussian sees rows."""
+    structure = model.of_member
+    needed = structure.uses_factors(model.network.num_layers)
+    outputs, factors = model.network.factors(engine, structure.mean(posterior.weights), x, needed=needed)
+    covariance = structure.output_covariance(engine, posterior.weights, factors)
+
+    def seen(wide: Engine, *given: Any) -> Outlook:
+        return outlook_of(wide, model.likelihood, *given)
+
+    return engine.in_float64(seen, outputs, covariance, y, _state(model, posterior))
+
+
+def rehearse(
+    engine: Engine, model: FilterModel, posterior: Posterior, rows: RememberedRows
+) -> tuple[Posterior, Outlook]:
+    """Move the mean by what brings remembered outputs back, in the posterior's metric; the precision stays.
+
+    The mode of the posterior times exp(-Σ weight · D), with the network linearised at the mean: nothing new is learned,
+    so that no precision is added, and where nothing was forgotten nothing moves.
+
+    Args:
+        engine: of the arrays.
+        model: network, likelihood and structure, of one Gaussian.
+        posterior: of the weights and the likelihood.
+        rows: that are remembered.
+
+    Returns:
+        The posterior, as it was where the move would not be finite; and how it saw the rows before.
+    """
+    engine, structure = replace(engine, in_place=False), model.of_member
+    needed = structure.uses_factors(model.network.num_layers)
+    outputs, factors = model.network.factors(engine, structure.mean(posterior.weights), rows.x, needed=needed)
+    covariance = structure.output_covariance(engine, posterior.weights, factors, joint=True)
+    tilted = _Tilted(model.likelihood)
+
+    def solve(wide: Engine, f: Array, c: Array, y: Array, then: Array, weight: Array, state: Any) -> Any:
+        xp = wide.xp
+        tangent = model.likelihood.unit_score(wide, then, y, state)
+        problem = OutputProblem(f, c, _TiltedTargets(y, tangent), weight, state)
+        residual = LaplaceStep().site(wide, tilted, problem).residual  # type: ignore[arg-type]
+        size = residual @ (c @ residual)
+        ok = xp.isfinite(size) & (size <= _LARGEST_MOVE)
+        before = outlook_of(wide, model.likelihood, f, own_covariance(wide, c, f), y, state)
+        return xp.reshape(residual, f.shape), ok, before
+
+    state = _state(model, posterior)
+    residual, ok, before = engine.in_float64(solve, outputs, covariance, rows.y, rows.outputs, rows.weight, state)
+
+    def moved() -> Posterior:
+        return posterior._replace(weights=structure.shift(engine, posterior.weights, factors, engine.cast(residual)))
+
+    return engine.guarded(ok, moved, posterior), before
+
+
+def _state(model: FilterModel, posterior: Posterior) -> Any:
+    return posterior.likelihood if model.place is None else model.place.state(posterior.likelihood)
+
+
+class _TiltedTargets(NamedTuple):
+    """Targets, and the tangent that is taken off their log probability."""
+
+    y: Array
+    tangent: Float[Array, "N K"]
+
+
+@dataclass(frozen=True)
+class _Tilted:
+    """What a :class:`LaplaceStep` asks of a likelihood, for exp(-D)."""
+
+    likelihood: Likelihood
+
+    def unit_terms(self, engine: Engine, outputs: Array, y: _TiltedTargets, state: Any) -> tuple[Array, Array, Array]:
+        log_prob, score, factor = self.likelihood.unit_terms(engine, outputs, y.y, state)
+        return log_prob - engine.xp.sum(y.tangent * outputs, axis=-1), score - y.tangent, factor
+
+    def observed_information(self, engine: Engine, outputs: Array, y: _TiltedTargets, state: Any) -> Array | None:
+        return self.likelihood.observed_information(engine, outputs, y.y, state)
