@@ -218,7 +218,7 @@ def _gaps_in(
     until = made[0].body.get("until", made[0].offset)
     for record in _back_from(made[1]):
         if record.offset <= until and record.learned is not None:
-            yield retracted.get(str(events[record.learned]), 0)
+            yield retracted.get(str(events.get(record.learned)), 0)
         elif record.offset <= until and record.is_mixed:
             yield fallen.get(record.offset, 0)
 
