@@ -121,12 +121,12 @@ def digits(console: Console, engine: str, rounds: Sequence[int], seeds: Sequence
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one seed, fewer merges")
+    parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--engine", default="torch")
     options = parser.parse_args()
     console = Console(width=100)
     linear(console)
-    digits(console, options.engine, (1, 4) if options.quick else (1, 4, 16), range(1 if options.quick else 3))
+    digits(console, options.engine, (1, 4), range(1 if options.quick else 5))
 
 
 if __name__ == "__main__":

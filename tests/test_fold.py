@@ -135,6 +135,15 @@ def test_a_rollback_does_not_bring_back_a_merge_of_what_was_retracted() -> None:
     assert line([*records, Record(6, "rollback", None, {"version": 3})]) == [1]
 
 
+def test_what_was_consolidated_after_a_merge_falls_away_with_it() -> None:
+    records = [publish(1), event(2), merge(3), event(4), event(5), Record(6, "consolidate", None, {"until": 4})]
+    assert line(records) == [1, 2, 3, 4, 6, 5]
+    assert line([*records, retract(7, merges=(3,))]) == [1, 2, 4, 5]
+    assert line([*records, retract(7, "e2")]) == [1, 4, 5]
+    assert line([*records, retract(7, "e5")]) == [1, 2, 3, 4, 6]
+    assert line([*records, merge(7), retract(8, "e5")]) == [1, 2, 3, 4, 6]
+
+
 def test_a_merge_event_by_event_stays_without_one_of_them() -> None:
     records = [publish(1), event(2), event(3), merge(4, "replay"), retract(5, "e2")]
     assert line(records) == [1, 3, 4]
