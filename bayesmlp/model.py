@@ -29,19 +29,18 @@ from .inference.kinds import Choice, Kind, Place, view_of
 from .inference.likelihoods import Likelihood
 from .inference.likelihoods.masked import MaskedTargets, masked
 from .inference.memory import Memory, MemoryState
-from .inference.methods import FitProblem, Method, state_arrays
+from .inference.methods import FitProblem, FitResult, Method, state_arrays
 from .inference.network import Network
 from .inference.output_space import OutputStep
 from .inference.priors import NormalPrior
 from .inference.sampling.base import Sampler
-from .inference.sampling.mclmc import MCLMC
 from .inference.spec import from_spec, to_spec
 from .inference.stacking import Stacking
 from .inference.structured_variational import StructuredVariational
 from .inference.structures import LastLayer, Mixture, Structure
 from .inference.structures.base import chunk_rows
 from .inference.structures.mixture import MixtureState
-from .inference.structures.particles import Particles, ParticlesState, effective_size
+from .inference.structures.particles import Particles, ParticlesState
 from .inference.variational_step import VariationalStep
 from .inference_data import inference_data
 from .kinds import check_items, observed_kind, resolve_kinds, scaled_items
@@ -51,7 +50,8 @@ from .predictive import APPROXIMATIONS, JointOutputs, Predictive
 from .programs import Program, program_of
 from .progress import fit_progress
 from .rehearsal import learn_by_heart, offer
-from .sampled import SampledAnswers, resampled
+from .reweighting import reweighted, thinned
+from .sampled import SampledAnswers
 from .scaling import Scaling
 from .validation import as_host_array, check_inputs, check_weights
 
@@ -902,9 +902,7 @@ class BayesianMLP:
         Raises:
             InvalidInput: the posterior is no draws, or has fewer.
         """
-        form, state = self._drawn()
-        chosen, rows = replace(form, stored=stored).thinned(draws)
-        self._keep_draws(chosen, rows, state.log_weights[rows])
+        self._resolved, self._posterior = thinned(self, draws, stored)
         return self
 
     @property
@@ -937,23 +935,6 @@ class BayesianMLP:
         """Checked targets, in the user's units."""
         return self._prepare(y, rows)
 
-    def _drawn(self) -> tuple[Particles, Any]:
-        if not isinstance(self._resolved, Particles):
-            raise InvalidInput("the posterior is not a sampler's: fit the model with NUTS(), MCLMC() or SGHMC()")
-        return self._resolved, self.posterior.weights
-
-    def _keep_draws(self, form: Particles, rows: np.ndarray, log_weights: Any) -> None:
-        """The chosen draws, with their weights up to a factor."""
-        state = self.posterior.weights
-        own = self.engine.to_numpy(log_weights)
-        with self.engine.scope():
-            kept = state._replace(
-                draws=tuple(layer[rows] for layer in state.draws),
-                parameters=tuple(values[rows] for values in state.parameters),
-                log_weights=self.engine.asarray(own - np.logaddexp.reduce(own), "float64"),
-            )
-        self._resolved, self._posterior = form, self.posterior._replace(weights=kept)
-
     def reweight(
         self,
         X: Any,  # noqa: N803
@@ -984,49 +965,20 @@ class BayesianMLP:
             InvalidInput: bad data, or the posterior is no draws.
             NumericalFailure: too few draws would count; the model is as it was. Sample anew, or :meth:`update`.
         """
-        form, state = self._drawn()
-        x, targets, weights = self._checked(X, y, weight)
-        x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
-        log_likelihood = self.sampled_answers.log_likelihood(state, x, targets) @ weights
-        log_weights = self.engine.to_numpy(state.log_weights) + log_likelihood
-        size = effective_size(log_weights)
-        if not size >= least * form.size and memory is not None:
-            self._move(log_weights, [*memory, None], [X, y, weight], method)
-            return size
-        if not size >= least * form.size:
-            raise NumericalFailure(
-                f"of {form.size} draws only {size:.1f} would count, fewer than {least:.0%}: give the memory of "
-                "all rows, sample anew, or update, which goes on from a Gaussian"
-            )
-        gaussian = self._gaussian_after(X, y, weight)
-        self._posterior = gaussian._replace(weights=state._replace(gaussian=gaussian.weights))
-        self._keep_draws(form, np.arange(form.size), log_weights)
+        size, form, outcome = reweighted(self, (X, y, weight), least, memory, method)
+        if isinstance(outcome, FitResult):
+            self.fit_details = {"terms": outcome.history, **outcome.details}
+        self._resolved, self._posterior = form, outcome if isinstance(outcome, Posterior) else outcome.posterior
         return size
 
-    def _move(self, log_weights: np.ndarray, known: list[Any], new: list[Any], method: Sampler | None) -> None:
-        """Chains that go on from resampled draws, given all rows; in place of the draws."""
-        form, state = self._drawn()
-        parts = [self._checked(*rows) for rows in (known, new)]
-        x, targets, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
-        chosen = method or MCLMC(num_warmup=300, num_chains=form.chains, num_samples=form.draws)
-        rows = resampled(log_weights - np.logaddexp.reduce(log_weights), chosen.num_chains, self.seed)
-        weights_from = tuple(self.engine.to_numpy(layer)[rows].astype(np.float64) for layer in state.draws)
-        parameters = tuple(self.engine.to_numpy(values)[rows] for values in state.parameters)
-        problem = self._problem(x, targets, self.scaling, weights)
-        result = chosen.fit(replace(problem, prior=self._fitted_prior, chains_from=(weights_from, parameters)))
-        assert isinstance(result.structure, Particles)
-        self.fit_details = {"terms": result.history, **result.details}
-        self._resolved, self._posterior = result.structure, result.posterior
+    def scaled_rows(self, X: Any, y: Any, weight: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # noqa: N803
+        """Checked inputs and targets in scaled units, and weights."""
+        x, targets, weights = self._checked(X, y, weight)
+        return self.scaling.inputs(x), self.scaling.targets(targets), weights
 
-    def _gaussian_after(self, X: Any, y: Any, weight: Any) -> Posterior:  # noqa: N803
-        """The Gaussian beside the draws once it has learned the rows."""
-        form, posterior = self._resolved, self.posterior
-        try:
-            self.update(X, y, weight=weight)
-            return self.posterior
-        finally:
-            self._resolved, self._posterior = form, posterior
+    def scaled_problem(self, x: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> FitProblem:
+        """What a method is given for rows in the units of this model, under its prior."""
+        return replace(self._problem(x, targets, self.scaling, weight), prior=self._fitted_prior)
 
     @property
     def sampled_answers(self) -> SampledAnswers:
