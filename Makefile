@@ -46,6 +46,9 @@ bench: $(STAMP)  ## all benchmarks, quick sizes; run a file itself for the full 
 	$(BIN)/python benchmarks/poison.py --quick
 	$(BIN)/python benchmarks/long_run.py --quick
 	$(BIN)/python benchmarks/store.py --quick
+	$(BIN)/python benchmarks/sampling.py --quick
+	$(BIN)/python benchmarks/reference.py --quick
+	$(BIN)/python benchmarks/calibration.py --quick
 	$(BIN)/python benchmarks/import_time.py
 
 docs: $(STAMP)

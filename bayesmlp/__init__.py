@@ -33,6 +33,7 @@ _HOME = {
     "Mixture": "inference.structures",
     "EvidenceGrid": "inference.structures",
     "Subnetwork": "inference.structures",
+    "Frozen": "inference.structures",
     "Blocks": "inference.structures",
     "LastLayer": "inference.structures",
     "Kind": "inference.kinds",

@@ -13,12 +13,12 @@ from .feedback import Observation
 from .inference.dynamics import Hypotheses
 from .inference.errors import InvalidInput, NumericalFailure
 from .inference.refitting import Refit, RefitRows
-from .inference.structures import Mixture, Particles
+from .inference.structures import Frozen, Mixture, Particles
 from .inference.training import TrainingOptions
 from .model import BayesianMLP
 from .rehearsal import offer, see_again
 from .replay import Replay, observed, replay
-from .store.fold import Fold
+from .store.fold import STARTS, Fold
 from .store.store import PosteriorStore
 
 __all__ = ["Consolidate", "Consolidation", "consolidate", "consolidate_log"]
@@ -132,7 +132,8 @@ def consolidate_log(
     def at(length: int) -> Replay:
         return replay(store, name, engine=engine, network=network, version=fold.head, length=length)
 
-    start = max(i for i, record in enumerate(fold.line) if record.kind in ("publish", "consolidate")) + 1
+    whole = (*STARTS, "consolidate")
+    start = max(i for i, record in enumerate(fold.line) if record.kind in whole or record.is_mixed) + 1
     places = [i for i, record in enumerate(fold.line) if i >= start and record.learned is not None]
     base = at(start).model
     method = _checked(base, method)
@@ -151,6 +152,8 @@ def _checked(model: BayesianMLP, method: Consolidate | None) -> Consolidate:
         raise InvalidInput(f"method must be Consolidate(...) or None, got {method!r}")
     if isinstance(model.filter_model.structure, Mixture | Particles) or isinstance(model.dynamics, Hypotheses):
         raise InvalidInput("consolidate is for a posterior of one Gaussian, not for a mixture or for draws")
+    if any(isinstance(part, Frozen) for part, _ in getattr(model.filter_model.structure, "parts", ())):
+        raise InvalidInput("consolidate fits all layers, and some of this model are frozen")
     if not model.dynamics.is_static:
         raise InvalidInput(
             f"consolidate needs Static() dynamics, under which all rows count alike, not {model.dynamics}"

@@ -10,7 +10,7 @@ from .inference.errors import InvalidInput, Purged
 from .line import Line
 from .stepper import step_fingerprint
 from .store.database import records
-from .store.fold import Fold
+from .store.fold import STARTS, Fold
 from .store.snapshots import thinned
 from .store.writer import Writer
 
@@ -97,7 +97,7 @@ class Keeper:
         off_line = set(chains) - set(self._offsets)
         if not forget or not off_line:
             return 0
-        here = (records.c.offset.in_(off_line), records.c.kind.in_(("publish", "consolidate")))
+        here = (records.c.offset.in_(off_line), records.c.kind.in_((*STARTS, "consolidate", "merge", "pull")))
         needed = {row.offset for row in self._writer.log.rows([records.c.offset], *here, last=fold.head)}
         gone = sorted(off_line - (needed - fold.fallen))
         with self._writer.transaction() as connection:

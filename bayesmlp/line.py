@@ -45,6 +45,7 @@ class Line:
             self.stepper = result.stepper
         elif result.stepper is not self.stepper:  # the live model stays the one it was, with what it compiled
             self.stepper.reset(result.stepper.to_arrays())
+        self.parent = result.fold.parent
         self.head = result.fold.head
         self.status = dict(result.fold.status)
         self.chain = result.fold.chain

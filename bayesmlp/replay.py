@@ -72,13 +72,19 @@ def replay(
     covered, snapshot = store.nearest_snapshot(log.model_id, fold, length)
     line = fold.line[covered:length]
     for record in line:
+        if record.is_mixed:
+            raise CorruptStore(
+                f"the snapshot of the {record.kind} at version {record.offset} of model {name!r} is not sound, and no "
+                "later one is: roll back to the version before it, and make it again"
+            )
         if record.kind == "consolidate":
             raise CorruptStore(
                 f"the snapshot of the consolidation at version {record.offset} of model {name!r} is not sound, and no "
                 "later one is: repair takes it off the line, unless payloads to fold in its place were erased"
             )
     if stepper is None or stepper.model.spec() != snapshot.spec:
-        stepper = Stepper(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network), own=True)
+        model = BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network)
+        stepper = Stepper(model, own=True, steps=None if network is not None else store.compiled.steps_of(model))
     else:
         stepper.reset(snapshot.arrays)
     effects = fold_on(stepper, log, line)

@@ -14,10 +14,13 @@ from .inference.filtering import Posterior
 from .kinds import scaled_items
 from .model import BayesianMLP
 
-__all__ = ["Effect", "Stepper", "step_fingerprint"]
+__all__ = ["Effect", "Stepper", "Steps", "step_fingerprint"]
 
 STEP_VERSION = 4
 """Raised whenever a change of the code changes the bits of a step."""
+
+
+Steps = dict[tuple[Any, ...], Callable[..., Any]]
 
 
 class Effect(NamedTuple):
@@ -52,17 +55,16 @@ class Stepper:
     Args:
         model: whose posterior to start from; the model itself is not touched again, :attr:`model` is a copy.
         own: whether the model is nobody else's, and need not be copied.
+        steps: what was compiled for this model before, and where to put what still is to be; None for nothing yet.
     """
 
-    def __init__(self, model: BayesianMLP, *, own: bool = False) -> None:
+    def __init__(self, model: BayesianMLP, *, own: bool = False, steps: Steps | None = None) -> None:
         self.model = model if own else model.to_engine(model.engine)
-        self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._steps: Steps = {} if steps is None else steps
 
     def fork(self) -> Stepper:
         """Another one, with memory of its own; what is compiled is shared."""
-        other = Stepper(self.model)
-        other._steps = self._steps
-        return other
+        return Stepper(self.model, steps=self._steps)
 
     def _step_for(self, *what: Any) -> Callable[..., Any]:
         """The step of a kind, a number of items, and whether there is a mask; compiled when first needed."""

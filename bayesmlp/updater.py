@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .admission import Admission, Quarantined, excess_surprise
+from .branching import refuse_merged
 from .consolidation import Consolidate, Consolidation, consolidate_log
 from .events import parse_event
 from .feedback import Observation, check_event_id, check_time
@@ -787,6 +788,7 @@ class OnlineUpdater:
             InvalidInput: nothing or everything was named.
             UnknownEvent: an id that is not in the log, or nothing from that source; nothing is retracted.
             Purged: payloads that it would fold again were erased; nothing is retracted.
+            StoreError: the model is a branch, and the events were merged into its parent; nothing is retracted.
         """
         with self._one_at_a_time:
             self._require_open()
@@ -796,6 +798,8 @@ class OnlineUpdater:
                     again = self._to_fold_again(ids)
                     return Retraction(line.head, len(ids), len(again), self._seconds_to_fold(again))
             started = time.perf_counter()
+            if self._line.parent is not None:
+                refuse_merged(self.store, self.name, self._line.parent, self._writer.log.offsets_of(ids).values())
             if self._keeper.has_erased:
                 self._to_fold_again(ids)
             with self._alone():

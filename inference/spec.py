@@ -31,7 +31,7 @@ from .memory import Memory
 from .network import MLP, Network
 from .pairwise import PairwiseMLP
 from .priors import NormalPrior
-from .structures import Blocks, Diagonal, Full, Kronecker, LowRank, Mixture, Particles, Point, Subnetwork
+from .structures import Blocks, Diagonal, Frozen, Full, Kronecker, LowRank, Mixture, Particles, Point, Subnetwork
 from .variational_step import VariationalStep
 
 __all__ = ["EXTERNAL", "from_spec", "to_spec"]
@@ -45,7 +45,7 @@ _TYPES: dict[str, type[Any]] = {
         MLP, PairwiseMLP, NormalPrior, Gaussian, HeteroscedasticGaussian, StudentT, Categorical, Bernoulli, Poisson,
         Ordinal, BradleyTerry, Static, Forgetting, RandomWalk, AdaptiveForgetting, ChangePoint, Diagonal, Full,
         Kronecker, LowRank, Point, Subnetwork, Blocks, Mixture, Particles, KalmanStep, LaplaceStep, VariationalStep,
-        InverseMultiquadric, Kind, Choice, Memory,
+        InverseMultiquadric, Kind, Choice, Memory, Frozen,
     )
 }  # fmt: skip
 

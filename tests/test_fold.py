@@ -26,6 +26,14 @@ def release(offset: int, source: int) -> Record:
     return Record(offset, "release", None, {"offset": source})
 
 
+def merge(offset: int, how: str = "delta") -> Record:
+    return Record(offset, "merge", None, {"how": how, "branches": []})
+
+
+def retract(offset: int, *event_ids: str, merges: tuple[int, ...] = ()) -> Record:
+    return Record(offset, "retract", None, {"event_ids": list(event_ids), "merges": list(merges)})
+
+
 def line(records: list[Record]) -> list[int]:
     return [record.offset for record in effective(records).line]
 
@@ -89,6 +97,58 @@ def test_an_event_is_released_once() -> None:
     assert line([publish(1), quarantine(2), release(3, 2), release(4, 2)]) == [1, 3]
 
 
+def test_a_branch_starts_a_line_and_names_its_parent() -> None:
+    records = [Record(1, "branch", None, {"parent": "m"}), event(2)]
+    assert line(records) == [1, 2]
+    assert effective(records).parent == "m"
+    assert effective([publish(1), event(2)]).parent is None
+    assert effective([*records, publish(3)]).parent is None
+
+
+@pytest.mark.parametrize("kind", ["merge", "pull"])
+def test_a_merge_counts_as_long_as_all_that_it_was_made_of(kind: str) -> None:
+    records = [publish(1), event(2), event(3), Record(4, kind, None, {"how": "delta"}), event(5)]
+    assert line(records) == [1, 2, 3, 4, 5]
+    fold = effective([*records, retract(6, "e2")])
+    assert [record.offset for record in fold.line] == [1, 3, 5]
+    assert fold.status[4] == "retracted"
+    assert line([*records, retract(6, "e5")]) == [1, 2, 3, 4]
+    assert line([publish(1), event(2), event(3), retract(4, "e2"), merge(5)]) == [1, 3, 5]
+
+
+def test_a_merge_made_after_a_retraction_stays() -> None:
+    records = [publish(1), event(2), event(3), merge(4), retract(5, "e2"), merge(6), event(7)]
+    assert line(records) == [1, 3, 6, 7]
+    assert line([*records, retract(8, "e3")]) == [1, 7]
+
+
+def test_a_merge_is_taken_out_with_those_made_of_it() -> None:
+    records = [publish(1), merge(2), event(3), merge(4)]
+    assert line([*records, retract(5, merges=(4,))]) == [1, 2, 3]
+    assert line([*records, retract(5, merges=(2,))]) == [1, 3]
+    assert line([*records, retract(5, merges=(2,)), merge(6)]) == [1, 3, 6]
+
+
+def test_a_rollback_does_not_bring_back_a_merge_of_what_was_retracted() -> None:
+    records = [publish(1), event(2), merge(3), Record(4, "rollback", None, {"version": 2}), retract(5, "e2")]
+    assert line(records) == [1]
+    assert line([*records, Record(6, "rollback", None, {"version": 3})]) == [1]
+
+
+def test_what_was_consolidated_after_a_merge_falls_away_with_it() -> None:
+    records = [publish(1), event(2), merge(3), event(4), event(5), Record(6, "consolidate", None, {"until": 4})]
+    assert line(records) == [1, 2, 3, 4, 6, 5]
+    assert line([*records, retract(7, merges=(3,))]) == [1, 2, 4, 5]
+    assert line([*records, retract(7, "e2")]) == [1, 4, 5]
+    assert line([*records, retract(7, "e5")]) == [1, 2, 3, 4, 6]
+    assert line([*records, merge(7), retract(8, "e5")]) == [1, 2, 3, 4, 6]
+
+
+def test_a_merge_event_by_event_stays_without_one_of_them() -> None:
+    records = [publish(1), event(2), event(3), merge(4, "replay"), retract(5, "e2")]
+    assert line(records) == [1, 3, 4]
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(CorruptStore, match="record 2 is of kind 'teleport'"):
         effective([publish(1), Record(2, "teleport", None, {})])
@@ -100,7 +160,18 @@ def logs(draw: st.DrawFn) -> list[Record]:
     for offset in range(2, draw(st.integers(2, 25))):
         kind = draw(
             st.sampled_from(
-                ["event", "event", "event", "quarantine", "release", "retract", "rollback", "publish", "handover"]
+                [
+                    "event",
+                    "event",
+                    "event",
+                    "quarantine",
+                    "release",
+                    "retract",
+                    "rollback",
+                    "publish",
+                    "handover",
+                    "merge",
+                ]
             )
         )
         if kind == "event":
@@ -134,7 +205,12 @@ def test_properties_of_any_log(records: list[Record]) -> None:
     learned = [record.learned for record in fold.line if record.learned is not None]
     assert len(set(learned)) == len(learned)
     assert not retracted & {ids[offset] for offset in learned}
-    assert set(fold.status) == {record.offset for record in records if record.event_id or record.kind == "release"}
+    merges = {record.offset for record in records if record.kind == "merge"}
+    observed = {record.offset for record in records if record.event_id or record.kind == "release"}
+    assert set(fold.status) - merges == observed
+    for number, record in enumerate(fold.line):  # what a merge was made of is the line before it, to the last record
+        if record.kind == "merge":
+            assert fold.line[:number] == effective([r for r in records if r.offset < record.offset]).line
     assert {o for o, s in fold.status.items() if s == "live"} == {r.offset for r in fold.line if r.learned is not None}
     assert {o for o, s in fold.status.items() if s == "released"} == {
         r.learned for r in fold.line if r.kind == "release"
@@ -150,7 +226,8 @@ def test_properties_of_any_log(records: list[Record]) -> None:
 @given(logs())
 def test_a_log_without_the_retracted_events_folds_to_the_same_line(records: list[Record]) -> None:
     retracted = {i for record in records if record.kind == "retract" for i in record.body["event_ids"]}
-    never = [r for r in records if r.event_id not in retracted and r.kind != "retract"]
+    fallen = effective(records).fallen  # what was made of them
+    never = [r for r in records if r.event_id not in retracted and r.kind != "retract" and r.offset not in fallen]
     known = {r.offset for r in never}
     never = [r for r in never if r.kind != "release" or r.body["offset"] in known]
     known = {r.offset for r in never}

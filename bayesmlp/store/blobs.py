@@ -256,11 +256,12 @@ class Blobs:
             names: those that may have become garbage; None for all.
         """
         lock_blobs(connection)
-        used = set(connection.execute(select(parts.c.blob)).scalars())
-        used |= set(connection.execute(select(snapshots.c.blob)).scalars())
-        rows = connection.execute(select(blobs.c.sha256, blobs.c.data.is_(None).label("outside"))).all()
-        wanted = None if names is None else set(names)
-        garbage = [row for row in rows if row.sha256 not in used and (wanted is None or row.sha256 in wanted)]
+        named = select(parts.c.blob).where(parts.c.blob == blobs.c.sha256).exists()
+        alone = select(snapshots.c.blob).where(snapshots.c.blob == blobs.c.sha256, snapshots.c.blob != "").exists()
+        query = select(blobs.c.sha256, blobs.c.data.is_(None).label("outside")).where(~named, ~alone)
+        if names is not None:
+            query = query.where(blobs.c.sha256.in_(list(names)))
+        garbage = connection.execute(query).all()
         for row in garbage:
             connection.execute(blobs.delete().where(blobs.c.sha256 == row.sha256))
             if row.outside and self.place is not None:

@@ -106,6 +106,13 @@ snapshots = Table(
     Column("checksum", String(16)),  # of the row; absent in older stores
 )
 
+Index(
+    "snapshots_blob",
+    snapshots.c.blob,
+    sqlite_where=snapshots.c.blob != "",
+    postgresql_where=snapshots.c.blob != "",
+)
+
 parts = Table(
     "parts",
     metadata,

@@ -13,7 +13,13 @@ rollback     goes back to the line as it was after an earlier offset; what came 
 handover     the line goes on under another fingerprint (framework, processor); carries a snapshot
 consolidate  puts a refit of everything up to an earlier record in its place; carries a snapshot; it falls away when
              anything that it has learned is retracted, or it itself is
+branch       starts a new line, as a publish does: the posterior is that of another model, the parent, at a version
+merge        what branches have learned joins the line: as a posterior, with a snapshot, or event by event before it
+pull         what the parent has learned joins the line of its branch; carries a snapshot
 ===========  =========================================================================================================
+
+A merge and a pull with a snapshot were made of the posterior before them: they count only as long as all of it does. If
+an event before one is retracted later, it falls away with it, and so does what was made of it.
 """
 
 from __future__ import annotations
@@ -26,9 +32,13 @@ from typing import Any, NamedTuple
 from ..inference.errors import CorruptStore
 from .digest import extend_chain
 
-__all__ = ["CARRIES_SNAPSHOT", "Fold", "Record", "effective"]
+__all__ = ["CARRIES_SNAPSHOT", "STARTS", "Fold", "Record", "effective"]
 
-CARRIES_SNAPSHOT = ("publish", "handover", "consolidate")
+STARTS = ("publish", "branch")
+"""Kinds that start a line."""
+
+CARRIES_SNAPSHOT = (*STARTS, "handover", "consolidate", "merge", "pull")
+"""Kinds that bring a snapshot; a merge only if it :attr:`~Record.is_mixed`."""
 
 
 class Record(NamedTuple):
@@ -53,6 +63,11 @@ class Record(NamedTuple):
             return int(self.body["offset"])
         return self.offset if self.kind in ("event", "batch") else None
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it brings a posterior that was made of the one before it and those of other models."""
+        return self.kind == "pull" or (self.kind == "merge" and self.body.get("how") != "replay")
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -61,9 +76,9 @@ class Fold:
     Attributes:
         line: live records that make the posterior, in order; the first is a publish.
         status: of each record with an observation, by offset: ``live``, ``quarantined``, ``released``, ``retracted``,
-            ``rolled back`` or ``superseded``.
+            ``rolled back`` or ``superseded``; and of a merge or a pull that fell away: ``retracted``.
         head: offset of the newest record of the log.
-        fallen: offsets of the consolidations that fell away, for good.
+        fallen: offsets of the consolidations, merges and pulls that fell away, for good.
     """
 
     line: tuple[Record, ...]
@@ -83,12 +98,18 @@ class Fold:
     @property
     def marks(self) -> list[Record]:
         """The records of the line that brought a snapshot of their own."""
-        return [record for record in self.line if record.kind in CARRIES_SNAPSHOT]
+        kinds = CARRIES_SNAPSHOT
+        return [r for r in self.line if r.kind in kinds and (r.kind != "merge" or r.is_mixed)]
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """Under which the line goes on: that of the last record that brought a snapshot."""
         return dict(self.marks[-1].body["fingerprint"])
+
+    @property
+    def parent(self) -> str | None:
+        """Name of the model that it is a branch of; None for a model of its own."""
+        return self.line[0].body["parent"] if self.line and self.line[0].kind == "branch" else None
 
     @cached_property
     def chain(self) -> str:
@@ -116,12 +137,12 @@ def effective(records: Iterable[Record]) -> Fold:
     status: dict[int, str] = {}
     events: dict[int, str | None] = {}
     retracted: dict[str, int] = {}
-    fallen: set[int] = set()
-    consolidations: list[tuple[Record, Any]] = []
+    named: dict[int, int] = {}
+    made: list[tuple[Record, Any]] = []
     head = 0
     for record in records:
         head = record.offset
-        if record.kind == "publish":
+        if record.kind in STARTS:
             tip = (record, None)
         elif record.kind in ("event", "batch", "quarantine"):
             status[head] = "rolled back"
@@ -130,11 +151,12 @@ def effective(records: Iterable[Record]) -> Fold:
         elif record.kind == "release":
             status[head] = "rolled back"
             tip = (record, tip)
-        elif record.kind in ("handover", "consolidate"):
+        elif record.kind in CARRIES_SNAPSHOT:
             tip = (record, tip)
-            consolidations += [tip] if record.kind == "consolidate" else []
+            made += [tip] if record.kind == "consolidate" or record.is_mixed else []
         elif record.kind == "retract":
-            fallen.update(record.body.get("consolidations", ()))
+            for offset in (*record.body.get("consolidations", ()), *record.body.get("merges", ())):
+                named.setdefault(offset, head)
             for event_id in record.body["event_ids"]:
                 retracted.setdefault(event_id, head)
         elif record.kind == "rollback":
@@ -144,7 +166,11 @@ def effective(records: Iterable[Record]) -> Fold:
         else:
             raise CorruptStore(f"record {head} is of kind {record.kind!r}, which this version does not know")
         tips[head] = tip
-    fallen.update(made[0].offset for made in consolidations if _has_fallen(made, events, retracted))
+    fallen = dict(named)
+    for each in made:
+        causes = [named.get(each[0].offset, 0), *_gaps_in(each, events, retracted, fallen)]
+        if later := [cause for cause in causes if cause > each[0].offset]:
+            fallen[each[0].offset] = min(later)
     chain = list(_back_from(tip))[::-1]
     start = chain[0].offset if chain else head + 1
     line: list[Record] = []
@@ -160,6 +186,9 @@ def effective(records: Iterable[Record]) -> Fold:
             waiting.remove(source)
             status[source] = "released"
         elif record.kind == "quarantine" or (source is not None and record.event_id in retracted):
+            continue
+        if record.is_mixed and record.offset in fallen:
+            status[record.offset] = "retracted"
             continue
         if record.kind == "consolidate":
             if record.offset not in fallen:
@@ -179,12 +208,19 @@ def _back_from(tip: tuple[Record, Any] | None) -> Iterator[Record]:
         yield record
 
 
-def _has_fallen(made: tuple[Record, Any], events: Mapping[int, str | None], retracted: Mapping[str, int]) -> bool:
-    """Whether something that a consolidation has learned was retracted after it."""
-    consolidation = made[0]
-    until = consolidation.body["until"]
-    learned = [r.learned for r in _back_from(made) if r.offset <= until and r.learned is not None]
-    return any(retracted.get(str(events[offset]), 0) > consolidation.offset for offset in learned)
+def _gaps_in(
+    made: tuple[Record, Any],
+    events: Mapping[int, str | None],
+    retracted: Mapping[str, int],
+    fallen: Mapping[int, int],
+) -> Iterator[int]:
+    """Offsets at which something was taken out that a record with a posterior was made of."""
+    until = made[0].body.get("until", made[0].offset)
+    for record in _back_from(made[1]):
+        if record.offset <= until and record.learned is not None:
+            yield retracted.get(str(events.get(record.learned)), 0)
+        elif record.offset <= until and record.is_mixed:
+            yield fallen.get(record.offset, 0)
 
 
 def _insert(line: list[Record], consolidation: Record) -> None:

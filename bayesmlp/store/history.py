@@ -22,16 +22,15 @@ class Entry(NamedTuple):
 
     Attributes:
         version: offset of the record; the model's version after it.
-        kind: ``publish``, ``event``, ``batch``, ``quarantine``, ``release``, ``retract``, ``rollback``,
-            ``handover`` or ``consolidate``.
+        kind: of the record, see :mod:`.fold`.
         event_id: of an event or a batch, quarantined or not.
         status: of these: ``applied``, ``failed``, ``pending``, ``quarantined``, ``released``, ``retracted``,
             ``rolled back``, ``superseded``; else empty.
         surprise: minus the log predictive density before it was learned, in nats.
         information: gained, in nats.
         received: when it was stored, seconds since the epoch.
-        note: what a retraction, a release or a rollback names; up to which version a consolidation has learned, and
-            that it fell away; that a payload was erased.
+        note: what a retraction, a release, a rollback, a branch, a merge or a pull names; up to which version a
+            consolidation has learned, and that it fell away; that a payload was erased.
         actor: who appended it; empty in stores of format 1.
         source: who sent the event, if the sender said.
     """
@@ -48,7 +47,7 @@ class Entry(NamedTuple):
     source: str | None = None
 
 
-_TELLING = ("retract", "release", "rollback", "consolidate")
+_TELLING = ("retract", "release", "rollback", "consolidate", "branch", "merge", "pull")
 
 
 def history_of(log: Log) -> list[Entry]:
@@ -90,7 +89,13 @@ def _note(row: Any, fold: Fold) -> str:
         return f"up to version {body['until']}" + (", no longer" if row.offset in fold.fallen else "")
     if row.kind == "retract":
         gone = "".join(f", the consolidation at version {offset}" for offset in body.get("consolidations", ()))
+        gone += "".join(f", the merge at version {offset}" for offset in body.get("merges", ()))
         return f"{len(body['event_ids'])} events{gone}"
+    if row.kind == "merge":
+        branches = ", ".join(f"{one['name']} at version {one['version']}" for one in body["branches"])
+        return f"by {body['how']}, {branches}"
+    if row.kind in ("branch", "pull"):
+        return f"of {body['parent']} at version {body['version']}"
     return f"of version {body['offset']}" if row.kind == "release" else f"to version {body['version']}"
 
 

@@ -7,7 +7,9 @@ small ones share one part. What is read is checked against the posterior's diges
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,11 +21,20 @@ from ..inference.errors import CorruptStore
 from .arrays import decode, encode
 from .blobs import BlobGone, Blobs
 from .database import parts, snapshots
-from .digest import canonical_json, posterior_digest, posterior_digest_of_format_1, snapshot_checksum
+from .digest import (
+    canonical_json,
+    posterior_digest,
+    posterior_digest_of_format_1,
+    sha256_of,
+    snapshot_checksum,
+)
 
 __all__ = ["Prepared", "Snapshot", "Snapshots", "thinned"]
 
 PART_BYTES = 50_000
+KEPT_BYTES = 64_000_000
+"""Of large arrays that are kept in memory for the next snapshot that has them; each at most an eighth of that."""
+
 WRITE_ATTEMPTS = 5
 WRITING_THREADS = 2
 
@@ -79,6 +90,8 @@ class Snapshots:
 
     def __init__(self, blobs: Blobs) -> None:
         self.blobs = blobs
+        self._kept: OrderedDict[str, tuple[str, np.ndarray]] = OrderedDict()
+        self._keeping = threading.Lock()
 
     def prepare(
         self, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray], fingerprint: Mapping[str, str]
@@ -93,12 +106,17 @@ class Snapshots:
 
     def insert(self, connection: Connection, model_id: int, offset: int, chain: str, prepared: Prepared) -> None:
         """The rows of a snapshot; it takes the place of one at the same offset."""
+        self.delete(connection, model_id, [offset], collect=False)
+        self.insert_for(connection, [model_id], offset, chain, prepared)
+
+    def insert_for(
+        self, connection: Connection, model_ids: Sequence[int], offset: int, chain: str, prepared: Prepared
+    ) -> None:
+        """The rows of one snapshot as that of several models, which share its bytes."""
         names = []
         for part, (name, data) in zip(_in_parts(prepared.arrays), prepared.blobs, strict=True):
             names.append(self._insert_blob(connection, name, data, part))
-        self.delete(connection, model_id, [offset], collect=False)
         row = {
-            "model_id": model_id,
             "offset": offset,
             "chain": chain,
             "digest": prepared.digest,
@@ -107,8 +125,13 @@ class Snapshots:
             "fingerprint": canonical_json(prepared.fingerprint),
             "created": time.time(),
         }
-        connection.execute(insert(snapshots), [{**row, "checksum": snapshot_checksum(row)}])
-        rows = [{"model_id": model_id, "offset": offset, "number": i, "blob": name} for i, name in enumerate(names)]
+        row["checksum"] = snapshot_checksum(row)
+        connection.execute(insert(snapshots), [{"model_id": model_id, **row} for model_id in model_ids])
+        rows = [
+            {"model_id": model_id, "offset": offset, "number": i, "blob": name}
+            for model_id in model_ids
+            for i, name in enumerate(names)
+        ]
         if rows:
             connection.execute(insert(parts), rows)
 
@@ -140,8 +163,14 @@ class Snapshots:
         query = select(snapshots.c.offset, snapshots.c.chain).where(snapshots.c.model_id == model_id)
         return {row.offset: row.chain for row in connection.execute(query.order_by(snapshots.c.offset))}
 
-    def read(self, connection: Connection, model_id: int, offset: int) -> Snapshot:
+    def read(self, connection: Connection, model_id: int, offset: int, *, shared: bool = False) -> Snapshot:
         """A snapshot, checked against its digest.
+
+        Args:
+            connection: of a reader.
+            model_id: of the model.
+            offset: of the snapshot.
+            shared: whether its large arrays are likely to be those of many others, and are kept in memory for them.
 
         Raises:
             CorruptStore: it is not there, or not what was written.
@@ -157,12 +186,39 @@ class Snapshots:
         except (ValueError, TypeError, RecursionError) as error:
             raise CorruptStore(f"the spec of the snapshot at version {offset} is no JSON: {error}") from error
         arrays: dict[str, np.ndarray] = {}
+        known: dict[str, str] = {}
         for name in self.blobs_of(connection, model_id, offset):
-            arrays |= decode(self.blobs.read(connection, name))
-        digest = posterior_digest_of_format_1 if row.blob else posterior_digest
-        if digest(spec, arrays) != row.digest:
+            part, is_sound = self._part(connection, name, keep=shared)
+            arrays |= part
+            if is_sound:
+                known[next(iter(part))] = name
+        digest = posterior_digest_of_format_1(spec, arrays) if row.blob else posterior_digest(spec, arrays, known)
+        if digest != row.digest:
             raise CorruptStore(f"the snapshot at version {offset} does not have its digest")
         return Snapshot(offset, spec, arrays, row.digest)
+
+    def _part(self, connection: Connection, name: str, *, keep: bool) -> tuple[dict[str, np.ndarray], bool]:
+        """The arrays of a blob; and whether it is one large array that has its hash, so that its digest is known.
+
+        Such arrays are nearly all of what 100,000 branches have: with ``keep`` they stay in memory
+        (:data:`KEPT_BYTES`), and are neither read nor hashed again.
+        """
+        with self._keeping:
+            if keep and name in self._kept:
+                self._kept.move_to_end(name)
+                return dict([self._kept[name]]), True
+        data = self.blobs.read(connection, name)
+        part = decode(data)
+        if not keep or len(part) != 1 or not PART_BYTES <= len(data) <= KEPT_BYTES // 8 or sha256_of([data]) != name:
+            return part, False
+        array_name, array = next(iter(part.items()))
+        kept = array.copy()
+        kept.flags.writeable = False
+        with self._keeping:
+            self._kept[name] = array_name, kept
+            while sum(array.nbytes for _, array in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        return {array_name: kept}, True
 
     def blobs_of(self, connection: Connection, model_id: int, offset: int) -> list[str]:
         """Hashes of the blobs that make a snapshot."""

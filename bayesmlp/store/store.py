@@ -7,13 +7,14 @@ import getpass
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Connection, insert, select
 
+from ..compiled import CompiledSteps
 from ..inference.engines import Engine
 from ..inference.errors import CorruptStore, InvalidInput, UnknownModel
 from ..model import BayesianMLP
@@ -32,7 +33,7 @@ from .transfer import export_model, import_model
 from .verify import Problem, verify
 from .writer import Writer
 
-__all__ = ["PosteriorStore", "open_store"]
+__all__ = ["PosteriorStore", "check_name", "open_store"]
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class PosteriorStore:
                 self.engine = connect_sqlite(file, metadata, durability=durability, exclusive=True)
             self.reader = connect_sqlite(file, metadata, durability=durability, exclusive=False)
         self.snapshots = Snapshots(Blobs(place))
+        self.compiled = CompiledSteps()
 
     def __repr__(self) -> str:
         return f"PosteriorStore({self.path!r})"
@@ -142,8 +144,7 @@ class PosteriorStore:
 
     def add_name(self, name: str) -> bool:
         """Make an empty log of a name; whether it was not there yet."""
-        if not isinstance(name, str) or not 0 < len(name) <= 200 or not name.isprintable():
-            raise InvalidInput(f"name must be a string of 1 to 200 printable characters, got {name!r}")
+        check_name(name)
         with unavailable_as_such(self.path), self.engine.begin() as connection:
             if connection.execute(select(models.c.id).where(models.c.name == name)).first() is not None:
                 return False
@@ -183,6 +184,120 @@ class PosteriorStore:
         """
         with self.write(name) as writer:
             return writer.append_rollback(version)
+
+    # -- branches -------------------------------------------------------------------------------------------------
+    def branch(
+        self,
+        parent: str,
+        name: str | Sequence[str],
+        *,
+        version: int | None = None,
+        learn: str = "all",
+        engine: str | Engine | None = None,
+        network: Any = None,
+    ) -> None:
+        """Make a model, or many in one commit, whose prior is another model's posterior as it is now.
+
+        The parent's arrays are shared, not copied. A branch is a model like any other.
+
+        Args:
+            parent: name of the other model.
+            name: of the branch; or the names of several.
+            version: of the parent; None for the newest.
+            learn: ``"all"``; or ``"last"``: only the last layer, which must be a block of its own, and which is then
+                all that is stored of the branch. The other layers stay as uncertain as they are.
+            engine: to fold the parent's log on; None: the one that it was last written on, where that is here.
+            network: see :func:`bayesmlp.load`.
+
+        Raises:
+            InvalidInput: a name that is taken or can't be, or ``learn`` of a structure without such a block.
+            UnknownModel: no such parent, or version of it.
+        """
+        from ..branching import branch
+
+        names = [name] if isinstance(name, str) else list(name)
+        branch(self, parent, names, version=version, learn=learn, engine=engine, network=network)
+
+    def merge(
+        self,
+        parent: str,
+        branches: Sequence[str],
+        *,
+        how: str | None = None,
+        engine: str | Engine | None = None,
+        network: Any = None,
+    ) -> int:
+        """Give a model what its branches have learned since they were made, or since they were last merged.
+
+        ``"delta"``: q ∝ q_parent Π (q_branch / q_fork), see :mod:`bayesmlp.inference.merging`: costs no steps, and is
+        the posterior of a single stream for a network that is linear in its weights, with normal noise and all
+        correlations. Elsewhere it is an approximation, which can overshoot where branches have learned the same thing.
+        ``"replay"``: the branches' events are learned here, in the order of their times, under the ids ``branch:id``;
+        each once.
+
+        Args:
+            parent: name of the model.
+            branches: names of branches of it.
+            how: None: ``"delta"`` where it is exact, else ``"replay"``. ``"delta"`` needs static dynamics, and a
+                posterior that is one Gaussian for one kind of feedback.
+            engine: see :meth:`branch`.
+            network: see :func:`bayesmlp.load`.
+
+        Returns:
+            The version; the one before if there was nothing to merge.
+
+        Raises:
+            InvalidInput: not a branch of the model, or a way in which it can't be merged.
+            UnknownModel: no such model.
+            StoreError: what was merged of a branch before is no longer what it holds: see :meth:`unmerge`.
+            LeaseHeld: an updater is writing to the model. Branches may have one.
+        """
+        from ..branching import merge
+
+        return merge(self, parent, branches, how=how, engine=engine, network=network)
+
+    def pull(
+        self, name: str, *, how: str | None = None, engine: str | Engine | None = None, network: Any = None
+    ) -> int:
+        """Give a branch what its parent has learned since: q ∝ q_parent (q_branch / q_fork), or by replay.
+
+        Args:
+            name: of the branch.
+            how: see :meth:`merge`; by replay, the branch's own events that the parent does not have are learned again.
+            engine: see :meth:`branch`.
+            network: see :func:`bayesmlp.load`.
+
+        Returns:
+            The version of the branch; the one before if the parent has learned nothing.
+
+        Raises:
+            InvalidInput: the model is no branch, or a way in which it can't be done.
+            UnknownModel: no such model.
+            StoreError: see :meth:`merge`.
+            LeaseHeld: an updater is writing to the branch.
+        """
+        from ..branching import pull
+
+        return pull(self, name, how=how, engine=engine, network=network)
+
+    def unmerge(self, name: str, version: int) -> int:
+        """Take out a merge, or a pull, as if it had never been; those after it were made of it and fall away too.
+
+        Args:
+            name: of the model.
+            version: of the merge.
+
+        Returns:
+            The new version.
+
+        Raises:
+            InvalidInput: there is no merge that counts at that version.
+            Purged: payloads that would have to be folded again were erased.
+            LeaseHeld: an updater is writing to the model.
+        """
+        from ..branching import unmerge
+
+        return unmerge(self, name, version)
 
     # -- looking after ---------------------------------------------------------------------------------------------
     def verify(self, name: str | None = None) -> list[Problem]:
@@ -304,7 +419,7 @@ class PosteriorStore:
                 continue
             try:
                 with self.read() as connection:
-                    return position, self.snapshots.read(connection, model_id, offset)
+                    return position, self.snapshots.read(connection, model_id, offset, shared=fold.parent is not None)
             except CorruptStore as error:
                 _log.warning("snapshot at version %d is not sound, an older one is used: %s", offset, error)
         raise CorruptStore(f"no sound snapshot of model {model_id} is left for its version {fold.head}")
@@ -322,6 +437,12 @@ class PosteriorStore:
     def writer(self, name: str, *, take_over: bool = False) -> Writer:
         """Take the model's lease; raises :class:`LeaseHeld` while another writer has it, unless ``take_over``."""
         return Writer(self, name, take_over=take_over)
+
+
+def check_name(name: Any) -> None:
+    """Raises :class:`InvalidInput` unless it can be the name of a model."""
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or not name.isprintable():
+        raise InvalidInput(f"name must be a string of 1 to 200 printable characters, got {name!r}")
 
 
 def _checked_file(path: str | Path) -> Path:

@@ -24,7 +24,7 @@ from .snapshots import Prepared
 if TYPE_CHECKING:
     from .store import PosteriorStore
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "record_row"]
 
 # Made once: SQLAlchemy takes longer to build a statement than SQLite to do it.
 _INSERT = insert(records)
@@ -258,22 +258,7 @@ class Writer:
         return found
 
     def _row(self, offset: int, record: NewRecord, body: str, digest: str) -> dict[str, Any]:
-        extras = canonical_json({**record.decided, "schema": SCHEMA_VERSION})
-        whole = extras if body == "{}" else f"{body[:-1]},{extras[1:]}"
-        kind, now = record.stored_kind, time.time()
-        said = (offset, kind, record.event_id, record.source, whole)
-        return {
-            "model_id": self.model_id,
-            "offset": offset,
-            "kind": kind,
-            "event_id": record.event_id,
-            "source": record.source,
-            "body": whole,
-            "body_hash": digest,
-            "checksum": row_checksum(*said, now, self.store.actor, None),
-            "received": now,
-            "actor": self.store.actor,
-        }
+        return {"model_id": self.model_id, **record_row(offset, record, body, digest, self.store.actor)}
 
     def _write_effects(self, connection: Connection, done: Mapping[int, Effect]) -> None:
         if not done:
@@ -292,6 +277,25 @@ class Writer:
         ]
         connection.execute(insert(effects), rows)
         self._effects_end = max(offsets[-1] + 1, self._effects_end)
+
+
+def record_row(offset: int, record: NewRecord, body: str, digest: str, actor: str) -> dict[str, Any]:
+    """The row of a record, but for its model."""
+    extras = canonical_json({**record.decided, "schema": SCHEMA_VERSION})
+    whole = extras if body == "{}" else f"{body[:-1]},{extras[1:]}"
+    kind, now = record.stored_kind, time.time()
+    said = (offset, kind, record.event_id, record.source, whole)
+    return {
+        "offset": offset,
+        "kind": kind,
+        "event_id": record.event_id,
+        "source": record.source,
+        "body": whole,
+        "body_hash": digest,
+        "checksum": row_checksum(*said, now, actor, None),
+        "received": now,
+        "actor": actor,
+    }
 
 
 _PURGED = "purged"

@@ -186,6 +186,16 @@ class Likelihood(ABC):
         """State from its arrays, in order."""
         return tuple(arrays)
 
+    def merged_state(self, now: Any, grown: Sequence[tuple[Any, Any]], surplus: float) -> Any:
+        """A state with what others have learned; see :mod:`..merging`.
+
+        Args:
+            now: the state.
+            grown: of each of the others, what its state has become and what it grew from.
+            surplus: half the squares, at unit dispersion, by which the merged weights miss what was learned apart.
+        """
+        return now
+
     def dispersion(self, state: Any) -> Any:
         """φ: the factor between unit-dispersion covariances and covariances in the units of the outputs."""
         return 1.0

@@ -142,6 +142,14 @@ class Gaussian(Likelihood):
         least = self.prior_shape + 1.0
         return NoiseState(np.maximum(state.shape - 0.5 * effective_parameters, least), state.rate)
 
+    def merged_state(self, now: Any, grown: Sequence[tuple[Any, Any]], surplus: float) -> Any:
+        """Shapes and rates add up; no merge takes away what was there."""
+        if not self.learns_noise:
+            return now
+        shape = now.shape + sum(end.shape - start.shape for end, start in grown)
+        rate = now.rate + sum(end.rate - start.rate for end, start in grown) + surplus
+        return NoiseState(shape, np.maximum(rate, now.rate))
+
     def dispersion(self, state: Any) -> Any:
         if isinstance(state, FixedNoise):
             return state.variance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .target import Target, data_of, target_of
 
 __all__ = ["Sampler", "check_positive"]
 
+_log = logging.getLogger(__name__)
 _ROWS_ASKED = 200
 
 
@@ -64,6 +66,10 @@ class Sampler(Method):
     def fit(self, problem: FitProblem) -> FitResult:
         target = target_of(problem)
         stored_bytes = check_memory(self.num_chains, self.num_samples, target.size)
+        _log.info(
+            "%d chains of %d numbers, %d draws of each to keep: %.1f MB",
+            self.num_chains, target.size, self.num_samples, stored_bytes / 1e6,
+        )  # fmt: skip
         chains, tuned = self.run(problem, target)
         if not np.isfinite(chains.positions).all():
             raise NumericalFailure(f"{type(self).__name__} left the finite numbers: {tuned}")

@@ -3,6 +3,7 @@
 from .base import Structure
 from .blocks import Blocks, LastLayer
 from .diagonal import Diagonal
+from .frozen import Frozen
 from .full import Full
 from .kronecker import Kronecker
 from .low_rank import LowRank
@@ -15,6 +16,7 @@ __all__ = [
     "Blocks",
     "Diagonal",
     "EvidenceGrid",
+    "Frozen",
     "Full",
     "Kronecker",
     "LastLayer",

@@ -14,14 +14,25 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..engines.base import Array, Engine
+from ..engines.base import Array, Engine, leaves_of
 from ..errors import InvalidInput
 from ..factors import Factor
 
-__all__ = ["Structure", "chunk_rows", "flatten_layers", "split_layers", "sum_float64"]
+__all__ = [
+    "Grown",
+    "Structure",
+    "changed",
+    "chunk_rows",
+    "flatten_layers",
+    "positive_part",
+    "split_layers",
+    "sum_float64",
+]
 
 Factors = Sequence[Factor]
 Layers = tuple[Array, ...]
+Grown = Sequence[tuple[Any, Any]]
+"""Pairs of states: what a posterior has become, and what it grew from."""
 
 
 def chunk_rows(num_outputs: int, columns: int = 512) -> int:
@@ -148,6 +159,22 @@ class Structure(ABC):
     def natural(self, engine: Engine, state: Any) -> tuple[Layers, Any]:
         """Natural parameters: ``Λ m`` in the shapes of the layers, and the precision in the structure's own form."""
 
+    def merged(self, engine: Engine, now: Any, grown: Grown, gradient: Layers) -> Any:
+        """``Λ ← Λ + Σ (Λ_end - Λ_start)`` over some pairs of posteriors, and ``m ← m + Λ⁻¹ gradient`` with the new Λ.
+
+        Of a difference of two precisions the positive part counts, so that Λ only ever grows. See :mod:`..merging`.
+
+        Args:
+            engine: of float64 arrays.
+            now: the state.
+            grown: of each difference, its end and its start; of states of this very structure.
+            gradient: in weight space.
+
+        Raises:
+            InvalidInput: precisions of this structure do not add.
+        """
+        raise InvalidInput(f"posteriors of structure {self} can't be merged by what they have learned")
+
     def move_mean(self, engine: Engine, state: Any, prior: Any, retention: Array) -> Layers:
         """``γ m + (1-γ) m₀``."""
         pairs = zip(self.mean(state), self.mean(prior), strict=True)
@@ -227,3 +254,19 @@ def split_layers(engine: Engine, flat: Array, like: Layers) -> Layers:
 def sum_float64(engine: Engine, array: Array) -> Array:
     """Σ in float64."""
     return engine.xp.sum(array, dtype=engine.xp.float64)
+
+
+def changed(engine: Engine, grown: Grown) -> list[tuple[Any, Any]]:
+    """The pairs whose end is not, to the last bit, their start."""
+
+    def same(end: Any, start: Any) -> bool:
+        pairs = zip(leaves_of(end), leaves_of(start), strict=True)
+        return all(bool(engine.xp.all(a == b)) for a, b in pairs)
+
+    return [(end, start) for end, start in grown if not same(end, start)]
+
+
+def positive_part(engine: Engine, matrix: Float[Array, "P P"]) -> Float[Array, "P P"]:
+    """The nearest positive semi-definite matrix to a symmetric one."""
+    values, vectors = engine.xp.linalg.eigh(0.5 * (matrix + matrix.mT))
+    return (vectors * engine.xp.clip(values, 0, None)) @ vectors.mT

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
-from .base import Factors, Layers, Structure
+from .base import Factors, Grown, Layers, Structure, changed
 from .diagonal import Diagonal
 from .full import Full
 from .point import Point
@@ -220,6 +220,14 @@ class Blocks(Structure):
     def natural(self, engine: Engine, state: BlocksState) -> tuple[Layers, Any]:
         shifted, precisions = zip(*self._each(lambda s, part: s.natural(engine, part), state), strict=True)
         return self._in_order(shifted), precisions
+
+    def merged(self, engine: Engine, now: BlocksState, grown: Grown, gradient: Layers) -> BlocksState:
+        """Each block by itself; one that has not changed stays as it is."""
+        parts = []
+        for index, ((structure, layers), part) in enumerate(zip(self.parts, now.parts, strict=True)):
+            own = changed(engine, [(end.parts[index], start.parts[index]) for end, start in grown])
+            parts.append(structure.merged(engine, part, own, tuple(gradient[i] for i in layers)) if own else part)
+        return BlocksState(tuple(parts))
 
     def to_arrays(self, engine: Engine, state: BlocksState) -> dict[str, np.ndarray]:
         named = self._each(lambda s, part: s.to_arrays(engine, part), state)

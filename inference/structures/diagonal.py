@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
-from .base import Factors, Layers, Structure, sum_float64
+from .base import Factors, Grown, Layers, Structure, sum_float64
 
 __all__ = ["Diagonal", "DiagonalState"]
 
@@ -107,3 +107,11 @@ class Diagonal(Structure):
     def natural(self, engine: Engine, state: DiagonalState) -> tuple[Layers, Any]:
         shifted = tuple(mean * precision for mean, precision in zip(*state, strict=True))
         return shifted, state.precision
+
+    def merged(self, engine: Engine, now: DiagonalState, grown: Grown, gradient: Layers) -> DiagonalState:
+        precision = now.precision
+        for end, start in grown:
+            gains = (engine.xp.clip(e - s, 0, None) for e, s in zip(end.precision, start.precision, strict=True))
+            precision = tuple(p + gain for p, gain in zip(precision, gains, strict=True))
+        layers = zip(now.mean, gradient, precision, strict=True)
+        return DiagonalState(tuple(mean + g / p for mean, g, p in layers), precision)

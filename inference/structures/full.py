@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
-from .base import Factors, Layers, Structure, flatten_layers, split_layers, sum_float64
+from .base import Factors, Grown, Layers, Structure, flatten_layers, positive_part, split_layers, sum_float64
 from .output_layer import OutputLayer
 from .output_layer import output_layer as make_output_layer
 
-__all__ = ["Full", "FullState", "root_kl", "root_log_determinant", "root_transition", "root_update"]
+__all__ = ["Full", "FullState", "root_kl", "root_log_determinant", "root_merged", "root_transition", "root_update"]
 
 
 class FullState(NamedTuple):
@@ -148,6 +148,12 @@ class Full(Structure):
         precision = engine.xp.linalg.inv(state.covariance_root @ state.covariance_root.mT)
         return split_layers(engine, precision @ flatten_layers(engine, state.mean), state.mean), precision
 
+    def merged(self, engine: Engine, now: FullState, grown: Grown, gradient: Layers) -> FullState:
+        roots = [(end.covariance_root, start.covariance_root) for end, start in grown]
+        root, step = root_merged(engine, now.covariance_root, roots, flatten_layers(engine, gradient))
+        moves = split_layers(engine, step, now.mean)
+        return FullState(tuple(m + d for m, d in zip(now.mean, moves, strict=True)), root)
+
 
 def _rooted(engine: Engine, state: FullState, factors: Factors) -> Float[Array, "N K P"]:
     """``J S``."""
@@ -172,6 +178,23 @@ def root_update(engine: Engine, root: Float[Array, "P P"], rooted: Float[Array, 
 def root_transition(engine: Engine, root: Float[Array, "P P"], retention: Array, growth: Float[Array, " P"]) -> Array:
     """A root of γ² S Sᵀ + diag(growth)."""
     return engine.cholesky(retention * retention * (root @ root.mT) + _diag(engine, growth))[0]
+
+
+def root_merged(
+    engine: Engine, root: Float[Array, "P P"], grown: Grown, gradient: Float[Array, " P"]
+) -> tuple[Float[Array, "P P"], Float[Array, " P"]]:
+    """A root of (Λ + Σ (Λ_end - Λ_start))⁻¹ from covariance roots, and its product with a gradient."""
+    precision = _precision(engine, root)
+    for end, start in grown:
+        precision = precision + positive_part(engine, _precision(engine, end) - _precision(engine, start))
+    new = _inverse_transposed_root(engine, precision)
+    return new, new @ (gradient @ new)
+
+
+def _precision(engine: Engine, root: Array) -> Array:
+    """S⁻ᵀ S⁻¹: the inverse of a root is better conditioned than that of its square."""
+    inverse = engine.xp.linalg.inv(root)
+    return inverse.mT @ inverse
 
 
 def root_log_determinant(engine: Engine, root: Float[Array, "P P"]) -> Array:

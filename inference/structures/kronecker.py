@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from ..engines.base import Array, Engine
 from ..factors import Factor
-from .base import Factors, Layers, Structure, sum_float64
+from .base import Factors, Grown, Layers, Structure, positive_part, sum_float64
 
 __all__ = ["Kronecker", "KroneckerState"]
 
@@ -217,6 +217,24 @@ class Kronecker(Structure):
             shifted.append(inputs.mT @ (layer.precision * (inputs @ layer.mean @ outputs.mT)) @ outputs)
             own.append((inputs, outputs, layer.precision))
         return tuple(shifted), tuple(own)
+
+    def merged(self, engine: Engine, now: KroneckerState, grown: Grown, gradient: Layers) -> KroneckerState:
+        """What adds up are the sums over the rows: the precision is the one that a single stream of them has."""
+        xp = engine.xp
+        sums = {name: list(getattr(now, name)) for name in ("input_sum", "output_sum")}
+        pending = now.pending
+        for end, start in grown:
+            pending = pending + xp.clip(end.folded + end.pending - start.folded - start.pending, 0, None)
+            for name, totals in sums.items():
+                pairs = zip(totals, getattr(end, name), getattr(start, name), strict=True)
+                sums[name] = [total + positive_part(engine, e - s) for total, e, s in pairs]
+        new = {name: tuple(totals) for name, totals in sums.items()}
+        folded = _fold(engine, now._replace(**new, pending=pending))
+        mean = []
+        for layer, pulled in zip(_layers(folded), gradient, strict=True):
+            rotated = layer.input_basis.mT @ pulled @ layer.output_basis
+            mean.append(layer.mean + _from_basis(layer, rotated / layer.precision))
+        return folded._replace(mean=tuple(mean))
 
 
 def _layers(state: KroneckerState) -> list[_Layer]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
-from .base import Factors, Layers, Structure, flatten_layers, split_layers, sum_float64
+from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layers, sum_float64
 
 __all__ = ["LowRank", "LowRankState"]
 
@@ -242,6 +242,23 @@ class LowRank(Structure):
         )
         return engine.cast(shifted), (stored.diagonal, stored.columns)
 
+    def merged(self, engine: Engine, now: LowRankState, grown: Grown, gradient: Layers) -> LowRankState:
+        """The differences' directions join the stored ones; the mean moves before any are dropped."""
+        xp = engine.xp
+        whole = now
+        for end, start in grown:
+            gained, directions = _difference(engine, now, end, start)
+            diagonal = tuple(d + g for d, g in zip(whole.diagonal, gained, strict=True))
+            columns = tuple(xp.concat([w, c], axis=0) for w, c in zip(whole.columns, directions, strict=True))
+            whole = LowRankState(now.mean, diagonal, columns)
+        step = self._solve(engine, whole, gradient)
+        mean = tuple(m + s for m, s in zip(now.mean, step, strict=True))
+        rotation = _descending_eigenvectors(engine, self._core(engine, whole))[:, : self.rank]
+        kept = tuple(_combine(engine, rotation.mT, w) for w in whole.columns)
+        dropped = (xp.sum(w * w, axis=0) - xp.sum(k * k, axis=0) for w, k in zip(whole.columns, kept, strict=True))
+        diagonal = tuple(d + xp.clip(rest, 0, None) for d, rest in zip(whole.diagonal, dropped, strict=True))
+        return LowRankState(mean, diagonal, kept)
+
 
 def _flat(engine: Engine, columns: Float[Array, "R I O"]) -> Float[Array, "R P"]:
     return engine.xp.reshape(columns, (columns.shape[0], -1))
@@ -279,3 +296,25 @@ def _inverse_root(engine: Engine, core: Array) -> Array:
 def _descending_eigenvectors(engine: Engine, gram: Array) -> Array:
     vectors = engine.xp.linalg.eigh(gram)[1]
     return engine.xp.flip(vectors, axis=1)
+
+
+def _difference(engine: Engine, metric: LowRankState, end: LowRankState, start: LowRankState) -> tuple[Layers, Layers]:
+    """``Λ_end - Λ_start`` as ``diag(δ) + P Pᵀ`` with δ ≥ 0: δ and Pᵀ.
+
+    P is the positive part of ``W_end W_endᵀ - W_start W_startᵀ`` in the metric of Υ⁻¹. What a truncation of the end
+    took from the columns is the negative part; its squares are taken back from the diagonal, to which the truncation
+    gave them.
+    """
+    xp = engine.xp
+    scale = xp.sqrt(flatten_layers(engine, metric.diagonal))
+    columns = xp.concat([flatten_layers(engine, end.columns), flatten_layers(engine, start.columns)], axis=0) / scale
+    rank = end.columns[0].shape[0]
+    basis, mixing = xp.linalg.qr(columns.mT)
+    inner = mixing[:, :rank] @ mixing[:, :rank].mT - mixing[:, rank:] @ mixing[:, rank:].mT
+    values, vectors = xp.linalg.eigh(inner)
+    directions = (scale[:, None] * (basis @ vectors)).mT
+    positive = xp.sqrt(xp.clip(values, 0, None))[:, None] * directions
+    negative = xp.sqrt(xp.clip(-values, 0, None))[:, None] * directions
+    gained = flatten_layers(engine, end.diagonal) - flatten_layers(engine, start.diagonal)
+    gained = xp.clip(gained - xp.sum(negative * negative, axis=0), 0, None)
+    return split_layers(engine, gained, metric.mean), split_layers(engine, positive, metric.mean)

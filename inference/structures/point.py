@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
-from .base import Factors, Layers, Structure
+from .base import Factors, Grown, Layers, Structure
 
 __all__ = ["Point", "PointState"]
 
@@ -93,3 +93,6 @@ class Point(Structure):
     def natural(self, engine: Engine, state: PointState) -> tuple[Layers, Any]:
         """The points themselves; their precision is infinite and has no array."""
         return state.mean, ()
+
+    def merged(self, engine: Engine, now: PointState, grown: Grown, gradient: Layers) -> PointState:
+        return now

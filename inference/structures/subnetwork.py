@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
-from .base import Factors, Layers, Structure, flatten_layers, split_layers
+from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layers
 from .diagonal import Diagonal
-from .full import root_kl, root_log_determinant, root_transition, root_update
+from .full import root_kl, root_log_determinant, root_merged, root_transition, root_update
 
 __all__ = ["Subnetwork", "SubnetworkState"]
 
@@ -139,6 +139,16 @@ class Subnetwork(Structure):
         precision = xp.linalg.inv(state.covariance_root @ state.covariance_root.mT)
         own = xp.take(flatten_layers(engine, state.mean), state.indices, axis=0)
         return _moved(engine, state, precision @ own - own), (state.indices, precision)
+
+    def merged(self, engine: Engine, now: SubnetworkState, grown: Grown, gradient: Layers) -> SubnetworkState:
+        """Of posteriors of the same weights."""
+        xp = engine.xp
+        if not all(xp.all(state.indices == now.indices) for pair in grown for state in pair):
+            raise InvalidInput("subnetworks of different weights can't be merged by what they have learned")
+        own = xp.take(flatten_layers(engine, gradient), now.indices, axis=0)
+        roots = [(end.covariance_root, start.covariance_root) for end, start in grown]
+        root, step = root_merged(engine, now.covariance_root, roots, own)
+        return SubnetworkState(_moved(engine, now, step), now.indices, root)
 
 
 def _rows(engine: Engine, state: SubnetworkState, factors: Factors) -> Float[Array, "N K S"]:

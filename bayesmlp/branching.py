@@ -1,0 +1,388 @@
+"""Branches of a model: made from its posterior, merged into it again, brought up to date with it.
+
+A branch is a model whose log starts at a snapshot of its parent. What one of the two has learned since they last knew
+the same (:func:`~.store.branches.base_of`) goes to the other as a difference of posteriors
+(:mod:`.inference.merging`), or event by event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .feedback import Observation
+from .inference.engines import get_engine
+from .inference.errors import DeviceUnavailable, InvalidInput, MissingDependency, Purged, StoreError, UnknownModel
+from .inference.filtering import Posterior
+from .inference.likelihoods import Gaussian
+from .inference.merging import merged
+from .inference.network import MLP
+from .inference.spec import to_spec
+from .inference.structures import Blocks, Frozen, Full, LowRank, Structure
+from .model import BayesianMLP
+from .replay import Replay, fold_on, replay
+from .stepper import Effect, step_fingerprint
+from .store.branches import Base, base_of, insert_branches, last_merge
+from .store.database import records
+from .store.digest import extend_chain
+from .store.fold import Fold, Record
+from .store.log import Log, NewRecord
+from .store.store import PosteriorStore, check_name
+from .store.writer import Writer
+
+__all__ = ["branch", "merge", "pull", "refuse_merged", "unmerge"]
+
+LEARN = ("all", "last")
+WAYS = (None, "delta", "replay")
+_LONGEST_ID = 200
+
+
+class _News(NamedTuple):
+    """A branch, and what its parent does not have of it.
+
+    Attributes:
+        name: of the branch.
+        log: of the branch.
+        fold: of the branch.
+        base: where both knew the same.
+    """
+
+    name: str
+    log: Log
+    fold: Fold
+    base: Base
+
+    @property
+    def events(self) -> list[Record]:
+        """Records that learned something."""
+        return [r for r in self.fold.line if r.offset > self.base.since and r.learned is not None]
+
+    @property
+    def merges(self) -> list[Record]:
+        """Records that brought what others have learned, not event by event."""
+        return [r for r in self.fold.line if r.offset > self.base.since and r.kind == "merge" and r.is_mixed]
+
+
+def branch(
+    store: PosteriorStore,
+    parent: str,
+    names: Sequence[str],
+    *,
+    version: int | None = None,
+    learn: str = "all",
+    engine: Any = None,
+    network: Any = None,
+) -> None:
+    """See :meth:`PosteriorStore.branch`."""
+    for name in names:
+        check_name(name)
+    if not names or len(set(names)) < len(names):
+        raise InvalidInput(f"name must be one name, or several different ones, got {list(names)[:5]!r}")
+    if learn not in LEARN:
+        raise InvalidInput(f"learn must be one of {', '.join(LEARN)}, got {learn!r}")
+    result = _folded(store, parent, engine, network, version)
+    model, fingerprint = result.model, step_fingerprint(result.model.engine)
+    spec = model.spec()
+    if learn == "last":
+        spec["structure"] = to_spec(_last_block_alone(model))
+    body = {
+        "fingerprint": fingerprint,
+        "parent": parent,
+        "version": result.fold.head,
+        "chain": result.fold.chain,
+        "learn": learn,
+    }
+    insert_branches(store, names, body, store.snapshots.prepare(spec, model.to_arrays(), fingerprint))
+
+
+def _folded(store: PosteriorStore, name: str, engine: Any, network: Any, version: int | None = None) -> Replay:
+    """A model; where no engine is named, on the one that it was last written on, if that is here."""
+    if engine is None and network is None:
+        with contextlib.suppress(MissingDependency, DeviceUnavailable, IndexError):
+            engine = get_engine(store.log(name).fold(version).fingerprint["engine"])
+    return replay(store, name, engine=engine, network=network, version=version)
+
+
+def _last_block_alone(model: BayesianMLP) -> Blocks:
+    """The structure with all blocks frozen but that of the last layer."""
+    structure, last = model.filter_model.structure, model.network.num_layers - 1
+    if not isinstance(structure, Blocks) or (last,) not in [layers for _, layers in structure.parts]:
+        raise InvalidInput(
+            'learn="last" needs a structure in which the last layer is a block of its own, such as LastLayer(), '
+            f"got {model.structure}"
+        )
+    return Blocks(
+        tuple(
+            (part if layers == (last,) or isinstance(part, Frozen) else Frozen(part), layers)
+            for part, layers in structure.parts
+        )
+    )
+
+
+# -- merging ----------------------------------------------------------------------------------------------------------
+def merge(
+    store: PosteriorStore,
+    parent: str,
+    branches: Sequence[str],
+    *,
+    how: str | None = None,
+    engine: Any = None,
+    network: Any = None,
+) -> int:
+    """See :meth:`PosteriorStore.merge`."""
+    if isinstance(branches, str) or not all(isinstance(name, str) for name in branches):
+        raise InvalidInput(f"branches must be a list of names, got {branches!r}")
+    if len(set(branches)) < len(branches):
+        raise InvalidInput(f"branches must be different ones, got {list(branches)!r}")
+    _check_way(how)
+    with store.write(parent) as writer:
+        now = _folded(store, parent, engine, network)
+        found = [_news_of(store, now.fold, parent, name) for name in branches]
+        news = [each for each in found if each.events or each.merges]
+        if not news:
+            return now.fold.head
+        if _way(store, now.model, news, how) == "delta":
+            return _merge_posteriors(store, writer, now, news, network)
+        return _merge_events(writer, now, news)
+
+
+def _check_way(how: Any) -> None:
+    if how not in WAYS:
+        raise InvalidInput(f"how must be 'delta', 'replay' or None, got {how!r}")
+
+
+def _news_of(store: PosteriorStore, parent: Fold, parent_name: str, name: str) -> _News:
+    log = store.log(name)
+    fold = log.fold()
+    if fold.parent != parent_name:
+        of = "no branch" if fold.parent is None else f"a branch of {fold.parent!r}"
+        raise InvalidInput(f"branches must be of {parent_name!r}, got {name!r}, which is {of}")
+    return _News(name, log, fold, base_of(parent, fold, parent_name, name))
+
+
+def _way(store: PosteriorStore, model: BayesianMLP, news: Sequence[_News], how: str | None) -> str:
+    """In which way to merge.
+
+    Raises:
+        InvalidInput: it can't be done in the way that was asked for, or in any.
+    """
+    against = _why_no_delta(model)
+    if how == "delta" and against is not None:
+        raise InvalidInput(f"how='delta' is {against}: use how='replay'")
+    mixed = next((each.name for each in news if each.merges), None)
+    if how == "delta" or (how is None and against is None and (_is_exact(model) or mixed is not None)):
+        return "delta"
+    if mixed is not None:
+        raise InvalidInput(f"{mixed!r} has merged branches of its own, whose events it does not have to replay")
+    return "replay"
+
+
+def _why_no_delta(model: BayesianMLP) -> str | None:
+    """Why posteriors of a model can't be merged; None if they can."""
+    if not model.dynamics.is_static:
+        return f"for static dynamics, not for {model.dynamics}"
+    if not isinstance(model.filter_model.structure, Structure) or model.particles is not None:
+        return f"for a single Gaussian, not for {model.filter_model.structure}"
+    if model.kinds:
+        return "for one kind of feedback"
+    if model.memory is not None:
+        return "for models without a memory"
+    return None
+
+
+def _is_exact(model: BayesianMLP) -> bool:
+    """Whether merged posteriors are the posterior of a single stream; with ``LowRank`` while nothing is dropped."""
+    is_linear = isinstance(model.network, MLP) and not model.network.hidden
+    is_conjugate = isinstance(model.likelihood, Gaussian) and model.influence is None
+    return is_linear and is_conjugate and isinstance(model.filter_model.structure, Full | LowRank)
+
+
+def _merge_posteriors(store: PosteriorStore, writer: Writer, now: Replay, news: Sequence[_News], network: Any) -> int:
+    mine = now.stepper.to_arrays()
+    for each in news:
+        each.base.check_holds(each.fold)
+    pairs = [
+        (
+            _arrays_of(store, now.model, each.name, each.fold.head, network),
+            _arrays_of(store, now.model, each.base.model, each.base.version, network),
+        )
+        for each in news
+    ]
+    arrays = _merged_arrays(now.model, mine, pairs)
+    body = {"fingerprint": step_fingerprint(now.model.engine), "how": "delta", "branches": _named(news)}
+    return writer.append_snapshot("merge", body, now.model.spec(), arrays, now.fold.chain)[0]
+
+
+def _named(news: Iterable[_News]) -> list[dict[str, Any]]:
+    return [{"name": each.name, "version": each.fold.head, "chain": each.fold.chain} for each in news]
+
+
+def _arrays_of(
+    store: PosteriorStore, like: BayesianMLP, name: str, version: int, network: Any
+) -> dict[str, np.ndarray]:
+    """The posterior of a version of a model that must be of the same kind as another."""
+    model = replay(store, name, engine=like.engine, network=network, version=version).model
+    own, other = model.spec(), like.spec()
+    differing = sorted(key for key in {*own, *other} - {"structure"} if own.get(key) != other.get(key))
+    arrays, mine = model.to_arrays(), like.to_arrays()
+    if differing or {k: a.shape for k, a in arrays.items()} != {k: a.shape for k, a in mine.items()}:
+        what = ", ".join(differing) or "structure"
+        raise InvalidInput(f"{name!r} can't be merged by its posterior: it differs in its {what}: use how='replay'")
+    return arrays
+
+
+def _merged_arrays(
+    model: BayesianMLP,
+    now: Mapping[str, np.ndarray],
+    grown: Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
+) -> dict[str, np.ndarray]:
+    """The arrays of a model, merged with others of its kind, in float64."""
+    structure, likelihood, host = model.filter_model.structure, model.scaled_likelihood, get_engine("numpy", "float64")
+    assert isinstance(structure, Structure)
+
+    def posterior(arrays: Mapping[str, np.ndarray]) -> Posterior:
+        weights = {k.removeprefix("weights."): a for k, a in arrays.items() if k.startswith("weights.")}
+        states = [arrays[k].astype(np.float64) for k in sorted(arrays) if k.startswith("likelihood.")]
+        return Posterior(structure.from_arrays(host, weights), likelihood.restore_state(states))
+
+    with host.scope():
+        result = merged(host, structure, likelihood, posterior(now), [(posterior(a), posterior(b)) for a, b in grown])
+        named = {f"weights.{k}": a for k, a in structure.to_arrays(host, result.weights).items()}
+    named |= {f"likelihood.{i}": np.asarray(value) for i, value in enumerate(result.likelihood)}
+    return dict(now) | {name: array.astype(now[name].dtype) for name, array in named.items()}
+
+
+def _merge_events(writer: Writer, now: Replay, news: Sequence[_News]) -> int:
+    """Append the branches' events in the order of their times, then note what was merged, and learn them.
+
+    Under another fingerprint than the line's they are learned by the next updater, which hands over.
+    """
+    new = _as_records(writer, now, news)
+    note = NewRecord("merge", None, {"how": "replay", "branches": _named(news)})
+    stored = writer.append([*new, note])
+    head, chain = stored[-1].offset, now.fold.chain
+    if step_fingerprint(now.model.engine) != now.fold.fingerprint:
+        return head
+    effects: dict[int, Effect] = {}
+    for record, event in zip(new, stored, strict=False):
+        if not event.repeated:
+            observation = Observation.from_body({**record.body, **record.decided}, now.model, record.source)
+            effects[event.offset] = now.stepper.apply(observation)
+    chain = extend_chain(chain, [*effects, head])
+    fingerprint = step_fingerprint(now.model.engine)
+    prepared = writer.store.snapshots.prepare(now.model.spec(), now.stepper.to_arrays(), fingerprint)
+    writer.snapshot(head, chain, prepared, effects)
+    return head
+
+
+def _as_records(writer: Writer, now: Replay, news: Sequence[_News]) -> list[NewRecord]:
+    """The branches' events as records of the parent, by time."""
+    timed: list[tuple[float, str, int, NewRecord]] = []
+    for each in news:
+        for row in each.log.at([int(record.learned or 0) for record in each.events]):
+            meaning = {k: v for k, v in row.body.items() if k not in ("schema", "granted", "excess_surprise")}
+            event_id = _namespaced(each.name, str(row.event_id))
+            kind = "event" if len(row.body["x"]) == 1 else "batch"
+            record = NewRecord(kind, event_id, meaning, row.source, row.body.get("granted", 1.0))
+            timed.append((row.body.get("time", row.received), each.name, row.offset, record))
+    new = [record for *_, record in sorted(timed, key=lambda one: one[:3])]
+    gone = _rolled_back(writer.log, now.fold, [str(record.event_id) for record in new])
+    again = f"@{now.fold.head + 1}"
+    return [r._replace(event_id=f"{r.event_id}{again}") if r.event_id in gone else r for r in new]
+
+
+def _namespaced(name: str, event_id: str) -> str:
+    """The id of a branch's event in its parent."""
+    whole = f"{name}:{event_id}"
+    return whole if len(whole) <= _LONGEST_ID else hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _rolled_back(log: Log, fold: Fold, event_ids: Sequence[str]) -> set[str]:
+    """Those of some ids that are taken by events that no longer count, though nobody retracted them."""
+    gone: set[str] = set()
+    for start in range(0, len(event_ids), 500):
+        rows = log.stored(records.c.event_id.in_(event_ids[start : start + 500]))
+        gone |= {str(r.event_id) for r in rows if fold.status.get(r.offset) in ("rolled back", "superseded")}
+    return gone
+
+
+# -- the other way ----------------------------------------------------------------------------------------------------
+def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: Any = None, network: Any = None) -> int:
+    """See :meth:`PosteriorStore.pull`."""
+    _check_way(how)
+    with store.write(name) as writer:
+        own = _folded(store, name, engine, network)
+        if own.fold.parent is None:
+            raise InvalidInput(f"name must be of a branch, got {name!r}, which is none")
+        parent = own.fold.parent
+        theirs = replay(store, parent, engine=own.model.engine, network=network)
+        known = next(record for record in reversed(own.fold.line) if record.kind in ("branch", "pull"))
+        if known.body["chain"] == theirs.fold.chain:
+            return own.fold.head
+        base = base_of(theirs.fold, own.fold, parent, name)
+        news = _News(name, writer.log, own.fold, base)
+        if _way(store, theirs.model, [news], how) == "delta":
+            base.check_holds(own.fold)
+            mine = _arrays_of(store, theirs.model, name, own.fold.head, network)
+            fork = _arrays_of(store, theirs.model, base.model, base.version, network)
+            arrays = _merged_arrays(theirs.model, theirs.stepper.to_arrays(), [(mine, fork)])
+        else:
+            arrays = _learned_again(own, theirs, news)
+        merge_of_it = last_merge(theirs.fold, name)
+        body = {
+            "fingerprint": step_fingerprint(own.model.engine),
+            "parent": parent,
+            "version": theirs.fold.head,
+            "chain": theirs.fold.chain,
+            "since": base.since,
+            "merge": 0 if merge_of_it is None else merge_of_it[0].offset,
+        }
+        return writer.append_snapshot("pull", body, own.model.spec(), arrays, own.fold.chain)[0]
+
+
+def _learned_again(own: Replay, theirs: Replay, news: _News) -> dict[str, np.ndarray]:
+    """The parent's posterior after the branch's own events."""
+    own.stepper.reset(theirs.stepper.to_arrays())
+    fold_on(own.stepper, news.log, news.events)
+    return own.stepper.to_arrays()
+
+
+# -- taking back ------------------------------------------------------------------------------------------------------
+def unmerge(store: PosteriorStore, name: str, version: int) -> int:
+    """See :meth:`PosteriorStore.unmerge`."""
+    with store.write(name) as writer:
+        fold = writer.log.fold()
+        if version not in {record.offset for record in fold.line if record.is_mixed}:
+            raise InvalidInput(f"version must be of a merge by posteriors or a pull of {name!r}, got {version!r}")
+        with store.read() as connection:
+            chains = store.snapshots.chains(connection, writer.model_id)
+        start = max(offset for offset, chain in chains.items() if chain in fold.covers and offset < version)
+        again = [int(r.learned) for r in fold.line if r.offset > start and r.learned is not None]
+        erased = writer.log.purged_among(again)
+        if erased:
+            raise Purged(f"model {name!r} can't be folded again: the payload of version {erased[0]} was erased")
+        return writer.append([NewRecord("retract", None, {"event_ids": [], "merges": [int(version)]})])[0].offset
+
+
+def refuse_merged(store: PosteriorStore, name: str, parent: str, offsets: Iterable[int]) -> None:
+    """Raise unless none of some records of a branch is in a merge of its parent.
+
+    Raises:
+        StoreError: names the merge, and how to go on.
+    """
+    try:
+        line = store.log(parent).fold().line
+    except UnknownModel:  # the branch was exported, its parent was not
+        return
+    oldest = min(offsets)
+    merges = [(r.offset, one) for r in line if r.kind == "merge" and r.is_mixed for one in r.body["branches"]]
+    found = [offset for offset, one in merges if one["name"] == name and one["version"] >= oldest]
+    if found:
+        raise StoreError(
+            f"what is to be retracted from {name!r} was merged into {parent!r} (version {found[0]}): take that "
+            f"merge out first, with store.unmerge({parent!r}, {found[0]}), and merge again afterwards"
+        )

@@ -1,0 +1,103 @@
+"""The rows of branches, and what of a branch its parent does not have yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import insert, select
+
+from ..inference.errors import InvalidInput, StoreError
+from .connections import unavailable_as_such
+from .database import FORMAT_VERSION, models, records
+from .digest import body_hash, canonical_json, extend_chain
+from .fold import Fold, Record
+from .log import NewRecord
+from .snapshots import Prepared
+from .writer import record_row
+
+if TYPE_CHECKING:
+    from .store import PosteriorStore
+
+__all__ = ["Base", "base_of", "insert_branches", "last_merge"]
+
+CHUNK = 500
+
+
+class Base(NamedTuple):
+    """Where a branch and its parent last knew the same.
+
+    Attributes:
+        model: whose posterior that is.
+        version: of it.
+        since: the branch's records after this offset are news to the parent.
+        chain: of the branch's line there, which that posterior is for; empty where it is the parent's.
+    """
+
+    model: str
+    version: int
+    since: int
+    chain: str = ""
+
+    def check_holds(self, own: Fold) -> None:
+        """Raise :class:`StoreError` unless the branch has gone on from there."""
+        if self.chain and self.chain not in own.covers:
+            raise StoreError(
+                f"{self.model!r} has since retracted, rolled back or consolidated what was merged of it by replay: "
+                "merge it with how='replay'"
+            )
+
+
+def insert_branches(store: PosteriorStore, names: Sequence[str], body: Mapping[str, Any], prepared: Prepared) -> None:
+    """Models whose logs start with a branch record and its snapshot, all in one commit.
+
+    Raises:
+        InvalidInput: a name is taken; then nothing is made.
+    """
+    text = canonical_json(body)
+    row = record_row(1, NewRecord("branch", None, body), text, body_hash("branch", text), store.actor)
+    chain = extend_chain("", [1])
+    model = {"format_version": FORMAT_VERSION, "created": time.time()}
+    with unavailable_as_such(store.path), store.engine.begin() as connection:
+        for start in range(0, len(names), CHUNK):
+            chunk = list(names[start : start + CHUNK])
+            taken = connection.execute(select(models.c.name).where(models.c.name.in_(chunk))).scalars().first()
+            if taken is not None:
+                raise InvalidInput(f"name must be new, got {taken!r}: the store has a model of that name")
+            connection.execute(insert(models), [{"name": name, **model} for name in chunk])
+            ids = list(connection.execute(select(models.c.id).where(models.c.name.in_(chunk))).scalars())
+            connection.execute(insert(records), [{"model_id": model_id, **row} for model_id in ids])
+            store.snapshots.insert_for(connection, ids, 1, chain, prepared)
+
+
+def last_merge(parent: Fold, name: str) -> tuple[Record, Mapping[str, Any]] | None:
+    """The newest merge on a line that names a branch, and what it says of it."""
+    merges = (record for record in reversed(parent.line) if record.kind == "merge")
+    return next(((record, one) for record in merges for one in record.body["branches"] if one["name"] == name), None)
+
+
+def base_of(parent: Fold, own: Fold, parent_name: str, name: str) -> Base:
+    """Where a branch and its parent last knew the same: at the fork, at a merge or at a pull.
+
+    Raises:
+        StoreError: one of the two has since gone back behind it.
+    """
+    start = next(record for record in reversed(own.line) if record.kind in ("branch", "pull"))
+    merged = last_merge(parent, name)
+    known = {record.offset for record in parent.line}
+    if start.kind == "pull" and start.body["merge"] not in (0, *known):
+        raise StoreError(
+            f"{name!r} was pulled (version {start.offset}) after the merge of version {start.body['merge']} of "
+            f"{parent_name!r}, which no longer counts: take the pull out with store.unmerge({name!r}, {start.offset})"
+        )
+    if merged is not None and merged[1]["version"] > start.offset:
+        if merged[0].is_mixed and merged[1]["chain"] not in own.covers:
+            raise StoreError(
+                f"version {merged[0].offset} of {parent_name!r} merged what {name!r} has since retracted, rolled "
+                f"back or consolidated: take that merge out with store.unmerge({parent_name!r}, {merged[0].offset})"
+            )
+        return Base(name, merged[1]["version"], merged[1]["version"], merged[1]["chain"])
+    if start.kind == "branch":
+        return Base(name, start.offset, start.offset)
+    return Base(parent_name, start.body["version"], start.body["since"])
