@@ -2,7 +2,8 @@
 
 After each damage the store is verified, opened by an updater, and asked for all that it holds. It must refuse by an
 error of its own, or give the same digest, answers and history; and where it gives the same, either ``verify`` names the
-damage or the rows of all tables are what they were (the bytes meant nothing). BAYESMLP_FLIPS sets how many damages, BAYESMLP_FIRST_SEED which.
+damage or the rows of all tables are what they were (the bytes meant nothing). BAYESMLP_FLIPS sets how many damages,
+BAYESMLP_FIRST_SEED which.
 """
 
 from __future__ import annotations
