@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchTableError, OperationalError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from ..inference.errors import CorruptStore, InvalidInput, MissingDependency, StoreUnavailable
@@ -164,7 +164,10 @@ def _add_what_came_later(connection: Connection, schema: MetaData) -> None:
     """Columns and indexes that came later, to the tables of an older store; the columns may be empty."""
     there = inspect(connection)
     for table in schema.sorted_tables:
-        names = {column["name"] for column in there.get_columns(table.name)}
+        try:
+            names = {column["name"] for column in there.get_columns(table.name)}
+        except (NoSuchTableError, TypeError) as error:  # it was made just now: its definition can't be read
+            raise CorruptStore(f"the definition of table {table.name} can not be read: {error}") from error
         known = set(table.columns.keys())
         if known - names and names - known:  # an older store lacks some, a later one has more; a damaged one, both
             raise CorruptStore(f"table {table.name} has the columns {sorted(names)}, expected {sorted(known)}")
