@@ -13,7 +13,7 @@ from .feedback import Observation
 from .inference.dynamics import Hypotheses
 from .inference.errors import InvalidInput, NumericalFailure
 from .inference.refitting import Refit, RefitRows
-from .inference.structures import Frozen, Mixture, Particles
+from .inference.structures import Frozen, Mixture
 from .inference.training import TrainingOptions
 from .model import BayesianMLP
 from .rehearsal import offer, see_again
@@ -150,7 +150,11 @@ def _checked(model: BayesianMLP, method: Consolidate | None) -> Consolidate:
     """The method; raises :class:`InvalidInput` for what it can't do."""
     if not isinstance(method, Consolidate | None):
         raise InvalidInput(f"method must be Consolidate(...) or None, got {method!r}")
-    if isinstance(model.filter_model.structure, Mixture | Particles) or isinstance(model.dynamics, Hypotheses):
+    if (
+        model.particles is not None
+        or isinstance(model.filter_model.structure, Mixture)
+        or isinstance(model.dynamics, Hypotheses)
+    ):
         raise InvalidInput("consolidate is for a posterior of one Gaussian, not for a mixture or for draws")
     if any(isinstance(part, Frozen) for part, _ in getattr(model.filter_model.structure, "parts", ())):
         raise InvalidInput("consolidate fits all layers, and some of this model are frozen")

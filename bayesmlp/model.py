@@ -968,11 +968,15 @@ class BayesianMLP:
         size, form, outcome = reweighted(self, (X, y, weight), least, memory, method)
         if isinstance(outcome, FitResult):
             self.fit_details = {"terms": outcome.history, **outcome.details}
-        self._resolved, self._posterior = form, outcome if isinstance(outcome, Posterior) else outcome.posterior
+            own = outcome.posterior
+            others = self.posterior.likelihood[1:] if self.kinds else ()
+            outcome = own._replace(likelihood=(own.likelihood, *others)) if self.kinds else own
+        self._resolved, self._posterior = form, outcome
         return size
 
     def scaled_rows(self, X: Any, y: Any, weight: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # noqa: N803
         """Checked inputs and targets in scaled units, and weights."""
+        check_inputs(X, self.num_inputs, network=self.network)
         x, targets, weights = self._checked(X, y, weight)
         return self.scaling.inputs(x), self.scaling.targets(targets), weights
 
@@ -1022,7 +1026,9 @@ class BayesianMLP:
             InvalidInput: bad inputs, an unknown method, or an approximation where there is nothing to approximate.
             NotFitted: the model has seen no data.
         """
-        has_draws = self.particles is not None and method is None and elapsed == 0 and kind is None
+        stands_still = elapsed == 0 or self.dynamics.is_static
+        is_first = kind is None or observed_kind(self.kinds, kind) is None
+        has_draws = self.particles is not None and method is None and stands_still and is_first
         method = ("samples" if has_draws else "linearized") if method is None else method
         if method not in PREDICTION_METHODS:
             raise InvalidInput(f"method must be one of {', '.join(PREDICTION_METHODS)}, got {method!r}")
@@ -1237,6 +1243,10 @@ class BayesianMLP:
             InvalidInput: the dynamics are hypotheses, whose posteriors are of no use to others.
             NotFitted: the model has seen no data.
         """
+        if self.particles is not None:  # what learns on is the Gaussian beside them
+            projected = self.to_engine(self.engine)
+            projected.project()
+            return projected.with_settings(dynamics=dynamics, step=step, influence=influence)
         changes = {"dynamics": dynamics, "step": step, "influence": influence}
         spec = self.spec() | {name: to_spec(value) for name, value in changes.items() if value is not None}
         if dynamics is None:

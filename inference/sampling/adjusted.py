@@ -34,7 +34,7 @@ class AdjustedMCLMC(MCLMC):
         num_warmup: steps for tuning as in :class:`~.mclmc.MCLMC`, then a tenth as many trajectories for the step size.
         num_samples: draws of each chain that are kept.
         num_chains: independent chains.
-        thinning: trajectories for each of these draws; one is √D / ε steps, at most 100.
+        thinning: trajectories for each of these draws; one is 0.4 L / ε steps, at most 100.
         climb: steps of Adam towards a mode before the warm-up.
         energy_error: see :class:`~.mclmc.MCLMC`; of the tuning that this one starts from.
         max_seconds: limit for the draws after the warm-up; what there is by then is kept. None: no limit.
@@ -55,14 +55,14 @@ class AdjustedMCLMC(MCLMC):
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)
         moving = self.warmed(problem, target, gradient, data)
-        steps = max(1, min(_MOST_STEPS, round(math.sqrt(target.size) / float(moving.step[0]))))
+        steps = max(1, min(_MOST_STEPS, round(0.4 * float(moving.length[0]) / float(moving.step[0]))))
         adapting = trajectory(engine, gradient, steps, _GAIN, self.target_accept)
-        tuning = Run(engine, adapting, data, problem.seed + 4)
+        tuning = Run(engine, adapting, data, problem.seed + 5)
         moving, _ = repeat(tuning, moving, Plan(1, max(20, self.num_warmup // 10), None))
         step = float(np.exp(np.mean(np.log(engine.to_numpy(moving.step)))))
         moving = moving._replace(step=engine.asarray(np.full(self.num_chains, step)))
         kept = trajectory(engine, gradient, steps, 0.0, self.target_accept)
-        run = Run(engine, kept, data, problem.seed + 5, problem.on_epoch, problem.checkpoint)
+        run = Run(engine, kept, data, problem.seed + 6, problem.on_epoch, problem.checkpoint)
         _, chains = repeat(run, moving, Plan(self.num_samples, self.thinning, self.max_seconds))
         return chains, {"step_size": step, "steps": steps}
 

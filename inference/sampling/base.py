@@ -65,7 +65,7 @@ class Sampler(Method):
 
     def fit(self, problem: FitProblem) -> FitResult:
         target = target_of(problem)
-        stored_bytes = check_memory(self.num_chains, self.num_samples, target.size)
+        stored_bytes = check_memory(self.num_chains, self.num_samples + self.num_warmup // 16, target.size)
         _log.info(
             "%d chains of %d numbers, %d draws of each to keep: %.1f MB",
             self.num_chains, target.size, self.num_samples, stored_bytes / 1e6,
@@ -85,7 +85,7 @@ def as_particles(problem: FitProblem, target: Target, chains: Chains, details: d
     flat = chains.positions.reshape(count * size, -1)
     values = function_values(target, flat, asked)
     gaussian, distance = projected(problem, target, chains, rows, values)
-    weights, parameters = target.networks(flat.astype(np.float64))
+    weights, parameters = target.networks(flat)
     state = ParticlesState(
         tuple(engine.asarray(layer, engine.dtype) for layer in weights),
         tuple(engine.asarray(value, "float64") for value in parameters),
@@ -95,7 +95,9 @@ def as_particles(problem: FitProblem, target: Target, chains: Chains, details: d
     )
     if size >= 4:
         each = values.reshape(count, size, -1)
-        details = {**details, "effective_size": effective_sample_size(each), "rhat": split_rhat(each)}
+        squares = (each - each.mean(axis=(0, 1))) ** 2
+        sizes = np.minimum(effective_sample_size(each), effective_sample_size(squares))
+        details = {**details, "effective_size": sizes, "rhat": np.maximum(split_rhat(each), split_rhat(squares))}
     details = {**details, "distance": distance, "sample_stats": chains.statistics}
     fit = -chains.statistics["log_density"].mean(axis=0) / float(problem.weight.sum())
     history = np.stack([fit, np.full_like(fit, np.nan), np.full_like(fit, np.nan)], axis=1)
@@ -108,6 +110,7 @@ def check_positive(instance: Any, names: tuple[str, ...], kind: type) -> None:
     for name in names:
         value = getattr(instance, name)
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf or (kind is int and value != int(value)):
+        is_kind = kind is not int or isinstance(value, int | np.integer)
+        if not number or not is_kind or not 0 < value < math.inf:
             what = "an integer of at least 1" if kind is int else "a positive number"
             raise InvalidInput(f"{type(instance).__name__}.{name} must be {what}, got {value!r}")

@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
 
 def check_memory(num_chains: int, num_samples: int, size: int, available: int | None = None) -> int:
-    """Bytes that the draws will take on the host.
+    """Bytes that the draws will take at most: on the host, on the device, and once more while they are converted.
 
     Args:
         num_chains: C.
@@ -81,7 +81,7 @@ def check_memory(num_chains: int, num_samples: int, size: int, available: int | 
     Raises:
         InvalidInput: that is more than half of what there is.
     """
-    needed = 4 * num_chains * num_samples * size
+    needed = 3 * 4 * num_chains * num_samples * size
     if available is None:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 2 * needed > available:
@@ -124,7 +124,9 @@ def repeat(run: Run, state: Any, plan: Plan) -> tuple[Any, Chains]:
 
 
 def _piece(run: Run, state: Any, data: Data, steps: Any, stream: Any) -> Any:
-    """Draws of one piece: (n, C, D), and the statistics (n, C), averaged over the steps between draws."""
+    """Draws of one piece: (n, C, D), and the statistics (n, C): the draw's own log density, averages since the last
+    draw of all others.
+    """
     engine = run.engine
 
     def step(state: Any, index: Any) -> Any:
@@ -132,7 +134,8 @@ def _piece(run: Run, state: Any, data: Data, steps: Any, stream: Any) -> Any:
 
     def draw(state: Any, indices: Any) -> Any:
         state, statistics = engine.scan(step, state, indices)
-        return state, (state.position, {k: engine.xp.mean(v, axis=0) for k, v in statistics.items()})
+        last = {k: v[-1] if k == "log_density" else engine.xp.mean(v, axis=0) for k, v in statistics.items()}
+        return state, (state.position, last)
 
     return engine.scan(draw, state, steps)
 

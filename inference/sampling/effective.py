@@ -49,7 +49,8 @@ def effective_sample_size(chains: np.ndarray) -> np.ndarray:
 
 
 def split_rhat(chains: np.ndarray) -> np.ndarray:
-    """√(pooled variance / variance within the halves of chains), (M,); 1 where the chains agree.
+    """√(pooled variance / variance within the halves of chains), (M,): 1 where the chains agree, infinite where they
+    stand still at different values.
 
     Args:
         chains: (C, n, M), n at least 4.
@@ -58,7 +59,8 @@ def split_rhat(chains: np.ndarray) -> np.ndarray:
     size = halves.shape[1]
     within = halves.var(axis=1, ddof=1).mean(0)
     pooled = within * (size - 1) / size + _variance_of_means(halves)
-    return np.sqrt(np.where(within > 0, pooled / np.where(within > 0, within, 1.0), 1.0))
+    stuck = np.where(pooled > 0, np.inf, 1.0)  # each chain at a value of its own; or all at one
+    return np.sqrt(np.where(within > 0, pooled / np.where(within > 0, within, 1.0), stuck))
 
 
 def _halves(chains: np.ndarray) -> np.ndarray:

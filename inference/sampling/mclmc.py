@@ -30,6 +30,7 @@ _TOO_FAR = 1000.0
 _MEMORY = 149 / 151
 """Of the step size's running average: 150 steps (as in Robnik and Seljak's tuning)."""
 
+_LOOKED_AT = 1000
 _PATH = 0.8
 """Path over which directions are forgotten, in lengths over which positions decorrelate. On posteriors of networks the
 effective sample size hardly changes from 0.4 to 5, and falls below."""
@@ -77,7 +78,8 @@ class MCLMC(Sampler):
     few thousand effective draws. For less bias lower ``energy_error``, or compare with :class:`NUTS`.
 
     Args:
-        num_warmup: steps of each chain for tuning: half for the step size, half for the length.
+        num_warmup: steps of each chain for tuning: half for the step size, a quarter for the posterior's radius and a
+            quarter for the length.
         num_samples: draws of each chain that are kept.
         num_chains: independent chains.
         thinning: steps for each of these draws; a step takes two gradients.
@@ -104,7 +106,7 @@ class MCLMC(Sampler):
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)
         moving = self.warmed(problem, target, gradient, data)
         plan = Plan(self.num_samples, self.thinning, self.max_seconds)
-        run = Run(engine, transition(engine, gradient), data, problem.seed + 3, problem.on_epoch, problem.checkpoint)
+        run = Run(engine, transition(engine, gradient), data, problem.seed + 4, problem.on_epoch, problem.checkpoint)
         moving, chains = repeat(run, moving, plan)
         return chains, {"step_size": float(moving.step[0]), "length": float(moving.length[0])}
 
@@ -121,14 +123,21 @@ class MCLMC(Sampler):
         moving = Moving(phase, engine.asarray(0.25 * ones), engine.asarray(math.sqrt(size) * ones))
         nothing = engine.asarray(0.0 * ones)
         run = Run(engine, tuning_transition(engine, gradient, self.energy_error), data, seed + 1)
-        half = max(2, self.num_warmup // 2)
-        tuning, _ = repeat(run, Tuning(moving, nothing, nothing), Plan(1, half, None))
-        tuning, chains = repeat(run._replace(seed=seed + 2), tuning, Plan(max(4, half // 4), 4, None))
+        quarter = max(16, self.num_warmup // 4)
+        tuning, _ = repeat(run, Tuning(moving, nothing, nothing), Plan(1, 2 * quarter, None))
+        tuning, chains = repeat(run._replace(seed=seed + 2), tuning, Plan(quarter // 4, 4, None))
+        radius = math.sqrt(float(np.sum(chains.positions.var(axis=(0, 1), dtype=np.float64))))
+        moving = tuning.moving._replace(length=engine.asarray(radius * ones))
+        tuning, chains = repeat(
+            run._replace(seed=seed + 3), tuning._replace(moving=moving), Plan(quarter // 4, 4, None)
+        )
         step = float(np.exp(np.mean(np.log(engine.to_numpy(tuning.moving.step)))))
-        # Steps between independent positions, by their harmonic mean over the weights, times the step size: a path.
-        steps = 4 * chains.positions.shape[0] * chains.positions.shape[1]
-        path = step * steps * float(np.mean(1 / effective_sample_size(chains.positions)))
-        length = max(_PATH * path, math.sqrt(size))
+        # Steps between independent positions, by their harmonic mean over some weights, times the step size: a path.
+        # Means alone mix the quicker the less a direction is forgotten, squares do not: the radius of the posterior,
+        # √(Σ variance), is the least.
+        some = chains.positions[..., np.linspace(0, size - 1, min(size, _LOOKED_AT)).astype(int)]
+        path = step * 4 * some.shape[0] * some.shape[1] * float(np.mean(1 / effective_sample_size(some)))
+        length = max(_PATH * path, radius)
         return tuning.moving._replace(step=engine.asarray(step * ones), length=engine.asarray(length * ones))
 
 

@@ -116,7 +116,7 @@ class Target:
 
     def networks(self, positions: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """Weights (S, ...) of each layer and likelihood parameters (S,) of positions (S, D), on the host."""
-        return self.split(positions * self.scale)
+        return self.split(positions * self.scale.astype(positions.dtype))
 
 
 def target_of(problem: FitProblem) -> Target:
