@@ -242,13 +242,15 @@ def by_blackjax_nuts(case: Case, chains: int, draws: int) -> Sampled:
     return Sampled(engine.to_numpy(positions), time.perf_counter() - started, float(np.sum(steps)))
 
 
-def effective(case: Case, sampled: Sampled) -> tuple[float, float]:
-    """Smallest and median effective sample size of function values at held-out rows."""
+def effective(case: Case, sampled: Sampled) -> tuple[float, float, float]:
+    """Effective sample sizes of function values at held-out rows: smallest, median; median of their squares."""
     rows = case.problem.engine.asarray(case.scaling.inputs(case.x_test[:60]))
     count, size, width = sampled.positions.shape
     values = function_values(case.target, sampled.positions.reshape(-1, width), rows)
-    sizes = effective_sample_size(values.reshape(count, size, -1))
-    return float(sizes.min()), float(np.median(sizes))
+    each = values.reshape(count, size, -1)
+    sizes = effective_sample_size(each)
+    squares = effective_sample_size((each - each.mean(axis=(0, 1))) ** 2)
+    return float(sizes.min()), float(np.median(sizes)), float(np.median(squares))
 
 
 def predictive_density(case: Case, sampled: Sampled) -> float:
@@ -270,13 +272,14 @@ def measure(case: Case, name: str, chains: int, sampler: Callable[..., Sampled],
     before = floor(case, chains)
     sampled = sampler(case, chains, draws)
     rate = 0.5 * (before + floor(case, chains))
-    least, median = effective(case, sampled)
+    least, median, squares = effective(case, sampled)
     gradients = None if sampled.gradients is None else sampled.gradients / sampled.seconds
     cells = [
         case.name, case.problem.engine.name, name, str(chains),
         "" if gradients is None else f"{gradients:,.0f}", f"{rate:,.0f}",
         "" if gradients is None else f"{gradients / rate:.2f}",
-        f"{least / sampled.seconds:.1f}", f"{median / sampled.seconds:.1f}", f"{predictive_density(case, sampled):.3f}",
+        f"{least / sampled.seconds:.1f}", f"{median / sampled.seconds:.1f}", f"{squares / sampled.seconds:.1f}",
+        f"{predictive_density(case, sampled):.3f}",
     ]  # fmt: skip
     table.add_row(*cells)
     CONSOLE.print("  ".join(cells), highlight=False)

@@ -269,6 +269,42 @@ def _conjugate_mean(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(design @ np.linalg.solve(np.diag(prior) + design.T @ design / 0.25, design.T @ y / 0.25))
 
 
+def test_a_narrow_posterior_is_explored_in_its_squares_too() -> None:
+    """Many rows: the length over which directions are forgotten goes by the posterior's radius, not the prior's."""
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((3000, 9))
+    y = x @ rng.standard_normal(9) + 0.5 * rng.standard_normal(3000)
+    method = bm.MCLMC(num_warmup=400, num_samples=300, num_chains=4, thinning=4, climb=300)
+    model = linear_model("torch").fit(x, y, method=method)
+    assert model.fit_details["effective_size"].min() > 200
+    assert model.fit_details["rhat"].max() < 1.05
+
+
+def test_sampled_posteriors_learn_on_in_other_ways() -> None:
+    x, y = linear_data(30, 3)
+    model = small_model("torch").fit(x, y, method=QUICK)
+    forgetting = model.with_settings(dynamics=bm.Forgetting(0.99))
+    forgetting.update(x[:3], y[:3])
+    assert forgetting.particles is None
+    assert model.particles is not None
+    with pytest.raises(InvalidInput, match="not for a mixture or for draws"):
+        model.consolidate(x, y, base=model)
+    kinds = bm.BayesianMLP(NETWORK, feedback={"value": bm.Gaussian(), "liked": bm.Bernoulli()}, engine="torch").fit(
+        x, y, method=QUICK
+    )
+    assert kinds.predict(x, kind="value").method == "samples"
+    kinds.reweight(x, y + 3.0, memory=(x, y), method=QUICK)
+    again = bm.BayesianMLP.from_parts(kinds.spec(), kinds.to_arrays(), "torch")
+    again.update(x[:2], [0, 1], kind="liked")
+    assert np.isfinite(again.predict(x, kind="liked").probabilities).all()
+
+
+def test_chains_that_stand_still_are_not_said_to_agree() -> None:
+    stuck = np.repeat(np.array([[0.0], [1.0]])[:, None], 10, axis=1)
+    assert np.isinf(split_rhat(stuck)[0])
+    assert split_rhat(np.ones((2, 10, 1)))[0] == 1.0
+
+
 def test_draws_may_be_thinned_and_stored_by_halves() -> None:
     x, y = linear_data(40, 3)
     model = small_model("torch").fit(x, y, method=QUICK)
@@ -283,6 +319,11 @@ def test_draws_may_be_thinned_and_stored_by_halves() -> None:
     assert len(model.predict(x).log_weights) == 40
     with pytest.raises(InvalidInput, match="draws must be from 1 to 10"):
         model.thin(11)
+    with pytest.raises(InvalidInput, match="draws must be an integer"):
+        model.thin(2.5)  # type: ignore[arg-type]
+    large = small_model("torch", prior=bm.NormalPrior(1e6)).fit(x, y, method=QUICK)
+    with pytest.raises(InvalidInput, match="beyond float16"):
+        large.thin(5, stored="float16")
     with pytest.raises(InvalidInput, match="not a sampler's"):
         small_model("torch").fit(x, y).thin(3)
 
@@ -436,6 +477,7 @@ def test_bad_arguments_are_named() -> None:
     x, y = linear_data(30, 3)
     for build, message in [
         (lambda: bm.MCLMC(num_samples=0), "MCLMC.num_samples must be an integer of at least 1, got 0"),
+        (lambda: bm.MCLMC(num_samples=20.0), "MCLMC.num_samples must be an integer"),  # type: ignore[arg-type]
         (lambda: bm.MCLMC(energy_error=-1), "MCLMC.energy_error must be a positive number"),
         (lambda: bm.AdjustedMCLMC(target_accept=1.5), "AdjustedMCLMC.target_accept"),
         (lambda: bm.MEADS(num_chains=6), "MEADS.num_chains must be a multiple of 4"),
