@@ -27,7 +27,7 @@ def thinned(model: BayesianMLP, draws: int, stored: str) -> tuple[Particles, Pos
     if not isinstance(draws, int | np.integer):
         raise InvalidInput(f"draws must be an integer, got {draws!r}")
     largest = max(float(np.abs(model.engine.to_numpy(layer)).max()) for layer in state.draws)
-    if stored == "float16" and largest > np.finfo(np.float16).max:
+    if stored == "float16" and largest > float(np.finfo(np.float16).max):
         raise InvalidInput(f"stored must be 'float32': a weight of {largest:.3g} is beyond float16")
     chosen, rows = replace(form, stored=stored).thinned(int(draws))
     return chosen, _kept(model, state, rows, model.engine.to_numpy(state.log_weights)[rows])

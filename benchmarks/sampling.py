@@ -5,10 +5,10 @@
     python benchmarks/sampling.py --quick               # short chains, few of them
     python benchmarks/sampling.py --device gpu --chains 1 16 256 1024 4096
 
-One hidden layer of 50 tanh units, learned noise, one thread. The effective sample size is that of function values (and of their squares) at
-held-out rows, its median over rows; seconds are those of the sampling phase, compiled before. The floor is vmapped
-gradients of the same density in the same process, measured before and after each sampler. Peers that are not installed
-(``pip install blackjax``) are left out, and said to be.
+One hidden layer of 50 tanh units, learned noise, one thread. The effective sample size is that of function values at
+held-out rows, and of their squares, its median over rows; seconds are those of the sampling phase, compiled before. The
+floor is vmapped gradients of the same density in the same process, measured before and after each sampler. Peers that are
+not installed (``pip install blackjax``) are left out, and said to be.
 """
 
 from __future__ import annotations
@@ -314,6 +314,7 @@ def main() -> None:
         "share",
         "ESS/s min",
         "median",
+        "of squares",
         "lpd",
     )
     table = Table(*columns)
