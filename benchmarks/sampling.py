@@ -7,7 +7,7 @@
 
 One hidden layer of 50 tanh units, learned noise, one thread. The effective sample size is that of function values at
 held-out rows, and of their squares, its median over rows; seconds are those of the sampling phase, compiled before. The
-floor is vmapped gradients of the same density in the same process, measured before and after each sampler. Peers that are
+floor is vmapped gradients of the same density in the same process, before and after each sampler. Peers that are
 not installed (``pip install blackjax``) are left out, and said to be.
 """
 
