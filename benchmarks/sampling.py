@@ -18,6 +18,8 @@ import sys
 
 if "gpu" not in sys.argv:
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    if hasattr(os, "sched_setaffinity"):  # one core for all: XLA would run a floor's chains on several
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import argparse
 import importlib.util
