@@ -320,7 +320,7 @@ def test_draws_may_be_thinned_and_stored_by_halves() -> None:
     with pytest.raises(InvalidInput, match="draws must be from 1 to 10"):
         model.thin(11)
     with pytest.raises(InvalidInput, match="draws must be an integer"):
-        model.thin(2.5)  # type: ignore[arg-type]
+        model.thin(2.5)
     state = model.posterior.weights
     model.set_posterior(model.posterior._replace(weights=state._replace(draws=tuple(1e8 * d for d in state.draws))))
     with pytest.raises(InvalidInput, match="beyond float16"):
@@ -478,7 +478,7 @@ def test_bad_arguments_are_named() -> None:
     x, y = linear_data(30, 3)
     for build, message in [
         (lambda: bm.MCLMC(num_samples=0), "MCLMC.num_samples must be an integer of at least 1, got 0"),
-        (lambda: bm.MCLMC(num_samples=20.0), "MCLMC.num_samples must be an integer"),  # type: ignore[arg-type]
+        (lambda: bm.MCLMC(num_samples=20.0), "MCLMC.num_samples must be an integer"),
         (lambda: bm.MCLMC(energy_error=-1), "MCLMC.energy_error must be a positive number"),
         (lambda: bm.AdjustedMCLMC(target_accept=1.5), "AdjustedMCLMC.target_accept"),
         (lambda: bm.MEADS(num_chains=6), "MEADS.num_chains must be a multiple of 4"),
