@@ -113,6 +113,8 @@ def simulation_based_calibration(
     likelihood = model.likelihood
     if model.standardize:
         raise InvalidInput("model must have standardize=False: a scaling is estimated, which no prior says")
+    if model.network.engine_name is not None:
+        raise InvalidInput(f"network must be one that runs on every engine, got {model.network!r}")
     if likelihood.fit_parameters() and not isinstance(likelihood, Gaussian):
         raise InvalidInput(f"likelihood must learn nothing but a Gaussian's noise, got {likelihood}")
     if not isinstance(runs, int | np.integer) or runs < 1:

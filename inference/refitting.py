@@ -27,8 +27,6 @@ from .training import TrainingOptions, batch_plan
 
 __all__ = ["Refit", "RefitRows"]
 
-_REPORTED = 3  # objective, log likelihood, complexity
-
 
 class RefitRows(NamedTuple):
     """Scaled rows on the host.

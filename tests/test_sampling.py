@@ -25,6 +25,22 @@ NO_DATA: Any = ()
 QUICK = bm.MCLMC(num_warmup=120, num_samples=40, num_chains=4, thinning=4, climb=60)
 
 
+every_likelihood = pytest.mark.parametrize(
+    "likelihood",
+    [
+        bm.Gaussian(2), bm.HeteroscedasticGaussian(), bm.StudentT(), bm.Categorical(3), bm.Bernoulli(), bm.Poisson(),
+        bm.Ordinal(4),
+    ],
+    ids=lambda v: type(v).__name__,
+)  # fmt: skip
+
+
+def targets_for(likelihood: Any, rng: np.random.Generator, rows: int) -> np.ndarray:
+    numeric = {"Gaussian": (rows, 2), "HeteroscedasticGaussian": (rows,)}
+    shape = numeric.get(type(likelihood).__name__)
+    return rng.integers(0, 2, rows) if shape is None else rng.standard_normal(shape)
+
+
 def linear_data(rows: int = 40, inputs: int = 9) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, inputs))
@@ -118,22 +134,14 @@ def test_the_density_is_that_of_the_probabilistic_program() -> None:
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
-@pytest.mark.parametrize(
-    "likelihood",
-    [
-        bm.Gaussian(2), bm.HeteroscedasticGaussian(), bm.StudentT(), bm.Categorical(3), bm.Bernoulli(), bm.Poisson(),
-        bm.Ordinal(4),
-    ],
-    ids=lambda v: type(v).__name__,
-)  # fmt: skip
+@every_likelihood
 def test_gradients_of_the_density(name: str, likelihood: Any) -> None:
     """Against central differences, with several chains at once."""
     from bayesmlp.inference.sampling.target import data_of, target_of
 
     rng = np.random.default_rng(2)
     x = rng.standard_normal((7, 3))
-    numeric = {"Gaussian": rng.standard_normal((7, 2)), "HeteroscedasticGaussian": rng.standard_normal(7)}
-    y = numeric.get(type(likelihood).__name__, rng.integers(0, 2, 7))
+    y = targets_for(likelihood, rng, 7)
     model = small_model(name, likelihood, dtype="float64")
     problem = model.fit_problem(x, y, weight=rng.random(7))
     target, data = target_of(problem), data_of(problem)
@@ -410,20 +418,12 @@ TINY = bm.MCLMC(num_warmup=40, num_samples=10, num_chains=2, thinning=2, climb=3
 @pytest.mark.parametrize(
     "structure", [bm.Diagonal(), bm.Kronecker(), bm.LowRank(3), bm.LastLayer(), bm.Full()], ids=repr
 )
-@pytest.mark.parametrize(
-    "likelihood",
-    [
-        bm.Gaussian(2), bm.HeteroscedasticGaussian(), bm.StudentT(), bm.Categorical(3), bm.Bernoulli(), bm.Poisson(),
-        bm.Ordinal(4),
-    ],
-    ids=lambda v: type(v).__name__,
-)  # fmt: skip
+@every_likelihood
 def test_every_likelihood_is_sampled_beside_every_structure(likelihood: Any, structure: Any) -> None:
     """Draws answer with finite densities, survive the way into arrays and back, and an update goes on from them."""
     rng = np.random.default_rng(6)
     x = rng.standard_normal((20, 3))
-    numeric = {"Gaussian": rng.standard_normal((20, 2)), "HeteroscedasticGaussian": rng.standard_normal(20)}
-    y = numeric.get(type(likelihood).__name__, rng.integers(0, 2, 20))
+    y = targets_for(likelihood, rng, 20)
     model = small_model("torch", likelihood, structure=structure).fit(x, y, method=TINY)
     again = bm.BayesianMLP.from_parts(model.spec(), model.to_arrays(), "torch")
     np.testing.assert_array_equal(again.predict(x).log_prob(y), model.predict(x).log_prob(y))

@@ -140,7 +140,7 @@ class JaxEngine(Engine):
             if leading_length(points) == 1:
                 value, gradient = one(take(points, 0), *shared)
                 return value[None], map_arrays(lambda a: a[None], gradient)
-            # One after the other, each in the processor's cache: from 1.5 (16 points) to 2.5 times (256) as fast.
+            # One after the other, each in the processor's cache: of many points vmap's intermediate arrays are not.
             return jax.lax.map(lambda point: one(point, *shared), points)
 
         return each

@@ -103,6 +103,7 @@ def repeat(run: Run, state: Any, plan: Plan) -> tuple[Any, Chains]:
     engine, pieces = run.engine, _pieces(state.position.shape, plan.num_samples)
     compiled = engine.jit(lambda state, data, steps, stream: _piece(run, state, data, steps, stream))
     state, kept = _resumed(run, state)
+    rows = max(1.0, float(engine.to_numpy(run.data[2]).sum())) if run.report is not None else 1.0
     started, done = time.monotonic(), 0
     for index, size in enumerate(pieces):
         done += size
@@ -113,7 +114,8 @@ def repeat(run: Run, state: Any, plan: Plan) -> tuple[Any, Chains]:
         state, (positions, statistics) = compiled(state, run.data, steps, stream)
         values = {name: engine.to_numpy(value).T for name, value in statistics.items()}
         kept.append((np.swapaxes(engine.to_numpy(positions), 0, 1), values))
-        _report(run, index, len(pieces), values)
+        if run.report is not None:
+            run.report(index, len(pieces), -float(values["log_density"].mean()) / rows, note=_note(values))
         if run.checkpoint is not None and (run.checkpoint.due() or index == len(pieces) - 1):
             joined = _joined(kept)
             kept = [(joined.positions, joined.statistics)]
@@ -152,12 +154,8 @@ def _seed_of(seed: int, piece: int) -> int:
     return int(np.random.SeedSequence([seed, piece]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _report(run: Run, piece: int, pieces: int, statistics: dict[str, np.ndarray]) -> None:
-    if run.report is None:
-        return
-    notes = [f"{name} {values.mean():.3g}" for name, values in statistics.items() if name != "log_density"]
-    rows = max(1.0, float(run.engine.to_numpy(run.data[2]).sum()))
-    run.report(piece, pieces, -float(statistics["log_density"].mean()) / rows, note=", ".join(notes))
+def _note(statistics: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} {values.mean():.3g}" for name, values in statistics.items() if name != "log_density")
 
 
 def _joined(kept: Sequence[tuple[np.ndarray, dict[str, np.ndarray]]]) -> Chains:

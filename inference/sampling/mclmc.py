@@ -32,8 +32,7 @@ _MEMORY = 149 / 151
 
 _LOOKED_AT = 1000
 _PATH = 0.8
-"""Path over which directions are forgotten, in lengths over which positions decorrelate. On posteriors of networks the
-effective sample size hardly changes from 0.4 to 5, and falls below."""
+"""Path over which directions are forgotten, in lengths over which positions decorrelate."""
 
 
 class Moving(NamedTuple):
@@ -49,7 +48,7 @@ class Moving(NamedTuple):
 
     @property
     def position(self) -> Float[Array, "C D"]:
-        """Z."""
+        """Where the chains are, z."""
         return self.phase.position
 
 
@@ -66,7 +65,7 @@ class Tuning(NamedTuple):
 
     @property
     def position(self) -> Float[Array, "C D"]:
-        """Z."""
+        """Where the chains are, z."""
         return self.moving.position
 
 

@@ -36,12 +36,8 @@ class Hamiltonian(Sampler):
             )
 
     @abstractmethod
-    def numpyro_kernel(self, infer: Any, potential: Any) -> Any:
-        """NumPyro's kernel."""
-
-    @abstractmethod
-    def pyro_kernel(self, infer: Any, potential: Any) -> Any:
-        """Pyro's kernel."""
+    def kernel(self, infer: Any, potential: Any) -> Any:
+        """The kernel of ``numpyro.infer`` or ``pyro.infer``, which have the same names."""
 
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         rng = np.random.default_rng(problem.seed)
@@ -60,7 +56,7 @@ class Hamiltonian(Sampler):
         engine, data = problem.engine, data_of(problem)
         density = target.log_density(data)
         run = infer.MCMC(
-            self.numpyro_kernel(infer, lambda z: -density(z)),
+            self.kernel(infer, lambda z: -density(z)),
             num_warmup=self.num_warmup,
             num_samples=self.num_samples,
             num_chains=self.num_chains,
@@ -96,7 +92,7 @@ class Hamiltonian(Sampler):
         for chain in range(self.num_chains):
             with engine.scope(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(problem.seed + 7919 * chain)  # Pyro draws from the global stream: forked, given back
-                kernel = self.pyro_kernel(infer, lambda sites: -density(sites["z"]))
+                kernel = self.kernel(infer, lambda sites: -density(sites["z"]))
                 first = {"z": engine.asarray(start[chain])}
                 run = infer.MCMC(
                     kernel, num_samples=self.num_samples, warmup_steps=self.num_warmup, initial_params=first,
@@ -129,12 +125,7 @@ class NUTS(Hamiltonian):
 
     counts: ClassVar[tuple[str, ...]] = ("num_warmup", "num_samples", "num_chains", "max_tree_depth")
 
-    def numpyro_kernel(self, infer: Any, potential: Any) -> Any:
-        return infer.NUTS(
-            potential_fn=potential, target_accept_prob=self.target_accept, max_tree_depth=self.max_tree_depth
-        )
-
-    def pyro_kernel(self, infer: Any, potential: Any) -> Any:
+    def kernel(self, infer: Any, potential: Any) -> Any:
         return infer.NUTS(
             potential_fn=potential, target_accept_prob=self.target_accept, max_tree_depth=self.max_tree_depth
         )
@@ -160,12 +151,7 @@ class HMC(Hamiltonian):
         if not 0 < self.trajectory_length < np.inf:
             raise InvalidInput(f"HMC.trajectory_length must be a positive number, got {self.trajectory_length!r}")
 
-    def numpyro_kernel(self, infer: Any, potential: Any) -> Any:
-        return infer.HMC(
-            potential_fn=potential, target_accept_prob=self.target_accept, trajectory_length=self.trajectory_length
-        )
-
-    def pyro_kernel(self, infer: Any, potential: Any) -> Any:
+    def kernel(self, infer: Any, potential: Any) -> Any:
         return infer.HMC(
             potential_fn=potential, target_accept_prob=self.target_accept, trajectory_length=self.trajectory_length
         )

@@ -10,12 +10,11 @@ prior's precision plus the curvature of the data there, multiplied so that the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..assembly import assembler
+from ..assembly import Assemble, assembler
 from ..engines.base import map_arrays
 from ..filtering import Posterior
 from ..methods import FitProblem
@@ -69,7 +68,7 @@ def function_distance(values: np.ndarray, mean: np.ndarray, variance: np.ndarray
 def projected(
     problem: FitProblem, target: Target, chains: Chains, rows: np.ndarray, values: np.ndarray
 ) -> tuple[Posterior, float]:
-    """A mixture of a few Gaussians in the problem's structure, evenly weighted, and its :func:`function_distance`.
+    """The nearest of a few Gaussians in the problem's structure, and its :func:`function_distance`.
 
     Args:
         problem: that the draws are of.
@@ -87,47 +86,46 @@ def projected(
     weights, _ = target.networks(engine.to_numpy(nearest).astype(np.float64))
     state = problem.likelihood.state_from_fit(tuple(average), float(problem.weight.sum()))
     fitted = tuple(engine.asarray(np.float64(value)) for value in average)
-    moments = _moments(problem)
+    moments, assemble = _moments(problem), assembler(problem, [False] * problem.network.num_layers)
     found = []
     for index in range(len(candidates)):
         means = tuple(engine.asarray(layer[index]) for layer in weights)
-        found.append(_matched(problem, Parameters(means, (), fitted), state, moments, x, values))
-    found.sort(key=lambda one: one[1])
-    return found[0]
+        found.append(_matched(problem, assemble, Parameters(means, (), fitted), state, moments, x, values))
+    return min(found, key=lambda one: one[1])
 
 
 def _function_fit(target: Target) -> Gradient:
     """Of networks whose outputs are to be near given means, in units of given variances, under the prior."""
-    engine, xp = target.engine, target.engine.xp
-    scale = engine.asarray(target.scale)
+    engine = target.engine
 
-    def fit(moved: Any, data: Data) -> Any:
+    def fit(moved: Any, data: Data, factor: Any) -> Any:
         x, mean, variance = data
         error = target.network.apply(engine, moved[0], x) - mean
-        return -0.5 * xp.sum(error * error / variance)
+        return -0.5 * factor * engine.xp.sum(error * error / variance)
 
-    each = engine.value_and_grad_each(fit)
-
-    def gradient(position: Any, data: Data, factor: Any = 1.0) -> tuple[Any, Any]:
-        moved = target.split(position * scale)
-        value, (slopes,) = each((moved[0],), data)
-        nothing = tuple(0.0 * parameter for parameter in moved[1])
-        slope = target.join(slopes, nothing, xp) * scale
-        return value, slope - position
-
-    return gradient
+    return target.gradient(fit)
 
 
 def _matched(
-    problem: FitProblem, parameters: Parameters, state: Any, moments: Moments, x: Any, values: np.ndarray
+    problem: FitProblem,
+    assemble: Assemble,
+    parameters: Parameters,
+    state: Any,
+    moments: Moments,
+    x: Any,
+    values: np.ndarray,
 ) -> tuple[Posterior, float]:
-    """The Gaussian whose curvature is scaled so that its outputs vary as the draws' do, and its distance."""
+    """The Gaussian whose curvature H is scaled so that its outputs vary as the draws' do, and its distance.
+
+    The precision is P + c H = c (P / c + H), with P the prior's: one compiled program gives it for every c.
+    """
     share, wanted = 1.0, float(np.mean(values.var(0)))
     best: tuple[Posterior, float] | None = None
     for _ in range(_MATCHES):
-        weighted = replace(problem, weight=share * problem.weight)
-        assemble = assembler(weighted, [False] * problem.network.num_layers)
-        posterior = assemble(parameters, problem.prior_precision, None, state)
+        unscaled = assemble(parameters, [precision / share for precision in problem.prior_precision], None, state)
+        with problem.engine.scope():
+            weights = problem.structure.scaled(problem.engine, unscaled.weights, share)
+        posterior = unscaled._replace(weights=weights)
         mean, variance = moments(posterior, x)
         distance = function_distance(values, mean, variance)
         if best is None or distance < best[1]:

@@ -75,10 +75,14 @@ class Target:
         flat = [w.reshape(*w.shape[: w.ndim - len(shape)], -1) for w, shape in zip(weights, self.shapes, strict=True)]
         return xp.concat([*flat, *(p[..., None] for p in parameters)], axis=-1)
 
-    def gradient(self) -> Gradient:
-        """See :data:`Gradient`."""
+    def gradient(self, term: Callable[..., Array] | None = None) -> Gradient:
+        """See :data:`Gradient`.
+
+        Args:
+            term: ``term((weights, parameters), data, factor)`` of one network, to be in the place of what the data say.
+        """
         xp, scale, is_weight = self.engine.xp, *self._constants()
-        each = self.engine.value_and_grad_each(self._data_term)
+        each = self.engine.value_and_grad_each(term or self._data_term)
 
         def gradient(position: Float[Array, "C D"], data: Data, factor: Any = 1.0) -> tuple[Array, Array]:
             value, (weights, parameters) = each(self.split(position * scale), data, factor)

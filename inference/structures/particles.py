@@ -70,10 +70,6 @@ class Particles:
         """S."""
         return self.chains * self.draws
 
-    def resolve(self, num_layers: int) -> Particles:
-        """The same for a network of ``num_layers`` layers."""
-        return replace(self, of=self.of.resolve(num_layers))
-
     def thinned(self, draws: int) -> tuple[Particles, np.ndarray]:
         """Fewer draws of each chain, evenly spaced, and the indices of those kept among all S."""
         if not 1 <= draws <= self.draws:
