@@ -34,7 +34,11 @@ class LayerFactors(NamedTuple):
 
     def left_multiply(self, factor: Float[Array, "N K R"] | None) -> LayerFactors:
         """Factors of ``factorᵀ J``: R new output directions for each input; None for the identity."""
-        return self if factor is None else LayerFactors(self.inputs, factor.mT @ self.rows)
+        if factor is None:
+            return self
+        if factor.shape[0] == 1:  # as matrices: batches of one cost eager frameworks more
+            return LayerFactors(self.inputs, (factor[0].mT @ self.rows[0])[None])
+        return LayerFactors(self.inputs, factor.mT @ self.rows)
 
     def pull_back(self, residual: Float[Array, "N K"]) -> tuple[Float[Array, "N I"], Float[Array, "N O"]]:
         """Columns and rows whose summed outer products are ``Jᵀ residual``, in the shape of W."""
@@ -63,6 +67,16 @@ class LayerFactors(NamedTuple):
         pairs = self.inputs[:, None, :] * self.inputs[None, :, :]
         gram = engine.xp.einsum("nko,nmo,mlo->nkml", self.rows, pairs @ variance, self.rows)
         return engine.xp.reshape(gram, (num_rows * num_outputs, num_rows * num_outputs))
+
+    def joint_covariances(
+        self, engine: Engine, precision: Float[Array, "I O"]
+    ) -> tuple[Array, Float[Array, "I O"] | None]:
+        """:meth:`gram` of the inverse of a precision between all inputs, and for a single input ``aᵀ / precision``."""
+        if self.rows.shape[0] > 1:
+            return self.gram(engine, engine.xp.reciprocal(precision), joint=True), None
+        cross = self.inputs.mT / precision
+        rows = self.rows[0]
+        return (rows * (self.inputs @ cross)) @ rows.mT, cross
 
     def gram_diagonal(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "N K"]:
         """The diagonal of :meth:`gram`."""
@@ -137,6 +151,10 @@ class SharedFactors(NamedTuple):
         if joint:
             jacobian = jacobian.reshape((-1, jacobian.shape[2]))
         return (jacobian * variance.reshape((-1,))) @ jacobian.mT
+
+    def joint_covariances(self, engine: Engine, precision: Float[Array, "I O"]) -> tuple[Array, None]:
+        """See :meth:`LayerFactors.joint_covariances`."""
+        return self.gram(engine, engine.xp.reciprocal(precision), joint=True), None
 
     def gram_diagonal(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "N K"]:
         """See :meth:`LayerFactors.gram_diagonal`."""

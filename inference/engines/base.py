@@ -410,6 +410,10 @@ class Engine(ABC):
         """``matrix + (columnᵀ @ row) / divisor``, elementwise division."""
         return matrix + (column.T @ row) / divisor
 
+    def add_scaled(self, matrix: Array, scale: Array, row: Array) -> Array:
+        """``matrix + scale ∘ row``, the row (1, j) broadcast."""
+        return matrix + scale * row
+
     def gram(self, rows: Array) -> Array:
         """``rowsᵀ @ rows``; where the framework's library can, at the price of one triangle."""
         return rows.mT @ rows
