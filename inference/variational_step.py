@@ -111,20 +111,20 @@ class VariationalStep(OutputStep):
             in_deviations = xp.sqrt(xp.abs(error @ (covariance @ error)))
             return in_deviations + trace(change) / (1 + trace(information))
 
-        def at(residual: Array, information: Array, before: _Iterate) -> _Iterate:
+        def iterate(before: _Iterate) -> _Iterate:
+            """A natural-gradient step, and where it has led: V is C (I + F C)⁻¹."""
+            information = before.information + before.rate * before.change
+            right = xp.concat([(before.rate * before.error)[:, None], identity], axis=1)
+            solved = engine.solve(system(information), right)
+            residual = before.residual + solved[:, 0]
             moved = outputs + xp.reshape(residual @ covariance, outputs.shape)
-            spread = own_covariance(engine, engine.solve(system(information).mT, covariance), outputs)
-            wanted_residual, wanted_information = errors(moved, spread)
+            inverse = xp.permute_dims(xp.reshape(solved[:, 1:], (size, num_rows, num_outputs)), (1, 0, 2))
+            wanted_residual, wanted_information = errors(moved, rows_of_covariance @ inverse)
             error, change = wanted_residual - residual, wanted_information - information
             distance = distance_of(information, error, change)
             slower = xp.where(before.rate > _LOWEST_RATE, 0.5 * before.rate, before.rate)
             rate = xp.where(distance > before.distance, slower, before.rate)
             return _Iterate(residual, information, error, change, distance, rate, before.count + 1)
-
-        def moved_by(now: _Iterate, rate: Array) -> tuple[Array, Array]:
-            information = now.information + rate * now.change
-            step = engine.solve(system(information), (rate * now.error)[:, None])[:, 0]
-            return now.residual + step, information
 
         def unfinished(now: _Iterate) -> Array:
             return (now.distance > self.tolerance) & (now.count < self.max_iterations)
@@ -133,10 +133,11 @@ class VariationalStep(OutputStep):
         nothing = engine.constant(np.zeros(size), outputs), xp.zeros_like(prior_spread)
         wanted = errors(outputs, prior_spread)
         start = _Iterate(*nothing, *wanted, distance_of(nothing[1], *wanted), half, one)
-        found = engine.while_loop(unfinished, lambda now: at(*moved_by(now, now.rate), now), start)
+        found = engine.while_loop(unfinished, iterate, start)
         # Where the fixed point is near, the whole step leads to it; a step that is cut off by its number stays careful.
         last = xp.where(found.distance > self.tolerance, found.rate, one)
-        residual, information = moved_by(found, last)
+        information = found.information + last * found.change
+        residual = found.residual + engine.solve(system(information), (last * found.error)[:, None])[:, 0]
         factor = _root(engine, information, _size(engine, information), _ROUNDING)
         return Site(residual, xp.where(weight[:, None, None] > 0, factor, 0.0), found.count)
 

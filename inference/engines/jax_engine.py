@@ -77,7 +77,7 @@ class JaxEngine(Engine):
         return np.array(values, dtype=self.dtype if values.dtype.kind == "f" else None)  # dispatch moves it
 
     def fetch(self, tree: Any) -> Any:
-        return jax.device_get(tree)
+        return super().fetch(tree) if self.device.platform == "cpu" else jax.device_get(tree)  # a tenth of its time
 
     def constant(self, values: Any, like: Any) -> jax.Array:
         return jnp.asarray(values, dtype=like.dtype)  # the scope's device; a traced array has none
