@@ -85,8 +85,15 @@ class LayerFactors(NamedTuple):
 
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """``J`` times each of R directions in weight space."""
-        projected = engine.xp.permute_dims(self.inputs @ directions, (1, 2, 0))  # N, O, R
-        return self.rows @ projected
+        return self.outputs_of(engine, self.moves(engine, directions))
+
+    def moves(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "R N O"]:
+        """How R directions in weight space move the pre-activations; adds up over blocks of inputs."""
+        return self.inputs @ directions
+
+    def outputs_of(self, engine: Engine, moves: Float[Array, "R N O"]) -> Float[Array, "N K R"]:
+        """How the outputs move with the pre-activations."""
+        return self.rows @ engine.xp.permute_dims(moves, (1, 2, 0))
 
     def combined(self, engine: Engine, mixing: Float[Array, "N K R"]) -> Float[Array, "R I O"]:
         """R linear combinations of the rows of ``J``, in the shape of W."""
@@ -164,6 +171,14 @@ class SharedFactors(NamedTuple):
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """See :meth:`LayerFactors.push_forward`."""
         return engine.xp.einsum("nti,rio,nkto->nkr", self.inputs, directions, self.rows)
+
+    def moves(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N T R O"]:
+        """See :meth:`LayerFactors.moves`."""
+        return engine.xp.einsum("nti,rio->ntro", self.inputs, directions)
+
+    def outputs_of(self, engine: Engine, moves: Float[Array, "N T R O"]) -> Float[Array, "N K R"]:
+        """See :meth:`LayerFactors.outputs_of`."""
+        return engine.xp.einsum("ntro,nkto->nkr", moves, self.rows)
 
     def combined(self, engine: Engine, mixing: Float[Array, "N K R"]) -> Float[Array, "R I O"]:
         """See :meth:`LayerFactors.combined`."""
