@@ -419,7 +419,7 @@ class Engine(ABC):
     # -- the writes of a filter step; the only places where memory may be taken over ------------------------------
     def add_outer(self, matrix: Array, column: Array, row: Array) -> Array:
         """``matrix + columnᵀ @ row`` for stacked columns (n, i) and rows (n, j)."""
-        return matrix + column.T @ row
+        return matrix + (column.T * row if column.shape[0] == 1 else column.T @ row)
 
     def add_outer_over(self, matrix: Array, column: Array, row: Array, divisor: Array) -> Array:
         """``matrix + (columnᵀ @ row) / divisor``, elementwise division."""
