@@ -233,6 +233,24 @@ class Engine(ABC):
         )
         return functools.reduce(lambda total, part: map_trees(lambda a, b: a + b, total, part), parts)
 
+    def map_blocks(
+        self, body: Callable[..., tuple[Array, ...]], arrays: Sequence[Array], others: Sequence[Array], size: int
+    ) -> tuple[Array, ...]:
+        """New values of the arrays, of their shapes, by blocks of rows where an eager framework profits.
+
+        An owning engine may write each block into the arrays as soon as it is computed.
+
+        Args:
+            body: of a block of each of the arrays and others, to new blocks of the arrays.
+            arrays: whose last axis but one is the rows.
+            others: likewise, only read.
+            size: rows of a block; the last one may have fewer.
+        """
+        everything = (*arrays, *others)
+        starts = range(0, arrays[0].shape[-2], size)
+        blocks = [body(*(array[..., start : start + size, :] for array in everything)) for start in starts]
+        return tuple(self.xp.concat(parts, axis=-2) for parts in zip(*blocks, strict=True))
+
     def slice_rows(self, array: Array, first: Any, size: int) -> Array:
         """``size`` rows from ``first`` on, a number that compiled code may be given."""
         return array[int(first) : int(first) + size]

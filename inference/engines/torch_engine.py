@@ -126,6 +126,17 @@ class TorchEngine(Engine):
     def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any) -> tuple[Any, Any]:
         return python_scan(torch.stack, body, state, sequence)
 
+    def map_blocks(
+        self, body: Callable[..., tuple[Any, ...]], arrays: Sequence[Any], others: Sequence[Any], size: int
+    ) -> tuple[Any, ...]:
+        if not self.in_place:
+            return super().map_blocks(body, arrays, others, size)
+        for start in range(0, arrays[0].shape[-2], size):
+            blocks = [array[..., start : start + size, :] for array in (*arrays, *others)]
+            for block, new in zip(blocks, body(*blocks), strict=False):
+                block.copy_(new)
+        return tuple(arrays)
+
     def vmap(self, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         return torch.func.vmap(function, in_dims=in_axes)
 

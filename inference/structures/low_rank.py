@@ -15,7 +15,7 @@ from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layer
 __all__ = ["LowRank", "LowRankState"]
 
 
-_BLOCK = 65_536
+_BLOCK = 262_144
 """Numbers of the columns that are in float64 at a time."""
 
 
@@ -195,12 +195,18 @@ class LowRank(Structure):
         num_rows, num_directions, rank = products.projected.shape
         rotation = engine.cast(engine.in_float64(_leading_directions, products))
         mixing = engine.xp.reshape(rotation[rank:], (num_rows, num_directions, rank))
-        diagonals, columns = [], []
-        for factor, diagonal, before in zip(new, state.diagonal, state.columns, strict=True):
-            after = _combine(engine, rotation[:rank].mT, before) + factor.combined(engine, mixing)
-            diagonals.append(self._diagonal_after(engine, factor, diagonal, before, after))
-            columns.append(after)
-        return LowRankState(state.mean, tuple(diagonals), tuple(columns))
+        layers = []
+        for factor, diagonal, columns in zip(new, state.diagonal, state.columns, strict=True):
+
+            def learned(now: Array, before: Array, inputs: Array, factor: Any = factor) -> tuple[Array, Array]:
+                own = factor._replace(inputs=inputs.mT)
+                after = _combine(engine, rotation[:rank].mT, before) + own.combined(engine, mixing)
+                return self._diagonal_after(engine, own, now, before, after), after
+
+            arrays, others = (diagonal, columns), (factor.inputs.mT,)
+            layers.append(engine.map_blocks(learned, arrays, others, _block_rows(columns)))
+        diagonals, kept = zip(*layers, strict=True)
+        return LowRankState(state.mean, diagonals, kept)
 
     def _diagonal_after(self, engine: Engine, factor: Any, diagonal: Array, before: Array, after: Array) -> Array:
         """Υ with the squares of what was dropped: what the diagonal of Λ is to be, less what the columns hold."""
@@ -306,6 +312,11 @@ def _flat(engine: Engine, columns: Float[Array, "R I O"]) -> Float[Array, "R P"]
     return engine.xp.reshape(columns, (columns.shape[0], -1))
 
 
+def _block_rows(columns: Float[Array, "R I O"]) -> int:
+    """Rows of a layer that are taken at a time."""
+    return int(max(1, _BLOCK // (columns.shape[0] * columns.shape[2])))
+
+
 def _combine(engine: Engine, mixing: Float[Array, "M R"], columns: Float[Array, "R I O"]) -> Float[Array, "M I O"]:
     """Linear combinations of directions."""
     return engine.xp.reshape(mixing @ _flat(engine, columns), (mixing.shape[0], *columns.shape[1:]))
@@ -337,7 +348,6 @@ def _inverse_root(engine: Engine, core: Array) -> Array:
 
 def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Array, joint: bool) -> _Products:
     """One layer's share, its rows taken in blocks that a processor's cache holds in float64."""
-    rank, _, width = columns.shape
 
     def products(diagonal: Array, columns: Array, inputs: Array) -> tuple[Array, Array]:
         inputs, diagonal, columns = engine.widen((inputs, diagonal, columns))
@@ -346,7 +356,7 @@ def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Ar
 
     wide = engine.widen(factor)
     blocks = (diagonal, columns, wide.inputs.mT)
-    moves, core = engine.sum_blocks(products, blocks, max(1, _BLOCK // (rank * width)))
+    moves, core = engine.sum_blocks(products, blocks, _block_rows(columns))
     return _Products(wide.gram(engine, 1 / engine.widen(diagonal), joint), wide.outputs_of(engine, moves), core)
 
 
