@@ -18,8 +18,13 @@ from store_cases import Places, published, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
-from bayesmlp.store.commits import GroupCommit
+from bayesmlp.store.commits import GroupCommit, Ticket
 from bayesmlp.store.writer import Writer
+
+
+def lead(commits: GroupCommit[int, int], ticket: Ticket[int, int]) -> None:
+    ticket.wait()
+    commits.lead(ticket)
 
 
 def test_what_queues_up_during_a_commit_is_committed_together() -> None:
@@ -38,13 +43,13 @@ def test_what_queues_up_during_a_commit_is_committed_together() -> None:
         first = pool.submit(commits.submit, 0)
         assert first_began.wait(10)
         queued = [commits.add(item) for item in range(1, 6)]
-        leading = [pool.submit(commits.lead, ticket) for ticket in queued]
+        leading = [pool.submit(lead, commits, ticket) for ticket in queued]
         first_may_end.set()
         last = pool.submit(commits.submit, 6)
         assert (first.result(), last.result()) == (0, 60)
-        assert [queued[i].future.result() for i in (0, 1, 3, 4)] == [10, 20, 40, 50]
+        assert [queued[i].outcome() for i in (0, 1, 3, 4)] == [10, 20, 40, 50]
         with pytest.raises(ValueError, match="3"):
-            queued[2].future.result()
+            queued[2].outcome()
         assert [future.result() for future in leading] == [None] * 5
     assert groups[0] == [0]
     assert [item for group in groups for item in group] == list(range(7))
@@ -57,11 +62,10 @@ def test_a_commit_that_fails_is_said_to_all_it_was_for() -> None:
 
     commits: GroupCommit[int, int] = GroupCommit(commit)
     tickets = [commits.add(1), commits.add(2)]
-    commits.lead(tickets[0])
     for ticket in tickets:
-        commits.lead(ticket)
+        lead(commits, ticket)
         with pytest.raises(OSError, match="disk full"):
-            ticket.future.result()
+            ticket.outcome()
     with pytest.raises(OSError, match="disk full"):
         commits.submit(2)
     with commits.alone():

@@ -154,7 +154,7 @@ def test_what_no_snapshot_names_is_collected(tmp_path: Path) -> None:
         store.publish("m", wide_model())
         blobs, files = store.snapshots.blobs, set(files_of(tmp_path / "s.db.blobs"))
         with store.engine.begin() as connection:
-            blobs.insert(connection, *blobs.write([b"x" * 200_000]))
+            blobs.insert(connection, *blobs.write([b"x" * 200_000])[0])
         assert len(files_of(tmp_path / "s.db.blobs")) == len(files) + 1
         assert store.collect_garbage() == 1
         assert set(files_of(tmp_path / "s.db.blobs")) == files
@@ -191,8 +191,8 @@ def test_what_a_crash_left_over_is_collected(tmp_path: Path) -> None:
 def test_objects_are_created_once_and_read_back(tmp_path: Path) -> None:
     obstore = pytest.importorskip("obstore.store", reason="pip install 'bayesmlp[objects]' to enable")
     for place in (ObjectStore(obstore.MemoryStore()), Folder(tmp_path / "blobs")):
-        name = place.put([b"abc", b"def"])
-        assert place.put([b"abcdef"]) == name
+        [name] = place.put([b"abc", b"def"])
+        assert place.put([b"abcdef"]) == [name]
         assert bytes(place.get(name)) == b"abcdef"
         assert place.has(name)
         place.delete(name)

@@ -188,7 +188,6 @@ class Life:
 
 def main(base: Path, first: int, seeds: int) -> None:
     blobs.INLINE_BYTES = snapshots.PART_BYTES = 1500
-    snapshots.WRITING_THREADS = 1
     (base / "made").mkdir(parents=True)
     published(base / "made", structure=bm.Diagonal()).close()
     for seed in range(first, first + seeds):
