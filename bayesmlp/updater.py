@@ -178,7 +178,7 @@ class OnlineUpdater:
     def digest(self) -> str:
         """SHA-256 of the posterior; equal digests mean equal posteriors, to the last bit."""
         with self._applied() as line:
-            return posterior_digest(self.model.spec(), line.stepper.to_arrays())
+            return posterior_digest(self.model.spec(), line.stepper.to_arrays(copy=False))
 
     def history(self) -> list[Entry]:
         """Every record of the log; see :meth:`PosteriorStore.history`."""

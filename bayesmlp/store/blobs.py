@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -61,16 +62,17 @@ class Folder:
         self.path = path
 
     def put(self, *contents: Sequence[Buffer]) -> list[str]:
-        """Hash in other threads what is written here meanwhile; of what is there already, nothing is kept twice."""
+        """Hash and flush in other threads while the next file is written; of what is there, nothing is kept twice."""
         if not self.path.exists():
             self.path.mkdir(parents=True, exist_ok=True)
             _flush_folder(self.path.parent)
         aside = [self.path / f"{os.getpid()}-{threading.get_ident()}-{i}.tmp" for i in range(len(contents))]
         try:
-            with ThreadPoolExecutor(HASHING_THREADS) as hashing:
+            with ThreadPoolExecutor(HASHING_THREADS) as hashing, ThreadPoolExecutor(1) as flushing:
                 hashed = hashing.map(sha256_of, contents)
-                for file, pieces in zip(aside, contents, strict=True):
-                    _write_flushed(file, pieces)
+                flushed = [flushing.submit(_flush, _write(*one)) for one in zip(aside, contents, strict=True)]
+                for each in flushed:
+                    each.result()
                 names = list(hashed)
             self._rename(dict(zip(aside, map(self._file, names), strict=True)))
         finally:
@@ -323,11 +325,22 @@ def _sample(pieces: Iterable[Buffer]) -> bytes:
     return digest.digest()
 
 
-def _write_flushed(path: Path, pieces: Iterable[Buffer]) -> None:
-    with open(path, "wb") as file:
+def _write(path: Path, pieces: Iterable[Buffer]) -> FileIO:
+    """A new file with these bytes; it is still to be flushed and closed."""
+    file = FileIO(path, "w")
+    try:
         for piece in pieces:
-            file.write(piece)
-        file.flush()
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _flush(file: FileIO) -> None:
+    with file:
         os.fsync(file.fileno())
 
 

@@ -115,11 +115,14 @@ class Engine(ABC):
         dtype: ``"float32"`` or ``"float64"``.
         in_place: whether :meth:`add_outer` and its kin may write into their first argument. Only a private
             stepper that owns its buffers sets it.
+        lends: whether :meth:`to_numpy` may give views of the engine's own memory. Only who uses them up before the
+            next step sets it.
     """
 
     device: Any = None
     dtype: str = "float32"
     in_place: bool = False
+    lends: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float64"):
@@ -157,7 +160,7 @@ class Engine(ABC):
 
     @abstractmethod
     def to_numpy(self, array: Array) -> np.ndarray:
-        """The values on the host; never a view that a later step could overwrite."""
+        """The values on the host; unless the engine lends, never a view that a later step could overwrite."""
 
     def as_batch(self, values: np.ndarray) -> Array:
         """Host values as an argument of a compiled step: as :meth:`asarray`, by the quickest way."""

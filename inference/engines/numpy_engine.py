@@ -54,7 +54,7 @@ class NumpyEngine(Engine):
         return array.astype(self.dtype) if dtype is None and array.dtype.kind == "f" else array
 
     def to_numpy(self, array: Any) -> np.ndarray:
-        return np.array(array)
+        return np.asarray(array) if self.lends else np.array(array)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:

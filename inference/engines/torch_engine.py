@@ -87,7 +87,8 @@ class TorchEngine(Engine):
     def to_numpy(self, array: Any) -> np.ndarray:
         if not isinstance(array, torch.Tensor):  # a small system's results may already be on the host
             return np.array(array)
-        return np.array(array.detach().cpu().numpy())
+        host = array.detach().cpu().numpy()
+        return host if self.lends else np.array(host)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
