@@ -99,8 +99,8 @@ def _function_fit(target: Target) -> Gradient:
     engine = target.engine
 
     def fit(moved: Any, data: Data, factor: Any) -> Any:
-        x, mean, variance = data
-        error = target.network.apply(engine, moved[0], x) - mean
+        _, mean, variance = data
+        error = moved[0] - mean
         return -0.5 * factor * engine.xp.sum(error * error / variance)
 
     return target.gradient(fit)
