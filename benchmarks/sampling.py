@@ -86,7 +86,7 @@ def case_of(name: str, x: Any, y: Any, x_test: Any, y_test: Any, engine: str) ->
 
 
 def floor(case: Case, chains: int) -> float:
-    """Gradients per second of ``vmap(value_and_grad)`` alone, as a user writes it: in one compiled loop (JAX) or eager (torch)."""
+    """Gradients per second of ``vmap(value_and_grad)`` alone, in one compiled loop (JAX) or eager (torch)."""
     engine, data = case.problem.engine, data_of(case.problem)
     steps = max(5, (400 if engine.name.startswith("jax") else 60) // chains)
     if engine.name.startswith("jax"):

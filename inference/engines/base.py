@@ -78,8 +78,8 @@ def leading_length(tree: Any) -> int:
     return lengths[0]
 
 
-def take(tree: Any, index: int) -> Any:
-    """Row ``index`` of every array of a tree."""
+def take(tree: Any, index: int | slice) -> Any:
+    """Row ``index`` of every array of a tree, or some of them."""
     return map_arrays(lambda a: a[index], tree)
 
 

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import AdamMoments, Engine, OnEpoch, Tap, TrainingStep, leading_length, leaves_of, map_arrays, stack_trees
+from .base import (
+    AdamMoments,
+    Engine,
+    OnEpoch,
+    Tap,
+    TrainingStep,
+    leading_length,
+    leaves_of,
+    map_arrays,
+    stack_trees,
+    take,
+)
 from .numpy_engine import NumpyEngine, processor, python_scan
 
 try:
@@ -160,9 +171,8 @@ class TorchEngine(Engine):
             count = leading_length(points)
             if self.device.type != "cpu" or count <= size:
                 return function(points, *shared)
-            firsts = range(0, count, size)
-            chunks = [map_arrays(lambda a, i=i: a[i : i + size], points) for i in firsts]
-            return stack_trees(torch.cat, [function(chunk, *shared) for chunk in chunks])
+            parts = [slice(first, first + size) for first in range(0, count, size)]
+            return stack_trees(torch.cat, [function(take(points, part), *shared) for part in parts])
 
         return chunked
 
