@@ -718,7 +718,7 @@ class BayesianMLP:
 
         Returns:
             Its distance from the draws: the Wasserstein distance between the outputs of both, linearised, averaged over
-            training rows, in scaled units. None where the posterior is no draws.
+            the data and inputs near them, in scaled units. None where the posterior is no draws.
         """
         if not isinstance(self._resolved, Particles):
             return None

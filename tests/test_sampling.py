@@ -217,7 +217,7 @@ def test_pyro_and_numpyro_sample_the_same_posterior() -> None:
 
 def test_a_sampled_posterior_crosses_the_store_and_learns_on(tmp_path: Path) -> None:
     """Sampled on one engine, reopened on the other: the same answers; an update goes on from the Gaussian."""
-    x, y = linear_data(300, 3)
+    x, y = linear_data(300, 4)
     model = small_model("torch").fit(x[:40], y[:40], method=QUICK)
     before = model.predict(x[200:])
     assert before.method == "samples"

@@ -78,8 +78,8 @@ def leading_length(tree: Any) -> int:
     return lengths[0]
 
 
-def take(tree: Any, index: int) -> Any:
-    """Row ``index`` of every array of a tree."""
+def take(tree: Any, index: int | slice) -> Any:
+    """Row ``index`` of every array of a tree, or some of them."""
     return map_arrays(lambda a: a[index], tree)
 
 
@@ -267,6 +267,19 @@ class Engine(ABC):
             has_aux: see there.
         """
 
+    @abstractmethod
+    def vjp(self, function: Callable[[Any], Array], point: Any) -> tuple[Array, Callable[[Array], Any]]:
+        """The function's value at a tree of arrays, and what takes a cotangent of its shape to the gradient there."""
+
+    def in_chunks(self, function: Callable[..., Any], numbers: int) -> Callable[..., Any]:
+        """The function of C points, each of which it treats alone, in as few at a time as is quickest.
+
+        Args:
+            function: of a tree of arrays (C, ...), and of arguments that all points share; returns one of C too.
+            numbers: in the arrays between, for one point: a processor is quick while they fit its cache.
+        """
+        return function
+
     def value_and_grad_each(self, function: Callable[..., Array]) -> Callable[..., tuple[Array, Any]]:
         """Value and gradient of one function at several points: (C,), and a tree with a leading axis of C.
 
@@ -279,9 +292,12 @@ class Engine(ABC):
             values = self.vmap(function, in_axes=axes)(points, *shared)
             return self.xp.sum(values), values
 
-        both = self.value_and_grad(total, has_aux=True)
+        both, one = self.value_and_grad(total, has_aux=True), self.value_and_grad(function)
 
         def each(points: Any, *shared: Any) -> tuple[Array, Any]:
+            if leading_length(points) == 1:  # no transformation to pay for
+                value, gradient = one(take(points, 0), *shared)
+                return value[None], map_arrays(lambda a: a[None], gradient)
             (_, values), gradients = both(points, *shared)
             return values, gradients
 
@@ -395,6 +411,10 @@ class Engine(ABC):
     @abstractmethod
     def erf(self, array: Array) -> Array:
         """Error function."""
+
+    def tanh(self, array: Array) -> Array:
+        """Hyperbolic tangent, to a rounding error of 1."""
+        return self.xp.tanh(array)
 
     @abstractmethod
     def relu(self, array: Array) -> Array:

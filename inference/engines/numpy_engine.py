@@ -101,6 +101,9 @@ class NumpyEngine(Engine):
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Any:
         raise InvalidInput(_NO_GRADIENTS)
 
+    def vjp(self, function: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
+        raise InvalidInput(_NO_GRADIENTS)
+
     def vjp_at(self, function: Callable[[Tap], tuple[Any, Any]]) -> tuple[Any, Any, Callable[[Any], list[Any]]]:
         raise InvalidInput(_NO_GRADIENTS)
 
