@@ -130,7 +130,7 @@ class Observation(NamedTuple):
     def to_body(self) -> dict[str, Any]:
         """As JSON values; every number survives the way there and back."""
         body: dict[str, Any] = {"x": self.x.tolist(), "y": self.y.tolist()}
-        if not np.all(self.weight == 1):
+        if not (self.weight == 1).all():
             body["weight"] = self.weight.tolist()
         if self.time is not None:
             body["time"] = self.time
