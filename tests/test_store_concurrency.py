@@ -18,6 +18,7 @@ from store_cases import Places, published, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
+from bayesmlp import updater as updater_module
 from bayesmlp.store.commits import GroupCommit, Ticket
 from bayesmlp.store.writer import Writer
 
@@ -150,6 +151,28 @@ def test_a_task_that_is_cancelled_takes_nothing_back(tmp_path: Path) -> None:
     with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         asyncio.run(send(updater))
         assert [entry.status for entry in updater.history()[1:]] == ["applied", "applied"]
+
+
+def test_tasks_hear_of_errors_and_of_an_updater_that_was_closed(tmp_path: Path) -> None:
+    x, y = stream(3)
+
+    async def send(updater: bm.OnlineUpdater) -> list[Any]:
+        sent = [updater.observe_async(x[i], y[i], event_id="same", wait="durable") for i in range(2)]
+        sent.append(updater.observe_async(x[2], y[2], event_id="other"))
+        return await asyncio.gather(*sent, return_exceptions=True)
+
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        first, conflict, other = asyncio.run(send(updater))  # two loops, one after the other
+        assert (first.status, first.repeated, other.status) == ("pending", False, "applied")
+        assert isinstance(conflict, errors.ConflictingEvent)
+        assert [receipt.repeated for receipt in asyncio.run(send(updater)) if isinstance(receipt, bm.Receipt)] == [
+            True, True,
+        ]  # fmt: skip
+        assert len(updater.history()) == 3
+        late = updater._group("event", [updater_module._Told(x[0], y[0])], None, "durable")
+        tasks = updater._own_tasks()
+    with pytest.raises(errors.StoreError, match="closed"):  # it was checked before, and sent after the closing
+        asyncio.run(tasks.submit(late, "durable"))
 
 
 def test_a_commit_that_reports_an_error_and_was_done(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
