@@ -107,30 +107,45 @@ def test_samplers_find_the_posterior_of_a_linear_model(engine: str, name: str) -
     assert np.all(np.abs(ratio - 1) < 5 / np.sqrt(2 * size.min()) + 0.04)
 
 
-def test_the_density_is_that_of_the_probabilistic_program() -> None:
-    numpyro = pytest.importorskip("numpyro", reason="pip install 'bayesmlp[jax]' to enable")
-    import jax
-
-    x, y = linear_data(20, 2)
-    model = small_model("jax", dtype="float64")
-    problem = model.fit_problem(x, y)
+@pytest.mark.parametrize("name", LANGUAGES)
+@every_likelihood
+def test_the_density_is_that_of_the_probabilistic_program(name: str, likelihood: Any) -> None:
+    """Up to a constant; the program's site for a Gaussian's noise is the precision 1/φ, ours log φ."""
     from bayesmlp.inference.sampling.target import data_of, target_of
 
-    target = target_of(problem)
+    pytest.importorskip(LANGUAGES[name], reason=f"pip install 'bayesmlp[{name}]' to enable")
     rng = np.random.default_rng(1)
-    positions = rng.standard_normal((3, target.size))
-    density = target.log_density(data_of(problem))
-    program = model.to_numpyro(2, model.estimate_scaling(x, y))
+    x = rng.standard_normal((20, 2))
+    y = targets_for(likelihood, rng, 20)
+    model = small_model(name, likelihood, dtype="float64")
+    problem = model.fit_problem(x, y)
+    target, engine = target_of(problem), model.engine
+    make = model.to_numpyro if name == "jax" else model.to_pyro
+    program, density = make(2, model.estimate_scaling(x, y)), target.log_density(data_of(problem))
     ours, theirs = [], []
-    for position in positions:
-        weights, (log_variance,) = target.networks(position)
-        with model.engine.scope():
-            ours.append(float(density(model.engine.asarray(position))))
-            sites = {f"layer_{i}": jax.numpy.asarray(w) for i, w in enumerate(weights)}
-            sites["noise_precision"] = jax.numpy.exp(-jax.numpy.asarray(log_variance))
-            value, _ = numpyro.infer.util.log_density(program, (problem.x, problem.y), {}, sites)
-            theirs.append(float(value) - float(log_variance))  # the density of log φ
+    for position in rng.standard_normal((3, target.size)):
+        weights, parameters = target.networks(position)
+        sites = {f"layer_{i}": engine.asarray(weight) for i, weight in enumerate(weights)}
+        change = 0.0
+        if isinstance(likelihood, bm.Gaussian):
+            sites["noise_precision"], change = engine.asarray(np.exp(-parameters[0])), -float(parameters[0])
+        else:
+            sites |= {f"likelihood_{i}": engine.asarray(value) for i, value in enumerate(parameters)}
+        with engine.scope():
+            ours.append(float(density(engine.asarray(position))))
+            theirs.append(_log_joint(name, program, problem, sites) + change)
     np.testing.assert_allclose(np.diff(ours), np.diff(theirs), rtol=1e-9)
+
+
+def _log_joint(name: str, program: Any, problem: Any, sites: Any) -> float:
+    if name == "jax":
+        import numpyro
+
+        return float(numpyro.infer.util.log_density(program, (problem.x, problem.y), {}, sites)[0])
+    from pyro import poutine
+
+    conditioned = poutine.condition(program, data=sites)
+    return float(poutine.trace(conditioned).get_trace(problem.x, problem.y).log_prob_sum())
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
