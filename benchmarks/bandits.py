@@ -6,8 +6,9 @@
 The protocol of Riquelme, Tucker and Snoek (2018), "Deep Bayesian bandits showdown": contexts in random order, each arm
 is played three times first, then the policy plays, and only the reward of the arm that was played is seen. Cumulative
 regret, in expected rewards, counts every step: 8,124 of them, which is the whole of mushroom, and the whole of
-financial, 3,713. (The longer a run, the less weighs what exploring cost at first.) Tasks: mushroom (eat or not: +5, or +5 and -35 with probability ½ each for a poisonous one, 0 for not eating), shuttle (7 arms, 1 when right),
-financial (8 portfolios), adult (14 occupations as arms, 1 when right; rows without an occupation left out).
+financial, 3,713. (The longer a run, the less weighs what exploring cost at first.) Tasks: mushroom (eat or not: +5, or
++5 and -35 with probability ½ each for a poisonous one, 0 for not eating), shuttle (7 arms, 1 when right), financial (8
+portfolios), adult (14 occupations as arms, 1 when right; rows without an occupation left out).
 
 Categories are one-hot; numeric columns are standardised by the contexts (not the rewards) of the first 200 rows and cut
 at 3 standard deviations. Rewards are standardised by those of the first plays; their scale is at least a fifth of the
