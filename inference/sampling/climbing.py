@@ -23,13 +23,13 @@ def climb(engine: Engine, gradient: Gradient, position: Any, data: Data, steps: 
     """
     rates = engine.asarray(_RATE * 0.5 * (1 + np.cos(math.pi * np.arange(steps) / steps)))
 
-    def step(state: Any, rate: Any) -> Any:
-        position, moments = state
-        value, slope = gradient(position, data, 1.0)
-        return engine.adam(position, -slope, moments, rate), value
-
     def run(position: Any, moments: Any, data: Data, rates: Any) -> Any:
+        def step(state: Any, rate: Any) -> Any:
+            position, moments = state
+            value, slope = gradient(position, data, 1.0)
+            return engine.adam(position, -slope, moments, rate), value
+
         return engine.scan(step, (position, moments), rates)[0][0]
 
-    run_compiled = engine.compiled(("climb", key), run)
-    return run_compiled(engine.asarray(position), engine.adam_moments(engine.asarray(position)), data, rates)
+    compiled = engine.compiled(("climb", key), run)
+    return compiled(engine.asarray(position), engine.adam_moments(engine.asarray(position)), data, rates)
