@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,19 @@ def test_a_time_limit_keeps_what_there_is(case: str) -> None:
     model = small_model(engine).fit(x, y, method=limited)
     assert model.particles is not None
     assert 1 <= model.particles.draws < 4000
+
+
+def test_programs_of_an_earlier_fit_are_given_the_data_of_this_one(engine: str) -> None:
+    """Equal models on one engine share what was compiled: a fit draws the same with and without a fit before it."""
+    x, y = linear_data(40, 3)
+    tiny = bm.MCLMC(num_warmup=40, num_samples=10, num_chains=2, thinning=1, climb=20)
+    model = small_model(engine, standardize=False)
+    fresh = bm.BayesianMLP.from_parts(model.spec(), {}, replace(model.engine), model.network)
+    model.fit(-2 * x, y**2, method=tiny)
+    model.fit(x, y, method=tiny)
+    fresh.fit(x, y, method=tiny)
+    for method in ("samples", "linearized"):
+        np.testing.assert_array_equal(model.predict(x, method=method).mean, fresh.predict(x, method=method).mean)
 
 
 def test_the_same_seed_draws_the_same(engine: str) -> None:
