@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from ..errors import InvalidInput
+from .last_used import LastUsed
 
 __all__ = [
     "AdamMoments",
@@ -106,6 +107,10 @@ class AdamMoments(NamedTuple):
     count: Array
 
 
+_PROGRAMS = 32
+"""Compiled programs that an engine keeps for later fits."""
+
+
 @dataclass(frozen=True)
 class Engine(ABC):
     """A framework on a device, with the floating-point type of the posterior.
@@ -123,6 +128,7 @@ class Engine(ABC):
     dtype: str = "float32"
     in_place: bool = False
     lends: bool = False
+    programs: LastUsed = field(default_factory=lambda: LastUsed(_PROGRAMS), init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float64"):
@@ -266,6 +272,16 @@ class Engine(ABC):
             function: returns a number, or with ``has_aux`` a number and a tree that comes back beside the value.
             has_aux: see there.
         """
+
+    def compiled(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function compiled, or what an earlier call with an equal key compiled.
+
+        Args:
+            key: names all that the function closes over.
+            function: as for :meth:`jit`.
+        """
+        compiled: Callable[..., Any] = self.programs.get((self, key), lambda: self.jit(function))
+        return compiled
 
     @abstractmethod
     def vjp(self, function: Callable[[Any], Array], point: Any) -> tuple[Array, Callable[[Array], Any]]:

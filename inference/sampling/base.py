@@ -60,7 +60,7 @@ class Sampler(Method):
         if problem.chains_from is not None:
             return problem.engine.asarray(target.join(*problem.chains_from)[: self.num_chains] / target.scale)
         own = target.starts([problem.start(problem.seed + chain) for chain in range(self.num_chains)])
-        return climb(problem.engine, target.gradient(), own, data_of(problem), steps)
+        return climb(problem.engine, target.gradient(), own, data_of(problem), steps, target.key)
 
     def fit(self, problem: FitProblem) -> FitResult:
         target = target_of(problem)

@@ -69,7 +69,8 @@ def asked_inputs(problem: FitProblem) -> Asked:
 def function_values(target: Target, positions: np.ndarray, x: Any) -> np.ndarray:
     """Outputs at inputs x of the networks at positions (S, D): (S, N, K), float64."""
     engine = target.engine
-    apply = engine.jit(lambda z, rows: target.network.apply(engine, target.split(z)[0], rows))
+    key = "function values", target.key
+    apply = engine.compiled(key, lambda z, rows: target.network.apply(engine, target.split(z)[0], rows))
     values = []
     for start in range(0, len(positions), _NETWORKS_AT_ONCE):
         part = positions[start : start + _NETWORKS_AT_ONCE]
@@ -108,7 +109,7 @@ def projected(
     engine, candidates = problem.engine, _candidates(chains)
     average = chains.positions.mean(axis=(0, 1), dtype=np.float64)[target.num_weights :]
     wanted = engine.asarray(values.mean(0)), engine.asarray(_NEARNESS * values.var(0) + _FLOOR)
-    nearest = climb(engine, _function_fit(target), candidates, (asked.x, *wanted), _STEPS)
+    nearest = climb(engine, _function_fit(target), candidates, (asked.x, *wanted), _STEPS, ("function", target.key))
     weights, _ = target.networks(engine.to_numpy(nearest).astype(np.float64))
     state = problem.likelihood.state_from_fit(tuple(average), float(problem.weight.sum()))
     fitted = tuple(engine.asarray(np.float64(value)) for value in average)
@@ -181,7 +182,7 @@ def _moments(problem: FitProblem) -> Moments:
         outputs, factors = network.factors(engine, structure.mean(weights), x)
         return outputs, structure.predictive_variance(engine, weights, factors)
 
-    compiled = engine.jit(moments)
+    compiled = engine.compiled(("moments", structure, network), moments)
 
     def of_posterior(posterior: Posterior, x: Any) -> tuple[np.ndarray, np.ndarray]:
         mean, variance = (engine.to_numpy(part).astype(np.float64) for part in compiled(posterior.weights, x))

@@ -8,7 +8,7 @@ which is the geometry of every direction that the data do not tell of; what they
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,11 @@ class Target:
     shapes: tuple[tuple[int, ...], ...]
     scale: np.ndarray
     parameters: tuple[float, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """What the density depends on, but for the data."""
+        return self.network, self.likelihood, self.shapes, self.scale.tobytes(), self.parameters
 
     @property
     def size(self) -> int:
@@ -96,6 +101,11 @@ class Target:
             return engine.in_chunks(all_at_once, numbers)(position, data, factor)
 
         return gradient
+
+    def compiled_gradient(self) -> Callable[[Array, Data], tuple[Array, Array]]:
+        """The gradient of the whole data set, compiled once for all equal targets."""
+        gradient = self.gradient()
+        return self.engine.compiled(("gradient", self.key), lambda z, data: gradient(z, data, 1.0))
 
     def log_density(self, data: Data) -> Callable[[Array], Array]:
         """``log p(z)`` of one position (D,), for kernels that differentiate it themselves."""
