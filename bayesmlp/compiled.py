@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
-from typing import Any
 
+from .inference.engines.last_used import LastUsed
 from .model import BayesianMLP
 from .stepper import Steps
 
@@ -21,17 +19,11 @@ class CompiledSteps:
     """
 
     def __init__(self, size: int = 32) -> None:
-        self.size = size
-        self._lock = threading.Lock()
-        self._steps: OrderedDict[Any, Steps] = OrderedDict()
+        self._steps = LastUsed(size)
 
     def steps_of(self, model: BayesianMLP) -> Steps:
         """The steps of a model, to be used and added to."""
         scales = tuple(array.tobytes() for array in model.scaling)
         key = json.dumps(model.spec(), sort_keys=True), scales, model.engine
-        with self._lock:
-            steps = self._steps.setdefault(key, {})
-            self._steps.move_to_end(key)
-            while len(self._steps) > self.size:
-                self._steps.popitem(last=False)
+        steps: Steps = self._steps.get(key, dict)
         return steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
@@ -23,13 +22,11 @@ _LARGEST_TIME = 1e11  # the year 5138
 
 
 def check_event_id(event_id: Any, argument: str = "event_id") -> str:
-    """An event id as it is stored; None draws a fresh one.
+    """An event id as it is stored.
 
     Raises:
         InvalidInput: not a string of 1 to 200 printable characters.
     """
-    if event_id is None:
-        return uuid.uuid4().hex
     if not isinstance(event_id, str) or not 0 < len(event_id) <= _MAX_ID_LENGTH or not event_id.isprintable():
         raise InvalidInput(
             f"{argument} must be a string of 1 to {_MAX_ID_LENGTH} printable characters, got {event_id!r}"
@@ -133,7 +130,7 @@ class Observation(NamedTuple):
     def to_body(self) -> dict[str, Any]:
         """As JSON values; every number survives the way there and back."""
         body: dict[str, Any] = {"x": self.x.tolist(), "y": self.y.tolist()}
-        if not np.all(self.weight == 1):
+        if not (self.weight == 1).all():
             body["weight"] = self.weight.tolist()
         if self.time is not None:
             body["time"] = self.time

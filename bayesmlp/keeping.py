@@ -152,9 +152,8 @@ class Keeper:
         if line.head in line.marks:  # a version has one snapshot, and this one's record brought it
             self._store_effects()
             return
-        prepared = writer.store.snapshots.prepare(
-            model.spec(), line.stepper.to_arrays(), step_fingerprint(model.engine)
-        )
+        arrays = line.stepper.to_arrays(copy=False)  # who stores holds the posterior still
+        prepared = writer.store.snapshots.prepare(model.spec(), arrays, step_fingerprint(model.engine))
         done = dict(line.done)
         drop = self._to_drop(line.head)
         writer.snapshot(line.head, line.chain, prepared, done, drop)

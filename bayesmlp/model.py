@@ -718,7 +718,7 @@ class BayesianMLP:
 
         Returns:
             Its distance from the draws: the Wasserstein distance between the outputs of both, linearised, averaged over
-            training rows, in scaled units. None where the posterior is no draws.
+            the data and inputs near them, in scaled units. None where the posterior is no draws.
         """
         if not isinstance(self._resolved, Particles):
             return None
@@ -1279,32 +1279,38 @@ class BayesianMLP:
             "num_inputs": self._num_inputs,
         }
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """The posterior and the scaling as named host arrays; empty before any data."""
+    def to_arrays(self, *, copy: bool = True) -> dict[str, np.ndarray]:
+        """The posterior and the scaling as named host arrays; empty before any data.
+
+        Args:
+            copy: whether they are the caller's to keep; else the next update may write into them.
+        """
         if self._posterior is None:
             return {}
-        arrays = {**self.posterior_arrays(self._posterior), **self.constant_arrays()}
+        engine = self.engine if copy else replace(self.engine, lends=True)
+        arrays = {**self.posterior_arrays(self._posterior, engine), **self.constant_arrays(engine)}
         if self.newest_time is not None:
             arrays["clock.newest"] = np.asarray(self.newest_time, dtype=np.float64)
         if self.memory_state is not None:
             arrays |= {f"memory.{name}": array for name, array in self.memory_state.to_arrays().items()}
         return arrays
 
-    def posterior_arrays(self, posterior: Posterior) -> dict[str, np.ndarray]:
+    def posterior_arrays(self, posterior: Posterior, engine: Engine | None = None) -> dict[str, np.ndarray]:
         """A posterior of this model as named host arrays."""
-        arrays = {f"weights.{k}": v for k, v in self._resolved.to_arrays(self.engine, posterior.weights).items()}
+        engine = engine or self.engine
+        arrays = {f"weights.{k}": v for k, v in self._resolved.to_arrays(engine, posterior.weights).items()}
         states = {"likelihood": posterior.likelihood, "dynamics": posterior.dynamics}
         if self.kinds:
             each = zip(self.kinds, posterior.likelihood, strict=True)
             states = {f"likelihood.{name}": state for name, state in each} | {"dynamics": posterior.dynamics}
         named = [(f"{name}.{i}", value) for name, state in states.items() for i, value in enumerate(state)]
-        return arrays | {name: self.engine.to_numpy(value) for name, value in named}
+        return arrays | {name: engine.to_numpy(value) for name, value in named}
 
-    def constant_arrays(self) -> dict[str, np.ndarray]:
+    def constant_arrays(self, engine: Engine | None = None) -> dict[str, np.ndarray]:
         """What updates do not change: the scaling, and the prior where the dynamics need it."""
         arrays = {f"scaling.{field}": value for field, value in self.scaling._asdict().items()}
         if self._prior_state is not None:
-            prior = self._base.to_arrays(self.engine, self._prior_state)
+            prior = self._base.to_arrays(engine or self.engine, self._prior_state)
             arrays |= {f"prior.{name}": value for name, value in prior.items()}
         return arrays
 

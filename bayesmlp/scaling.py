@@ -73,9 +73,9 @@ class Scaling(NamedTuple):
         width = x.shape[1]
         with np.errstate(over="ignore"):
             scaled = (x - self.input_mean[:width]) / self.input_scale[:width]
-        too_large = ~(np.abs(scaled) <= MAX_MAGNITUDE)
-        if too_large.any():
-            row, column = np.argwhere(too_large)[0]
+        small = np.abs(scaled) <= MAX_MAGNITUDE
+        if not small.all():
+            row, column = np.argwhere(~small)[0]
             raise InvalidInput(
                 f"{argument} must be at most {MAX_MAGNITUDE:g} in magnitude after scaling, "
                 f"got {x[row, column]:g} in row {row}, column {column}"
@@ -88,10 +88,10 @@ class Scaling(NamedTuple):
             return y
         with np.errstate(over="ignore"):
             scaled = (y - self.target_mean) / self.target_scale
-        too_large = ~(np.abs(scaled) <= MAX_MAGNITUDE)
-        if too_large.any():
+        small = np.abs(scaled) <= MAX_MAGNITUDE
+        if not small.all():
             raise InvalidInput(
-                f"{argument} must be at most {MAX_MAGNITUDE:g} in magnitude after scaling, got {y[too_large][0]:g}"
+                f"{argument} must be at most {MAX_MAGNITUDE:g} in magnitude after scaling, got {y[~small][0]:g}"
             )
         return np.asarray(scaled)
 

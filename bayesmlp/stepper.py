@@ -105,6 +105,6 @@ class Stepper:
         model.note_time(observation.time)
         return Effect("applied", -float(info.log_predictive), float(info.information), seconds)
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """A copy of the posterior and of what goes with it, on the host."""
-        return self.model.to_arrays()
+    def to_arrays(self, *, copy: bool = True) -> dict[str, np.ndarray]:
+        """The posterior and what goes with it, on the host; without ``copy`` the next step may write into it."""
+        return self.model.to_arrays(copy=copy)

@@ -7,14 +7,13 @@ and then (:mod:`.keeping`). Whoever needs two locks takes the right to commit fi
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import itertools
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +45,7 @@ from .store.digest import posterior_digest
 from .store.history import Entry
 from .store.log import NewRecord, StoredEvent
 from .store.store import PosteriorStore
+from .tasks import Tasks
 from .validation import check_inputs, check_weights, with_row_axis
 from .watching import Watch
 
@@ -140,7 +140,9 @@ class OnlineUpdater:
         self._folding = self._closed = self._broken = self._uncertain = False
         self._one_at_a_time = threading.RLock()
         self._commits: GroupCommit[_Group, list[StoredEvent]] = GroupCommit(self._commit)
-        self._threads: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
+        self._tasks: Tasks[_Group, list[Receipt]] | None = None
+        # In order, so that what a group adds to the index of ids lies together in it.
+        self._ids = map(f"{uuid.uuid4().hex[:16]}{{:016x}}".format, itertools.count())
         self._spent: dict[str, float] = {}
         self._writer = store.writer(name, take_over=take_over)
         try:
@@ -176,7 +178,7 @@ class OnlineUpdater:
     def digest(self) -> str:
         """SHA-256 of the posterior; equal digests mean equal posteriors, to the last bit."""
         with self._applied() as line:
-            return posterior_digest(self.model.spec(), line.stepper.to_arrays())
+            return posterior_digest(self.model.spec(), line.stepper.to_arrays(copy=False))
 
     def history(self) -> list[Entry]:
         """Every record of the log; see :meth:`PosteriorStore.history`."""
@@ -553,20 +555,14 @@ class OnlineUpdater:
         """
         source = options.pop("source", None)
         group = self._group("event", [_Told(x, y, **options)], source, wait)
-        leading, finishing = self._own_threads()
-        ticket = self._commits.add(group)
-        leading.submit(self._commits.lead, ticket)
-        stored = await asyncio.wrap_future(ticket.future)
-        finished: Future[list[Receipt]] = finishing.submit(self._receipts, group, stored, wait)
-        return (await asyncio.wrap_future(finished))[0]
+        return (await self._own_tasks().submit(group, wait))[0]
 
-    def _own_threads(self) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
-        """One thread that commits for callers that must not wait, and one that applies."""
+    def _own_tasks(self) -> Tasks[_Group, list[Receipt]]:
         with self._lock:
             self._require_open()
-            if self._threads is None:
-                self._threads = (ThreadPoolExecutor(1, "bayesmlp-commit"), ThreadPoolExecutor(1, "bayesmlp-apply"))
-            return self._threads
+            if self._tasks is None:
+                self._tasks = Tasks(self._commits, self._receipts)
+            return self._tasks
 
     def _learn(self, record: str, events: Sequence[_Told], source: str | None, wait: str) -> list[Receipt]:
         group = self._group(record, events, source, wait)
@@ -579,9 +575,12 @@ class OnlineUpdater:
         if source is not None:
             check_event_id(source, "source")
         self._require_open()
-        ids = [check_event_id(told.event_id) for told in events]
+        ids = [next(self._ids) if told.event_id is None else check_event_id(told.event_id) for told in events]
         observations = [self._check(record, told)._replace(source=source) for told in events]
-        new = [NewRecord(record, i, o.to_body(), source) for i, o in zip(ids, observations, strict=True)]
+        new = [
+            NewRecord(record, i, o.to_body(), source, is_first=told.event_id is None)
+            for i, o, told in zip(ids, observations, events, strict=True)
+        ]
         return _Group(new, observations)
 
     def _receipts(self, group: _Group, stored: Sequence[StoredEvent], wait: str) -> list[Receipt]:
@@ -589,6 +588,10 @@ class OnlineUpdater:
         if wait == "applied":
             with self._applied():
                 return [self._receipt(i, event) for i, event in zip(ids, stored, strict=True)]
+        if not any(event.repeated for event in stored):
+            return [
+                Receipt(i, event.offset, "pending", None, None, False) for i, event in zip(ids, stored, strict=True)
+            ]
         with self._lock:
             return [self._receipt(i, event) for i, event in zip(ids, stored, strict=True)]
 
@@ -983,8 +986,8 @@ class OnlineUpdater:
                             self._keeper.store()
             finally:
                 self._closed = True
-                for thread in self._threads or ():
-                    thread.shutdown()
+                if self._tasks is not None:
+                    self._tasks.close()
                 self._writer.release()
 
 

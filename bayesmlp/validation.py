@@ -56,15 +56,14 @@ def check_inputs(
 
 
 def _check_values(array: np.ndarray, argument: str) -> None:
+    if (np.abs(array) <= MAX_RAW_MAGNITUDE).all():
+        return
     finite = np.isfinite(array)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise InvalidInput(f"{argument} must be finite, got {array[row, column]} in row {row}, column {column}")
     too_large = np.abs(array) > MAX_RAW_MAGNITUDE
-    if too_large.any():
-        raise InvalidInput(
-            f"{argument} must be at most {MAX_RAW_MAGNITUDE:g} in magnitude, got {array[too_large][0]:g}"
-        )
+    raise InvalidInput(f"{argument} must be at most {MAX_RAW_MAGNITUDE:g} in magnitude, got {array[too_large][0]:g}")
 
 
 def _check_tokens(array: np.ndarray, num_tokens: int, argument: str) -> None:
@@ -85,7 +84,9 @@ def check_weights(values: Any, rows: int, argument: str = "weight") -> np.ndarra
     Raises:
         InvalidInput: of another length, negative, not finite, or above 10⁶.
     """
-    array = np.ones(rows) if values is None else np.asarray(as_host_array(values, argument), dtype=np.float64)
+    if values is None or (type(values) is float and 0 <= values <= MAX_MAGNITUDE):
+        return np.full(rows, 1.0 if values is None else values)
+    array = np.asarray(as_host_array(values, argument), dtype=np.float64)
     array = np.full(rows, array) if array.ndim == 0 else array
     if array.shape != (rows,):
         raise InvalidInput(f"{argument} must be a number or have shape ({rows},), got shape {array.shape}")

@@ -95,7 +95,10 @@ def floor(case: Case, chains: int) -> float:
         density = case.target.log_density(data)
         gradient = jax.vmap(jax.value_and_grad(density)) if chains > 1 else jax.value_and_grad(density)
     else:
-        gradient = lambda z: case.target.gradient()(z, data, 1.0)  # noqa: E731
+        import torch
+
+        both = torch.func.vmap(torch.func.grad_and_value(case.target.log_density(data)))
+        gradient = lambda z: both(z)[::-1]  # noqa: E731
 
     def step(z: Any, _: Any) -> Any:
         value, slope = gradient(z)
@@ -119,7 +122,7 @@ def ours(case: Case, chains: int, draws: int, thinning: int = 10) -> Sampled:
     method = bm.MCLMC(num_chains=chains)
     gradient = case.target.gradient()
     moving = method.warmed(case.problem, case.target, gradient, data)
-    run = Run(engine, transition(engine, gradient), data, 1)
+    run = Run(engine, transition(engine, gradient), data, 1, case.target.key)
     plan = Plan(draws, thinning, None)
     marks: list[float] = []
     timed = run._replace(report=lambda *_, **__: marks.append(time.perf_counter()))
@@ -183,7 +186,7 @@ def by_blackjax_mclmc(case: Case, chains: int, draws: int, thinning: int = 10) -
     engine, data = case.problem.engine, data_of(case.problem)
     density = case.target.log_density(data)
     start = case.target.starts([case.problem.start(seed) for seed in range(chains)])
-    start = climb(engine, case.target.gradient(), start, data, 500)
+    start = climb(engine, case.target.gradient(), start, data, 500, case.target.key)
     keys = jax.random.split(jax.random.key(0), chains)
     states = jax.vmap(lambda z, key: blackjax.mcmc.mclmc.init(z, density, key))(start, keys)
     tuned = blackjax.mclmc_find_L_and_step_size(

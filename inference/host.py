@@ -24,7 +24,7 @@ def as_host_array(values: Any, argument: str) -> np.ndarray:
     if hasattr(values, "detach"):  # a torch tensor, perhaps on a GPU, with gradients, or in half precision
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()
-    if np.ma.is_masked(values):
+    if getattr(values, "_mask", None) is not None and np.ma.is_masked(values):
         raise InvalidInput(f"{argument} must hold a number in every place, got masked values")
     try:
         array = np.asarray(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_asarray_and_to_numpy_copy(engine: Engine) -> None:
     copy[:] = 3
     np.testing.assert_array_equal(engine.to_numpy(array), np.ones(64))
     np.testing.assert_array_equal(engine.to_numpy(again), np.ones(64))
+    np.testing.assert_array_equal(replace(engine, lends=True).to_numpy(array), np.ones(64))
 
 
 def test_constants_take_the_dtype_of_their_model(engine: Engine) -> None:

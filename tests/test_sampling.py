@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,30 +108,45 @@ def test_samplers_find_the_posterior_of_a_linear_model(engine: str, name: str) -
     assert np.all(np.abs(ratio - 1) < 5 / np.sqrt(2 * size.min()) + 0.04)
 
 
-def test_the_density_is_that_of_the_probabilistic_program() -> None:
-    numpyro = pytest.importorskip("numpyro", reason="pip install 'bayesmlp[jax]' to enable")
-    import jax
-
-    x, y = linear_data(20, 2)
-    model = small_model("jax", dtype="float64")
-    problem = model.fit_problem(x, y)
+@pytest.mark.parametrize("name", LANGUAGES)
+@every_likelihood
+def test_the_density_is_that_of_the_probabilistic_program(name: str, likelihood: Any) -> None:
+    """Up to a constant; the program's site for a Gaussian's noise is the precision 1/φ, ours log φ."""
     from bayesmlp.inference.sampling.target import data_of, target_of
 
-    target = target_of(problem)
+    pytest.importorskip(LANGUAGES[name], reason=f"pip install 'bayesmlp[{name}]' to enable")
     rng = np.random.default_rng(1)
-    positions = rng.standard_normal((3, target.size))
-    density = target.log_density(data_of(problem))
-    program = model.to_numpyro(2, model.estimate_scaling(x, y))
+    x = rng.standard_normal((20, 2))
+    y = targets_for(likelihood, rng, 20)
+    model = small_model(name, likelihood, dtype="float64")
+    problem = model.fit_problem(x, y)
+    target, engine = target_of(problem), model.engine
+    make = model.to_numpyro if name == "jax" else model.to_pyro
+    program, density = make(2, model.estimate_scaling(x, y)), target.log_density(data_of(problem))
     ours, theirs = [], []
-    for position in positions:
-        weights, (log_variance,) = target.networks(position)
-        with model.engine.scope():
-            ours.append(float(density(model.engine.asarray(position))))
-            sites = {f"layer_{i}": jax.numpy.asarray(w) for i, w in enumerate(weights)}
-            sites["noise_precision"] = jax.numpy.exp(-jax.numpy.asarray(log_variance))
-            value, _ = numpyro.infer.util.log_density(program, (problem.x, problem.y), {}, sites)
-            theirs.append(float(value) - float(log_variance))  # the density of log φ
+    for position in rng.standard_normal((3, target.size)):
+        weights, parameters = target.networks(position)
+        sites = {f"layer_{i}": engine.asarray(weight) for i, weight in enumerate(weights)}
+        change = 0.0
+        if isinstance(likelihood, bm.Gaussian):
+            sites["noise_precision"], change = engine.asarray(np.exp(-parameters[0])), -float(parameters[0])
+        else:
+            sites |= {f"likelihood_{i}": engine.asarray(value) for i, value in enumerate(parameters)}
+        with engine.scope():
+            ours.append(float(density(engine.asarray(position))))
+            theirs.append(_log_joint(name, program, problem, sites) + change)
     np.testing.assert_allclose(np.diff(ours), np.diff(theirs), rtol=1e-9)
+
+
+def _log_joint(name: str, program: Any, problem: Any, sites: Any) -> float:
+    if name == "jax":
+        import numpyro
+
+        return float(numpyro.infer.util.log_density(program, (problem.x, problem.y), {}, sites)[0])
+    from pyro import poutine
+
+    conditioned = poutine.condition(program, data=sites)
+    return float(poutine.trace(conditioned).get_trace(problem.x, problem.y).log_prob_sum())
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
@@ -217,7 +233,7 @@ def test_pyro_and_numpyro_sample_the_same_posterior() -> None:
 
 def test_a_sampled_posterior_crosses_the_store_and_learns_on(tmp_path: Path) -> None:
     """Sampled on one engine, reopened on the other: the same answers; an update goes on from the Gaussian."""
-    x, y = linear_data(300, 3)
+    x, y = linear_data(300, 4)
     model = small_model("torch").fit(x[:40], y[:40], method=QUICK)
     before = model.predict(x[200:])
     assert before.method == "samples"
@@ -358,36 +374,76 @@ def test_arviz_reads_every_method(method: Any) -> None:
     assert np.all(np.abs(drawn.mean((0, 1))[:, 0] - np.ravel(answer.mean)) < (6 / np.sqrt(size) + 0.2) * deviation)
 
 
-def test_interrupted_chains_go_on_to_the_same_draws(tmp_path: Path) -> None:
+RESUMABLE: dict[str, tuple[str, Any, int]] = {
+    "MCLMC": ("torch", QUICK, 11),
+    "SGHMC": ("torch", bm.SGHMC(num_warmup=10, num_samples=20, num_chains=2, batch_size=10, climb=20), 17),
+    "NumPyro": ("jax", bm.NUTS(num_warmup=30, num_samples=40, num_chains=2, max_tree_depth=4), 9),
+    "Pyro": ("torch", bm.NUTS(num_warmup=5, num_samples=5, num_chains=3, max_tree_depth=3), 1),
+}
+
+
+@pytest.mark.parametrize("case", list(RESUMABLE))
+def test_interrupted_chains_go_on_to_the_same_draws(case: str, tmp_path: Path) -> None:
+    engine, method, last = RESUMABLE[case]
+    pytest.importorskip(LANGUAGES[engine], reason=f"pip install 'bayesmlp[{engine}]' to enable")
     x, y = linear_data(30, 3)
 
     class Stop(Exception):
         pass
 
     def stop(piece: int, pieces: int, objective: float) -> None:
-        if piece == 11:
+        if piece == last:
             raise Stop
 
-    whole = small_model("torch").fit(x, y, method=QUICK)
+    whole = small_model(engine).fit(x, y, method=method)
     file = tmp_path / "chains.safetensors"
-    model = small_model("torch")
+    model = small_model(engine)
     with pytest.raises(Stop):
-        model.fit(x, y, method=QUICK, checkpoint=file, checkpoint_seconds=0.0, on_epoch=stop)
+        model.fit(x, y, method=method, checkpoint=file, checkpoint_seconds=0.0, on_epoch=stop)
     seen: list[int] = []
     model.fit(
-        x, y, method=QUICK, checkpoint=file, checkpoint_seconds=0.0, on_epoch=lambda piece, *_: seen.append(piece)
+        x, y, method=method, checkpoint=file, checkpoint_seconds=0.0, on_epoch=lambda piece, *_: seen.append(piece)
     )
-    assert seen[0] == 11
+    assert seen[0] == (0 if case == "Pyro" else last)  # its chains that have ended are shown, not drawn, again
     np.testing.assert_array_equal(model.predict(x).output_mean, whole.predict(x).output_mean)
     assert not file.exists()
 
 
-def test_a_time_limit_keeps_what_there_is() -> None:
+LIMITED: dict[str, tuple[str, Any]] = {
+    "MCLMC": (
+        "torch",
+        bm.MCLMC(num_warmup=100, num_samples=4000, num_chains=2, thinning=20, climb=50, max_seconds=1e-9),
+    ),
+    "SGLD": ("torch", bm.SGLD(num_warmup=5, num_samples=4000, batch_size=10, climb=20, max_seconds=1e-9)),
+    "NumPyro": (
+        "jax",
+        bm.NUTS(num_warmup=30, num_samples=4000, num_chains=2, max_tree_depth=4, max_seconds=1e-9),
+    ),
+    "Pyro": ("torch", bm.HMC(num_warmup=5, num_samples=4000, num_chains=2, max_seconds=1e-9)),
+}
+
+
+@pytest.mark.parametrize("case", list(LIMITED))
+def test_a_time_limit_keeps_what_there_is(case: str) -> None:
+    engine, limited = LIMITED[case]
+    pytest.importorskip(LANGUAGES[engine], reason=f"pip install 'bayesmlp[{engine}]' to enable")
     x, y = linear_data(30, 3)
-    limited = bm.MCLMC(num_warmup=100, num_samples=4000, num_chains=2, thinning=20, climb=50, max_seconds=1e-9)
-    model = small_model("torch").fit(x, y, method=limited)
+    model = small_model(engine).fit(x, y, method=limited)
     assert model.particles is not None
     assert 1 <= model.particles.draws < 4000
+
+
+def test_programs_of_an_earlier_fit_are_given_the_data_of_this_one(engine: str) -> None:
+    """Equal models on one engine share what was compiled: a fit draws the same with and without a fit before it."""
+    x, y = linear_data(40, 3)
+    tiny = bm.MCLMC(num_warmup=40, num_samples=10, num_chains=2, thinning=1, climb=20)
+    model = small_model(engine, standardize=False)
+    fresh = bm.BayesianMLP.from_parts(model.spec(), {}, replace(model.engine), model.network)
+    model.fit(-2 * x, y**2, method=tiny)
+    model.fit(x, y, method=tiny)
+    fresh.fit(x, y, method=tiny)
+    for method in ("samples", "linearized"):
+        np.testing.assert_array_equal(model.predict(x, method=method).mean, fresh.predict(x, method=method).mean)
 
 
 def test_the_same_seed_draws_the_same(engine: str) -> None:

@@ -18,8 +18,14 @@ from store_cases import Places, published, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
-from bayesmlp.store.commits import GroupCommit
+from bayesmlp import updater as updater_module
+from bayesmlp.store.commits import GroupCommit, Ticket
 from bayesmlp.store.writer import Writer
+
+
+def lead(commits: GroupCommit[int, int], ticket: Ticket[int, int]) -> None:
+    ticket.wait()
+    commits.lead(ticket)
 
 
 def test_what_queues_up_during_a_commit_is_committed_together() -> None:
@@ -38,13 +44,13 @@ def test_what_queues_up_during_a_commit_is_committed_together() -> None:
         first = pool.submit(commits.submit, 0)
         assert first_began.wait(10)
         queued = [commits.add(item) for item in range(1, 6)]
-        leading = [pool.submit(commits.lead, ticket) for ticket in queued]
+        leading = [pool.submit(lead, commits, ticket) for ticket in queued]
         first_may_end.set()
         last = pool.submit(commits.submit, 6)
         assert (first.result(), last.result()) == (0, 60)
-        assert [queued[i].future.result() for i in (0, 1, 3, 4)] == [10, 20, 40, 50]
+        assert [queued[i].outcome() for i in (0, 1, 3, 4)] == [10, 20, 40, 50]
         with pytest.raises(ValueError, match="3"):
-            queued[2].future.result()
+            queued[2].outcome()
         assert [future.result() for future in leading] == [None] * 5
     assert groups[0] == [0]
     assert [item for group in groups for item in group] == list(range(7))
@@ -57,11 +63,10 @@ def test_a_commit_that_fails_is_said_to_all_it_was_for() -> None:
 
     commits: GroupCommit[int, int] = GroupCommit(commit)
     tickets = [commits.add(1), commits.add(2)]
-    commits.lead(tickets[0])
     for ticket in tickets:
-        commits.lead(ticket)
+        lead(commits, ticket)
         with pytest.raises(OSError, match="disk full"):
-            ticket.future.result()
+            ticket.outcome()
     with pytest.raises(OSError, match="disk full"):
         commits.submit(2)
     with commits.alone():
@@ -146,6 +151,28 @@ def test_a_task_that_is_cancelled_takes_nothing_back(tmp_path: Path) -> None:
     with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         asyncio.run(send(updater))
         assert [entry.status for entry in updater.history()[1:]] == ["applied", "applied"]
+
+
+def test_tasks_hear_of_errors_and_of_an_updater_that_was_closed(tmp_path: Path) -> None:
+    x, y = stream(3)
+
+    async def send(updater: bm.OnlineUpdater) -> list[Any]:
+        sent = [updater.observe_async(x[i], y[i], event_id="same", wait="durable") for i in range(2)]
+        sent.append(updater.observe_async(x[2], y[2], event_id="other"))
+        return await asyncio.gather(*sent, return_exceptions=True)
+
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        first, conflict, other = asyncio.run(send(updater))  # two loops, one after the other
+        assert (first.status, first.repeated, other.status) == ("pending", False, "applied")
+        assert isinstance(conflict, errors.ConflictingEvent)
+        assert [receipt.repeated for receipt in asyncio.run(send(updater)) if isinstance(receipt, bm.Receipt)] == [
+            True, True,
+        ]  # fmt: skip
+        assert len(updater.history()) == 3
+        late = updater._group("event", [updater_module._Told(x[0], y[0])], None, "durable")
+        tasks = updater._own_tasks()
+    with pytest.raises(errors.StoreError, match="closed"):  # it was checked before, and sent after the closing
+        asyncio.run(tasks.submit(late, "durable"))
 
 
 def test_a_commit_that_reports_an_error_and_was_done(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

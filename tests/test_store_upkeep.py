@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 import threading
@@ -154,7 +155,7 @@ def test_what_no_snapshot_names_is_collected(tmp_path: Path) -> None:
         store.publish("m", wide_model())
         blobs, files = store.snapshots.blobs, set(files_of(tmp_path / "s.db.blobs"))
         with store.engine.begin() as connection:
-            blobs.insert(connection, *blobs.write([b"x" * 200_000]))
+            blobs.insert(connection, *blobs.write([b"x" * 200_000])[0])
         assert len(files_of(tmp_path / "s.db.blobs")) == len(files) + 1
         assert store.collect_garbage() == 1
         assert set(files_of(tmp_path / "s.db.blobs")) == files
@@ -187,12 +188,34 @@ def test_what_a_crash_left_over_is_collected(tmp_path: Path) -> None:
         assert set(files_of(tmp_path / "s.db.blobs")) == files
 
 
+def test_of_several_files_none_is_left_behind_where_one_can_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, flush = Folder(tmp_path / "blobs"), os.fsync
+    place.put([b"before"])
+    calls = iter(range(100))
+
+    def full(handle: int) -> None:
+        if next(calls) == 1:
+            raise OSError("disk full")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        place.put([b"one"], [b"two"], [b"three"])
+    assert len(place.names()) == 1
+    assert [file.suffix for file in place.path.rglob("*") if file.is_file()] == [".safetensors"]
+
+
 # -- places of large arrays -----------------------------------------------------------------------------------------
 def test_objects_are_created_once_and_read_back(tmp_path: Path) -> None:
     obstore = pytest.importorskip("obstore.store", reason="pip install 'bayesmlp[objects]' to enable")
     for place in (ObjectStore(obstore.MemoryStore()), Folder(tmp_path / "blobs")):
-        name = place.put([b"abc", b"def"])
-        assert place.put([b"abcdef"]) == name
+        assert len(place.put([b"abc"], [b"abc"], [b""])) == 3
+        for name in place.names():
+            place.delete(name)
+        [name] = place.put([b"abc", b"def"])
+        assert place.put([b"abcdef"]) == [name]
         assert bytes(place.get(name)) == b"abcdef"
         assert place.has(name)
         place.delete(name)

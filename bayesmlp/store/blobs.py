@@ -7,8 +7,9 @@ import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -20,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from ..inference.errors import CorruptStore, InvalidInput, MissingDependency, StoreUnavailable
 from .arrays import Buffer
 from .database import blobs, lock_blobs, parts, snapshots
-from .digest import sha256_of
+from .digest import HASHING_THREADS, sha256_of
 
 __all__ = ["Blobs", "Folder", "ObjectStore", "place_for"]
 
@@ -30,8 +31,12 @@ INLINE_BYTES = 100_000
 class Place(Protocol):
     """Where large blobs are. What has a name is whole."""
 
-    def put(self, pieces: Sequence[Buffer]) -> str:
-        """Keep bytes, durably, and return their hash; raises :class:`OSError` if they can not be written."""
+    def put(self, *contents: Sequence[Buffer]) -> list[str]:
+        """Keep bytes, durably, and return their hashes; raises :class:`OSError` if they can not be written.
+
+        Args:
+            contents: each in pieces.
+        """
 
     def get(self, name: str) -> Buffer:
         """The bytes; raises :class:`OSError` if they can not be read."""
@@ -56,31 +61,37 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def put(self, pieces: Sequence[Buffer]) -> str:
-        """Write while hashing; of what is there already, nothing is kept twice."""
+    def put(self, *contents: Sequence[Buffer]) -> list[str]:
+        """Hash and flush in other threads while the next file is written; of what is there, nothing is kept twice."""
         if not self.path.exists():
             self.path.mkdir(parents=True, exist_ok=True)
             _flush_folder(self.path.parent)
-        aside = self.path / f"{os.getpid()}-{threading.get_ident()}.tmp"
+        aside = [self.path / f"{os.getpid()}-{threading.get_ident()}-{i}.tmp" for i in range(len(contents))]
         try:
-            with ThreadPoolExecutor(1) as hashing, open(aside, "wb") as file:
-                hashed = hashing.submit(sha256_of, pieces)
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-                name = hashed.result()
-            path = self._file(name)
-            is_new = not path.parent.exists()
-            path.parent.mkdir(exist_ok=True)
-            os.replace(aside, path)
+            with ThreadPoolExecutor(HASHING_THREADS) as hashing, ThreadPoolExecutor(1) as flushing:
+                hashed = hashing.map(sha256_of, contents)
+                flushed = [flushing.submit(_flush, _write(*one)) for one in zip(aside, contents, strict=True)]
+                for each in flushed:
+                    each.result()
+                names = list(hashed)
+            self._rename(dict(zip(aside, map(self._file, names), strict=True)))
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                aside.unlink()
-        _flush_folder(path.parent)
+            for file in aside:
+                file.unlink(missing_ok=True)
+        return names
+
+    def _rename(self, files: Mapping[Path, Path]) -> None:
+        """Give flushed files their names, and flush each folder once."""
+        folders = {path.parent for path in files.values()}
+        is_new = any(not folder.exists() for folder in folders)
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        for aside, path in files.items():
+            os.replace(aside, path)
+        for folder in folders:
+            _flush_folder(folder)
         if is_new:
             _flush_folder(self.path)
-        return name
 
     def get(self, name: str) -> Buffer:
         """A memory map of the file."""
@@ -115,8 +126,11 @@ class ObjectStore:
 
         self._store, self._obstore = store, obstore
 
-    def put(self, pieces: Sequence[Buffer]) -> str:
-        """Create the object; one of that name that is there already has these bytes."""
+    def put(self, *contents: Sequence[Buffer]) -> list[str]:
+        """Create the objects; one of that name that is there already has these bytes."""
+        return [self._create(pieces) for pieces in contents]
+
+    def _create(self, pieces: Sequence[Buffer]) -> str:
         name = sha256_of(pieces)
         try:
             self._obstore.put(self._store, self._key(name), b"".join(pieces), mode="create", use_multipart=False)
@@ -194,26 +208,37 @@ class Blobs:
         """Do not trust what was written before: write all of it again."""
         self._seen.clear()
 
-    def write(self, pieces: Sequence[Buffer]) -> tuple[str, bytes | None]:
-        """Keep bytes, if they are large; the row is still to be written.
+    def write(self, *contents: Sequence[Buffer]) -> list[tuple[str, bytes | None]]:
+        """Keep bytes, those that are large; their rows are still to be written.
+
+        Args:
+            contents: each in pieces.
 
         Returns:
-            The hash, and the bytes to keep in the row, or None if they are elsewhere.
+            Of each, the hash, and the bytes to keep in the row, or None if they are elsewhere.
 
         Raises:
             StoreUnavailable: they can't be written (disk full, no connection).
         """
-        if self.place is not None and sum(len(piece) for piece in pieces) > INLINE_BYTES:
-            sample = _sample(pieces)
-            if sample in self._seen and self.place.has(name := sha256_of(pieces)):
-                return name, None
+        written = [self._if_kept(pieces) for pieces in contents]
+        new = [i for i, found in enumerate(written) if found is None]
+        if self.place is not None and new:
             try:
-                name = self.place.put(pieces)
+                names = self.place.put(*(contents[i] for i in new))
             except OSError as error:
                 raise StoreUnavailable(f"a large array can not be stored now: {error}") from error
-            self._seen.add(sample)  # only now: a file whose folder was not flushed is written again
+            for i, name in zip(new, names, strict=True):
+                self._seen.add(_sample(contents[i]))  # only now: a file whose folder was not flushed is written again
+                written[i] = (name, None)
+        return [found for found in written if found is not None]
+
+    def _if_kept(self, pieces: Sequence[Buffer]) -> tuple[str, bytes | None] | None:
+        """As :meth:`write`, of bytes that are small or elsewhere already; None for those to be put elsewhere."""
+        if self.place is None or sum(len(piece) for piece in pieces) <= INLINE_BYTES:
+            return sha256_of(pieces), b"".join(pieces)
+        if _sample(pieces) in self._seen and self.place.has(name := sha256_of(pieces)):
             return name, None
-        return sha256_of(pieces), b"".join(pieces)
+        return None
 
     def insert(self, connection: Connection, name: str, data: bytes | None) -> None:
         """The row of a blob, if it is not there yet.
@@ -298,6 +323,25 @@ def _sample(pieces: Iterable[Buffer]) -> bytes:
     for piece in pieces:
         digest.update(np.frombuffer(piece, dtype=np.uint8)[::4093].tobytes())
     return digest.digest()
+
+
+def _write(path: Path, pieces: Iterable[Buffer]) -> FileIO:
+    """A new file with these bytes; it is still to be flushed and closed."""
+    file = FileIO(path, "w")
+    try:
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _flush(file: FileIO) -> None:
+    with file:
+        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -6,8 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 __all__ = ["GroupCommit", "Ticket"]
 
@@ -19,13 +18,52 @@ Result = TypeVar("Result")
 
 
 class Ticket(Generic[Item, Result]):
-    """An item that is queued; its ``future`` has what became of it."""
+    """An item that is queued, and what became of it.
 
-    def __init__(self, item: Item) -> None:
+    One lock is all that a thread waits on: waking 64 of them is a good part of what a small commit costs.
+
+    Args:
+        item: to commit.
+        on_call: called, by whatever thread, in place of waking who waits in :meth:`wait`: when the item is done, or its
+            group is to be led.
+    """
+
+    __slots__ = ("_called", "_error", "_on_call", "_result", "done", "item")
+
+    def __init__(self, item: Item, on_call: Callable[[Ticket[Item, Result]], None] | None = None) -> None:
         self.item = item
-        self.future: Future[Result] = Future()
-        self.future.set_running_or_notify_cancel()  # who no longer waits does not take it back
-        self.called = threading.Event()
+        self.done = False
+        self._on_call = on_call
+        self._error: BaseException | None = None
+        self._result: Any = None
+        self._called = threading.Lock()
+        self._called.acquire()
+
+    def call(self) -> None:
+        """Call who waits: the item is done, or its group is to be led."""
+        if self._on_call is not None:
+            self._on_call(self)
+        elif self._called.locked():
+            self._called.release()
+
+    def wait(self) -> None:
+        """Wait to be called, if that has not been."""
+        with self._called:
+            pass
+
+    def settle(self, result: Result | BaseException) -> None:
+        """Note what became of the item."""
+        if isinstance(result, BaseException):
+            self._error = result
+        else:
+            self._result = result
+        self.done = True
+
+    def outcome(self) -> Result:
+        """What became of the item; raises what its own part of the commit raised."""
+        if self._error is not None:
+            raise self._error
+        return cast(Result, self._result)
 
 
 class GroupCommit(Generic[Item, Result]):
@@ -43,32 +81,38 @@ class GroupCommit(Generic[Item, Result]):
         self._commit = commit
         self._queue: list[Ticket[Item, Result]] = []
         self._wanting_to_be_alone: list[threading.Event] = []
-        self._mutex = threading.Condition()
+        self._mutex = threading.Condition(threading.Lock())
         self._led = False
-        self._last_size, self._last_seconds = 0, 0.0
+        self._expected, self._last_seconds = 0, 0.0
 
-    def add(self, item: Item) -> Ticket[Item, Result]:
-        """Queue an item. Somebody must then call :meth:`lead` for it."""
-        ticket: Ticket[Item, Result] = Ticket(item)
+    def add(self, item: Item, on_call: Callable[[Ticket[Item, Result]], None] | None = None) -> Ticket[Item, Result]:
+        """Queue an item. Once its ticket is called, and if it is not done then, somebody must :meth:`lead` for it.
+
+        Args:
+            item: to commit.
+            on_call: see :class:`Ticket`.
+        """
+        ticket = Ticket(item, on_call)
         with self._mutex:
             self._queue.append(ticket)
-            if not self._led:
-                self._led = True
-                self._queue[0].called.set()
-            elif len(self._queue) >= self._last_size:
+            first = None if self._led else self._queue[0]
+            self._led = True
+            if len(self._queue) == self._expected:
                 self._mutex.notify()
+        if first is not None:
+            first.call()
         return ticket
 
     def submit(self, item: Item) -> Result:
         """Do an item, with whatever else has queued up; raises what its own part of the commit raised."""
         ticket = self.add(item)
+        ticket.wait()
         self.lead(ticket)
-        return ticket.future.result()
+        return ticket.outcome()
 
     def lead(self, ticket: Ticket[Item, Result]) -> None:
-        """Wait until an item is done, or lead the commit of the group that it is in."""
-        ticket.called.wait()
-        if not ticket.future.done():
+        """Lead the commit of the group that an item is in, as its ticket was called to; nothing if it is done."""
+        if not ticket.done:
             try:
                 self._commit_queued()
             finally:
@@ -95,16 +139,17 @@ class GroupCommit(Generic[Item, Result]):
         with self._mutex:
             if self._wanting_to_be_alone:
                 self._wanting_to_be_alone.pop(0).set()
-            elif self._queue:
-                self._queue[0].called.set()
-            else:
-                self._led = False
+                return
+            first = self._queue[0] if self._queue else None
+            self._led = first is not None
+        if first is not None:
+            first.call()
 
     def _gathered(self) -> list[Ticket[Item, Result]]:
         """What has queued up, or queues up in the time that the leader can spare."""
         deadline = time.monotonic() + min(PATIENCE * self._last_seconds, LONGEST_WAIT)
         with self._mutex:
-            while len(self._queue) < self._last_size and (left := deadline - time.monotonic()) > 0:
+            while len(self._queue) < self._expected and (left := deadline - time.monotonic()) > 0:
                 self._mutex.wait(left)
             group, self._queue = self._queue, []
             return group
@@ -115,15 +160,13 @@ class GroupCommit(Generic[Item, Result]):
         try:
             results = self._commit([ticket.item for ticket in group])
             for ticket, result in zip(group, results, strict=True):
-                if isinstance(result, Exception):
-                    ticket.future.set_exception(result)
-                else:
-                    ticket.future.set_result(result)
+                ticket.settle(result)
         except BaseException as error:
             for ticket in group:
-                if not ticket.future.done():
-                    ticket.future.set_exception(error)
+                if not ticket.done:
+                    ticket.settle(error)
         finally:
-            self._last_size, self._last_seconds = len(group), time.monotonic() - started
+            # Those of this group are likely to be back, and those that came meanwhile are there already.
+            self._expected, self._last_seconds = len(group) + len(self._queue), time.monotonic() - started
             for ticket in group:
-                ticket.called.set()
+                ticket.call()

@@ -61,6 +61,8 @@ def connect_sqlite(path: Path, schema: MetaData, *, durability: str, exclusive: 
     journal = "WAL" if wal_is_safe(sqlite3.sqlite_version_info[:3]) else "TRUNCATE"
     pool = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 8} if exclusive else {"poolclass": NullPool}
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30.0, "check_same_thread": False}, **pool)
+    # Many rows in one statement: between statements the driver lets other threads run, and waits for them.
+    engine.dialect.use_insertmanyvalues_wo_returning = True
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:

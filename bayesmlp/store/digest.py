@@ -27,12 +27,17 @@ __all__ = [
 ]
 
 
-HASHING_THREADS = 4
+# Made once: json.dumps makes one for each call.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_LENIENT = json.JSONEncoder(default=repr)
+
+HASHING_THREADS = 2
+SMALL_BYTES = 1_000_000
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no blanks; refuses what JSON has not (NaN, infinity)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def body_hash(kind: str, canonical_body: str) -> str:
@@ -68,7 +73,7 @@ def answer_checksum(row: Mapping[str, Any]) -> str:
 
 def _checksum(*values: Any) -> str:
     """Values that JSON has not, such as bytes where text was written, have a checksum too: another one."""
-    return hashlib.sha256(json.dumps(values, default=repr).encode()).hexdigest()[:16]
+    return hashlib.sha256(_LENIENT.encode(values).encode()).hexdigest()[:16]
 
 
 def posterior_digest(
@@ -85,8 +90,11 @@ def posterior_digest(
     """
     hashes = dict(known or {})
     missing = [name for name in arrays if name not in hashes]
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing large arrays lets other threads run
-        hashes |= zip(missing, pool.map(lambda name: array_hash(name, arrays[name]), missing), strict=True)
+    if sum(arrays[name].nbytes for name in missing) <= SMALL_BYTES:
+        hashes |= {name: array_hash(name, arrays[name]) for name in missing}
+    else:  # hashing large arrays lets other threads run
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            hashes |= zip(missing, pool.map(lambda name: array_hash(name, arrays[name]), missing), strict=True)
     digest = hashlib.sha256(canonical_json(spec).encode())
     for name in sorted(arrays):
         digest.update(f"\n{hashes[name]}".encode())

@@ -45,6 +45,7 @@ class NewRecord(NamedTuple):
         source: who sent it.
         granted: share of its weight that it is granted.
         excess_surprise: for which it goes into quarantine, in nats; None if it does not.
+        is_first: whether its id was drawn for it, so that it can't be a repeat.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class NewRecord(NamedTuple):
     source: str | None = None
     granted: float = 1.0
     excess_surprise: float | None = None
+    is_first: bool = False
 
     @property
     def stored_kind(self) -> str:

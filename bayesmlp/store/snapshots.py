@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +35,6 @@ KEPT_BYTES = 64_000_000
 """Of large arrays that are kept in memory for the next snapshot that has them; each at most an eighth of that."""
 
 WRITE_ATTEMPTS = 5
-WRITING_THREADS = 2
 
 
 class Snapshot(NamedTuple):
@@ -98,8 +96,7 @@ class Snapshots:
     ) -> Prepared:
         """Keep the bytes of a posterior. A large array's hash is its blob's name: it is taken once for both."""
         divided = _in_parts(arrays)
-        with ThreadPoolExecutor(WRITING_THREADS) as pool:
-            written = list(pool.map(lambda part: self.blobs.write(encode(part)), divided))
+        written = self.blobs.write(*map(encode, divided))
         alone = zip(divided, written, strict=True)
         known = {next(iter(part)): name for part, (name, _) in alone if len(part) == 1}
         return Prepared(spec, arrays, fingerprint, posterior_digest(spec, arrays, known), written)
@@ -143,7 +140,7 @@ class Snapshots:
                 self.blobs.insert(connection, name, data)
                 return name
             except BlobGone:  # collected since it was written; now nobody else collects
-                name, data = self.blobs.write(encode(part))
+                [(name, data)] = self.blobs.write(encode(part))
         raise CorruptStore(f"blob {name} does not stay where it is written")
 
     def delete(self, connection: Connection, model_id: int, offsets: Sequence[int], *, collect: bool = True) -> int:

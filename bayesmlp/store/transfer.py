@@ -126,7 +126,7 @@ def _copy_snapshot(
         data = source.snapshots.blobs.read(connection, name)
         if sha256_of([data]) != name:
             raise CorruptStore(f"blob {name} does not have its hash")
-        written = (name, bytes(data)) if inline else target.snapshots.blobs.write([data])
+        written = (name, bytes(data)) if inline else target.snapshots.blobs.write([data])[0]
         target.snapshots.blobs.insert(to, *written)
         if not row["blob"]:
             to.execute(insert(parts), [{"model_id": ids[1], "offset": offset, "number": number, "blob": name}])

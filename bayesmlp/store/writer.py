@@ -133,37 +133,39 @@ class Writer:
         with self.transaction() as connection:
             self._write_effects(connection, done or {})
             offset = self._next_offset(connection)
-            known = self._earlier(connection, [r.event_id for group in groups for r in group if r.event_id])
+            sent = [r.event_id for group in groups for r in group if r.event_id is not None and not r.is_first]
+            known = self._earlier(connection, sent)
             rows: list[dict[str, Any]] = []
             results: list[list[StoredEvent] | ConflictingEvent] = []
             for group in groups:
                 try:
-                    stored, added, known = self._placed(group, known, offset + len(rows))
+                    stored, added, new = self._placed(group, known, offset + len(rows))
                 except ConflictingEvent as error:
                     results.append(error)
                     continue
                 results.append(stored)
                 rows += added
+                known |= new
             if rows:
                 connection.execute(_INSERT, rows)
             self._next = offset + len(rows)
             return results
 
     def _placed(
-        self, group: Sequence[NewRecord], earlier: dict[str, tuple[int, str]], offset: int
+        self, group: Sequence[NewRecord], known: Mapping[str, tuple[int, str]], offset: int
     ) -> tuple[list[StoredEvent], list[dict[str, Any]], dict[str, tuple[int, str]]]:
-        """Where the records of a group end up, the rows that are new, and the ids that are then known."""
-        known = dict(earlier)
+        """Where the records of a group end up, the rows that are new, and the ids that are new."""
+        new: dict[str, tuple[int, str]] = {}
         stored, rows = [], []
         for record in group:
             body = canonical_json(record.body)
             digest = body_hash(record.kind, body)
-            before = None if record.event_id is None else known.get(record.event_id)
+            before = None if record.event_id is None else new.get(record.event_id) or known.get(record.event_id)
             if before is None:
                 rows.append(self._row(offset, record, body, digest))
                 stored.append(StoredEvent(offset, repeated=False))
                 if record.event_id is not None:
-                    known[record.event_id] = (offset, digest)
+                    new[record.event_id] = (offset, digest)
                 offset += 1
             elif before[1] in (digest, _PURGED):
                 stored.append(StoredEvent(before[0], repeated=True))
@@ -172,7 +174,7 @@ class Writer:
                     f"event {record.event_id!r} was sent before with another body (version {before[0]}); "
                     "a correction needs an id of its own"
                 )
-        return stored, rows, known
+        return stored, rows, new
 
     def append_rollback(self, version: int) -> int:
         """Append a rollback record; see :meth:`PosteriorStore.rollback`."""
@@ -232,14 +234,13 @@ class Writer:
 
     def erase(self, offsets: Sequence[int]) -> None:
         """Erase the payloads of records, for good; their places in the log stay."""
-        erased = canonical_json({"schema": SCHEMA_VERSION})
         with self.transaction() as connection:
             for offset in offsets:
                 where = (records.c.model_id == self.model_id) & (records.c.offset == offset)
                 row, now = connection.execute(select(records).where(where)).one(), time.time()
-                said = (offset, row.kind, row.event_id, row.source, erased)
+                said = (offset, row.kind, row.event_id, row.source, _SCHEMA)
                 checksum = row_checksum(*said, row.received, row.actor, now)
-                values = {"body": erased, "body_hash": _PURGED, "checksum": checksum, "purged": now}
+                values = {"body": _SCHEMA, "body_hash": _PURGED, "checksum": checksum, "purged": now}
                 connection.execute(records.update().where(where).values(**values))
 
     # -- rows -----------------------------------------------------------------------------------------------------
@@ -281,7 +282,8 @@ class Writer:
 
 def record_row(offset: int, record: NewRecord, body: str, digest: str, actor: str) -> dict[str, Any]:
     """The row of a record, but for its model."""
-    extras = canonical_json({**record.decided, "schema": SCHEMA_VERSION})
+    decided = record.decided
+    extras = canonical_json({**decided, "schema": SCHEMA_VERSION}) if decided else _SCHEMA
     whole = extras if body == "{}" else f"{body[:-1]},{extras[1:]}"
     kind, now = record.stored_kind, time.time()
     said = (offset, kind, record.event_id, record.source, whole)
@@ -298,5 +300,6 @@ def record_row(offset: int, record: NewRecord, body: str, digest: str, actor: st
     }
 
 
+_SCHEMA = canonical_json({"schema": SCHEMA_VERSION})
 _PURGED = "purged"
 """In place of the body's hash, which could tell a guesser what the body was."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from ..errors import InvalidInput
+from .last_used import LastUsed
 
 __all__ = [
     "AdamMoments",
@@ -79,8 +80,8 @@ def leading_length(tree: Any) -> int:
     return lengths[0]
 
 
-def take(tree: Any, index: int) -> Any:
-    """Row ``index`` of every array of a tree."""
+def take(tree: Any, index: int | slice) -> Any:
+    """Row ``index`` of every array of a tree, or some of them."""
     return map_arrays(lambda a: a[index], tree)
 
 
@@ -107,6 +108,10 @@ class AdamMoments(NamedTuple):
     count: Array
 
 
+_PROGRAMS = 32
+"""Compiled programs that an engine keeps for later fits."""
+
+
 @dataclass(frozen=True)
 class Engine(ABC):
     """A framework on a device, with the floating-point type of the posterior.
@@ -116,11 +121,15 @@ class Engine(ABC):
         dtype: ``"float32"`` or ``"float64"``.
         in_place: whether :meth:`add_outer` and its kin may write into their first argument. Only a private
             stepper that owns its buffers sets it.
+        lends: whether :meth:`to_numpy` may give views of the engine's own memory. Only who uses them up before the
+            next step sets it.
     """
 
     device: Any = None
     dtype: str = "float32"
     in_place: bool = False
+    lends: bool = False
+    programs: LastUsed = field(default_factory=lambda: LastUsed(_PROGRAMS), init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float64"):
@@ -158,7 +167,7 @@ class Engine(ABC):
 
     @abstractmethod
     def to_numpy(self, array: Array) -> np.ndarray:
-        """The values on the host; never a view that a later step could overwrite."""
+        """The values on the host; unless the engine lends, never a view that a later step could overwrite."""
 
     def as_batch(self, values: np.ndarray) -> Array:
         """Host values as an argument of a compiled step: as :meth:`asarray`, by the quickest way."""
@@ -297,6 +306,29 @@ class Engine(ABC):
             has_aux: see there.
         """
 
+    def compiled(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function compiled, or what an earlier call with an equal key compiled.
+
+        Args:
+            key: names all that the function closes over.
+            function: as for :meth:`jit`.
+        """
+        compiled: Callable[..., Any] = self.programs.get((self, key), lambda: self.jit(function))
+        return compiled
+
+    @abstractmethod
+    def vjp(self, function: Callable[[Any], Array], point: Any) -> tuple[Array, Callable[[Array], Any]]:
+        """The function's value at a tree of arrays, and what takes a cotangent of its shape to the gradient there."""
+
+    def in_chunks(self, function: Callable[..., Any], numbers: int) -> Callable[..., Any]:
+        """The function of C points, each of which it treats alone, in as few at a time as is quickest.
+
+        Args:
+            function: of a tree of arrays (C, ...), and of arguments that all points share; returns one of C too.
+            numbers: in the arrays between, for one point: a processor is quick while they fit its cache.
+        """
+        return function
+
     def value_and_grad_each(self, function: Callable[..., Array]) -> Callable[..., tuple[Array, Any]]:
         """Value and gradient of one function at several points: (C,), and a tree with a leading axis of C.
 
@@ -309,9 +341,12 @@ class Engine(ABC):
             values = self.vmap(function, in_axes=axes)(points, *shared)
             return self.xp.sum(values), values
 
-        both = self.value_and_grad(total, has_aux=True)
+        both, one = self.value_and_grad(total, has_aux=True), self.value_and_grad(function)
 
         def each(points: Any, *shared: Any) -> tuple[Array, Any]:
+            if leading_length(points) == 1:  # no transformation to pay for
+                value, gradient = one(take(points, 0), *shared)
+                return value[None], map_arrays(lambda a: a[None], gradient)
             (_, values), gradients = both(points, *shared)
             return values, gradients
 
@@ -425,6 +460,10 @@ class Engine(ABC):
     @abstractmethod
     def erf(self, array: Array) -> Array:
         """Error function."""
+
+    def tanh(self, array: Array) -> Array:
+        """Hyperbolic tangent, to a rounding error of 1."""
+        return self.xp.tanh(array)
 
     @abstractmethod
     def relu(self, array: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import Engine, OnEpoch, Tap, TrainingStep, leading_length, map_arrays, take
+from .base import Engine, OnEpoch, Tap, TrainingStep, leading_length, map_arrays
 from .numpy_engine import processor
 
 try:
@@ -152,19 +152,18 @@ class JaxEngine(Engine):
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
         return jax.value_and_grad(function, has_aux=has_aux)
 
-    def value_and_grad_each(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        one = jax.value_and_grad(function)
+    def vjp(self, function: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
+        value, pull = jax.vjp(function, point)
+        return value, lambda cotangent: pull(cotangent)[0]
 
-        def each(points: Any, *shared: Any) -> tuple[Any, Any]:
-            if self.device.platform != "cpu":
-                return jax.vmap(one, in_axes=(0, *(None for _ in shared)))(points, *shared)
-            if leading_length(points) == 1:
-                value, gradient = one(take(points, 0), *shared)
-                return value[None], map_arrays(lambda a: a[None], gradient)
-            # One after the other, each in the processor's cache: of many points vmap's intermediate arrays are not.
-            return jax.lax.map(lambda point: one(point, *shared), points)
+    def in_chunks(self, function: Callable[..., Any], numbers: int) -> Callable[..., Any]:
+        def chunked(points: Any, *shared: Any) -> Any:
+            if self.device.platform != "cpu" or leading_length(points) == 1:
+                return function(points, *shared)
+            one = jax.tree.map(lambda a: a[:, None], points)
+            return jax.tree.map(lambda a: a[:, 0], jax.lax.map(lambda point: function(point, *shared), one))
 
-        return each
+        return chunked
 
     def vjp_at(
         self, function: Callable[[Tap], tuple[Any, Any]]

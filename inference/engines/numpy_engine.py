@@ -54,7 +54,7 @@ class NumpyEngine(Engine):
         return array.astype(self.dtype) if dtype is None and array.dtype.kind == "f" else array
 
     def to_numpy(self, array: Any) -> np.ndarray:
-        return np.array(array)
+        return np.asarray(array) if self.lends else np.array(array)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -99,6 +99,9 @@ class NumpyEngine(Engine):
         return mapped
 
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Any:
+        raise InvalidInput(_NO_GRADIENTS)
+
+    def vjp(self, function: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
         raise InvalidInput(_NO_GRADIENTS)
 
     def vjp_at(self, function: Callable[[Tap], tuple[Any, Any]]) -> tuple[Any, Any, Callable[[Any], list[Any]]]:

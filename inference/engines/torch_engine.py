@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeviceUnavailable, MissingDependency
-from .base import AdamMoments, Engine, OnEpoch, Tap, TrainingStep, leaves_of, map_arrays
+from .base import (
+    AdamMoments,
+    Engine,
+    OnEpoch,
+    Tap,
+    TrainingStep,
+    leading_length,
+    leaves_of,
+    map_arrays,
+    stack_trees,
+    take,
+)
 from .numpy_engine import NumpyEngine, processor, python_scan
 
 try:
@@ -27,6 +38,8 @@ _HOST = NumpyEngine()
 _LARGE_BLOCK = 32_000_000
 """Bytes. The C library keeps freed blocks for what comes next if none was larger than the largest freed so far, up to
 this size; others it returns, and their pages are mapped and cleared anew: a fifth of the time of a Laplace fit."""
+_CACHED = 300_000
+"""Numbers of an array that a few operations in a row find in a processor's cache."""
 _FLOATS = (torch.float32, torch.float64)
 
 
@@ -87,7 +100,8 @@ class TorchEngine(Engine):
     def to_numpy(self, array: Any) -> np.ndarray:
         if not isinstance(array, torch.Tensor):  # a small system's results may already be on the host
             return np.array(array)
-        return np.array(array.detach().cpu().numpy())
+        host = array.detach().cpu().numpy()
+        return host if self.lends else np.array(host)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -150,6 +164,29 @@ class TorchEngine(Engine):
             return map_arrays(torch.Tensor.detach, result), map_arrays(lambda _: next(gradients), parameters)
 
         return evaluated
+
+    def vjp(self, function: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
+        with torch.enable_grad():
+            tracked = map_arrays(lambda a: a.detach().requires_grad_(), point)
+            value = function(tracked)
+
+        def pull(cotangent: torch.Tensor) -> Any:
+            gradients = iter(torch.autograd.grad(value, leaves_of(tracked), cotangent, materialize_grads=True))
+            return map_arrays(lambda _: next(gradients), point)
+
+        return value.detach(), pull
+
+    def in_chunks(self, function: Callable[..., Any], numbers: int) -> Callable[..., Any]:
+        size = max(1, _CACHED // numbers)
+
+        def chunked(points: Any, *shared: Any) -> Any:
+            count = leading_length(points)
+            if self.device.type != "cpu" or count <= size:
+                return function(points, *shared)
+            parts = [slice(first, first + size) for first in range(0, count, size)]
+            return stack_trees(torch.cat, [function(take(points, part), *shared) for part in parts])
+
+        return chunked
 
     def vjp_at(
         self, function: Callable[[Tap], tuple[Any, Any]]
@@ -256,6 +293,11 @@ class TorchEngine(Engine):
 
     def erf(self, array: torch.Tensor) -> torch.Tensor:
         return torch.erf(array)
+
+    def tanh(self, array: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cpu":
+            return torch.tanh(array)
+        return 2 * torch.sigmoid(2 * array) - 1  # on processors a fifth of tanh's time
 
     def relu(self, array: torch.Tensor) -> torch.Tensor:
         return torch.relu(array)

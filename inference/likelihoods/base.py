@@ -74,10 +74,11 @@ def numeric_targets(y: Any, num_targets: int, argument: str) -> np.ndarray:
         values = values[:, None]
     if values.ndim != 2 or values.shape[1] != num_targets:
         raise invalid_target(argument, f"of shape (rows, {num_targets})", f"shape {np.shape(y)}")
-    if not np.all(np.isfinite(values)):
-        raise invalid_target(argument, "finite", f"{values[~np.isfinite(values)][0]}")
-    if np.any(np.abs(values) > 1e30):
-        raise invalid_target(argument, "at most 1e30 in magnitude", f"{values[np.abs(values) > 1e30][0]:g}")
+    small = np.abs(values) <= 1e30
+    if not small.all():
+        if not np.isfinite(values).all():
+            raise invalid_target(argument, "finite", f"{values[~np.isfinite(values)][0]}")
+        raise invalid_target(argument, "at most 1e30 in magnitude", f"{values[~small][0]:g}")
     return values + 0.0  # -0.0 is 0.0
 
 

@@ -57,12 +57,13 @@ class AdjustedMCLMC(MCLMC):
         moving = self.warmed(problem, target, gradient, data)
         steps = max(1, min(_MOST_STEPS, round(0.4 * float(moving.length[0]) / float(moving.step[0]))))
         adapting = trajectory(engine, gradient, steps, _GAIN, self.target_accept)
-        tuning = Run(engine, adapting, data, problem.seed + 5)
+        key, kept_since = ("trajectory", target.key, steps, self.target_accept), problem.checkpoint
+        tuning = Run(engine, adapting, data, problem.seed + 5, (key, _GAIN), None, kept_since)
         moving, _ = repeat(tuning, moving, Plan(1, max(20, self.num_warmup // 10), None))
         step = float(np.exp(np.mean(np.log(engine.to_numpy(moving.step)))))
         moving = moving._replace(step=engine.asarray(np.full(self.num_chains, step)))
         kept = trajectory(engine, gradient, steps, 0.0, self.target_accept)
-        run = Run(engine, kept, data, problem.seed + 6, problem.on_epoch, problem.checkpoint)
+        run = Run(engine, kept, data, problem.seed + 6, (key, 0.0), problem.on_epoch, kept_since)
         _, chains = repeat(run, moving, Plan(self.num_samples, self.thinning, self.max_seconds))
         return chains, {"step_size": step, "steps": steps}
 

@@ -17,13 +17,12 @@ from ..structures.particles import Particles, ParticlesState
 from .chains import Chains, check_memory
 from .climbing import climb
 from .effective import effective_sample_size, split_rhat
-from .projection import function_values, projected
+from .projection import asked_inputs, function_values, projected
 from .target import Target, data_of, target_of
 
 __all__ = ["Sampler", "check_positive"]
 
 _log = logging.getLogger(__name__)
-_ROWS_ASKED = 200
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Sampler(Method):
         if problem.chains_from is not None:
             return problem.engine.asarray(target.join(*problem.chains_from)[: self.num_chains] / target.scale)
         own = target.starts([problem.start(problem.seed + chain) for chain in range(self.num_chains)])
-        return climb(problem.engine, target.gradient(), own, data_of(problem), steps)
+        return climb(problem.engine, target.gradient(), own, data_of(problem), steps, target.key)
 
     def fit(self, problem: FitProblem) -> FitResult:
         target = target_of(problem)
@@ -79,12 +78,10 @@ class Sampler(Method):
 def as_particles(problem: FitProblem, target: Target, chains: Chains, details: dict[str, Any]) -> FitResult:
     """Draws as a posterior, with the Gaussian that an update goes on from."""
     engine, (count, size, _) = problem.engine, chains.positions.shape
-    rows = np.linspace(0, len(problem.weight) - 1, min(_ROWS_ASKED, len(problem.weight))).astype(int)
-    with engine.scope():
-        asked = problem.x[rows]
+    asked = asked_inputs(problem)
     flat = chains.positions.reshape(count * size, -1)
-    values = function_values(target, flat, asked)
-    gaussian, distance = projected(problem, target, chains, rows, values)
+    values = function_values(target, flat, asked.x)
+    gaussian, distance = projected(problem, target, chains, asked, values)
     weights, parameters = target.networks(flat)
     state = ParticlesState(
         tuple(engine.asarray(layer, engine.dtype) for layer in weights),
@@ -94,7 +91,7 @@ def as_particles(problem: FitProblem, target: Target, chains: Chains, details: d
         engine.asarray(np.float64(distance), "float64"),
     )
     if size >= 4:
-        each = values.reshape(count, size, -1)
+        each = values[:, : asked.seen].reshape(count, size, -1)
         squares = (each - each.mean(axis=(0, 1))) ** 2
         sizes = np.minimum(effective_sample_size(each), effective_sample_size(squares))
         details = {**details, "effective_size": sizes, "rhat": np.maximum(split_rhat(each), split_rhat(squares))}

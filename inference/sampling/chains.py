@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ class Run(NamedTuple):
     transition: one step.
     data: that the density is given.
     seed: of the draws.
+    key: names all that the transition closes over: a program compiled for an equal one is used again.
     report: called with the piece, the number of pieces, minus the mean log density, and a note; or None.
     checkpoint: keeps the chains between pieces; or None.
     """
@@ -65,6 +66,7 @@ class Run(NamedTuple):
     transition: Transition
     data: Data
     seed: int
+    key: Hashable
     report: Callable[..., None] | None = None
     checkpoint: Checkpoint | None = None
 
@@ -101,7 +103,7 @@ def repeat(run: Run, state: Any, plan: Plan) -> tuple[Any, Chains]:
         The last state, and the draws.
     """
     engine, pieces = run.engine, _pieces(state.position.shape, plan.num_samples)
-    compiled = engine.jit(lambda state, data, steps, stream: _piece(run, state, data, steps, stream))
+    compiled = engine.compiled(("piece", run.key), _piece(engine, run.transition))
     state, kept = _resumed(run, state)
     rows = max(1.0, float(engine.to_numpy(run.data[2]).sum())) if run.report is not None else 1.0
     started, done = time.monotonic(), 0
@@ -125,21 +127,23 @@ def repeat(run: Run, state: Any, plan: Plan) -> tuple[Any, Chains]:
     return state, _joined(kept)
 
 
-def _piece(run: Run, state: Any, data: Data, steps: Any, stream: Any) -> Any:
+def _piece(engine: Engine, transition: Transition) -> Callable[..., Any]:
     """Draws of one piece: (n, C, D), and the statistics (n, C): the draw's own log density, averages since the last
     draw of all others.
     """
-    engine = run.engine
 
-    def step(state: Any, index: Any) -> Any:
-        return run.transition(state, data, engine.fold_in(stream, index))
+    def piece(state: Any, data: Data, steps: Any, stream: Any) -> Any:
+        def step(state: Any, index: Any) -> Any:
+            return transition(state, data, engine.fold_in(stream, index))
 
-    def draw(state: Any, indices: Any) -> Any:
-        state, statistics = engine.scan(step, state, indices)
-        last = {k: v[-1] if k == "log_density" else engine.xp.mean(v, axis=0) for k, v in statistics.items()}
-        return state, (state.position, last)
+        def draw(state: Any, indices: Any) -> Any:
+            state, statistics = engine.scan(step, state, indices)
+            last = {k: v[-1] if k == "log_density" else engine.xp.mean(v, axis=0) for k, v in statistics.items()}
+            return state, (state.position, last)
 
-    return engine.scan(draw, state, steps)
+        return engine.scan(draw, state, steps)
+
+    return piece
 
 
 def _pieces(shape: Sequence[int], num_samples: int) -> list[int]:

@@ -105,7 +105,10 @@ class MCLMC(Sampler):
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)
         moving = self.warmed(problem, target, gradient, data)
         plan = Plan(self.num_samples, self.thinning, self.max_seconds)
-        run = Run(engine, transition(engine, gradient), data, problem.seed + 4, problem.on_epoch, problem.checkpoint)
+        key = "MCLMC", target.key
+        run = Run(
+            engine, transition(engine, gradient), data, problem.seed + 4, key, problem.on_epoch, problem.checkpoint
+        )
         moving, chains = repeat(run, moving, plan)
         return chains, {"step_size": float(moving.step[0]), "length": float(moving.length[0])}
 
@@ -114,14 +117,14 @@ class MCLMC(Sampler):
         engine, seed = problem.engine, problem.seed
         position = self.starts(problem, target, self.climb)
         count, size = position.shape
-        begin = engine.jit(lambda z, data: gradient(z, data, 1.0))
-        density, slope = begin(position, data)
+        density, slope = target.compiled_gradient()(position, data)
         with engine.scope():
             phase = Phase(position, unit_vectors(engine, engine.key(seed + 1), position.shape), density, slope)
         ones = np.ones(count)
         moving = Moving(phase, engine.asarray(0.25 * ones), engine.asarray(math.sqrt(size) * ones))
         nothing = engine.asarray(0.0 * ones)
-        run = Run(engine, tuning_transition(engine, gradient, self.energy_error), data, seed + 1)
+        key, tuned = ("MCLMC tuning", target.key, self.energy_error), tuning_transition
+        run = Run(engine, tuned(engine, gradient, self.energy_error), data, seed + 1, key, None, problem.checkpoint)
         quarter = max(16, self.num_warmup // 4)
         tuning, _ = repeat(run, Tuning(moving, nothing, nothing), Plan(1, 2 * quarter, None))
         tuning, chains = repeat(run._replace(seed=seed + 2), tuning, Plan(quarter // 4, 4, None))

@@ -89,16 +89,17 @@ class MEADS(Sampler):
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)
         position = self.starts(problem, target, self.climb)
-        density, slope = engine.jit(lambda z, data: gradient(z, data, 1.0))(position, data)
+        density, slope = target.compiled_gradient()(position, data)
         with engine.scope():
             momentum = engine.normal(engine.key(problem.seed + 1), position.shape)
             uniform = engine.uniform(engine.key(problem.seed + 2), (self.num_chains,))
             count, multiple = (engine.asarray(np.float64(value)) for value in (0.0, _STEP))
             state = Walking(position, momentum, 2 * uniform - 1, density, slope, count, multiple)
-        warm_up = Run(engine, transition(engine, gradient, _GAIN), data, problem.seed + 3)
+        adapting, key = transition(engine, gradient, _GAIN), ("MEADS", target.key)
+        warm_up = Run(engine, adapting, data, problem.seed + 3, (key, _GAIN), None, problem.checkpoint)
         state, _ = repeat(warm_up, state, Plan(1, self.num_warmup, None))
         kept = transition(engine, gradient, 0.0)
-        run = Run(engine, kept, data, problem.seed + 4, problem.on_epoch, problem.checkpoint)
+        run = Run(engine, kept, data, problem.seed + 4, (key, 0.0), problem.on_epoch, problem.checkpoint)
         _, chains = repeat(run, state, Plan(self.num_samples, self.thinning, self.max_seconds))
         return chains, {"acceptance": float(chains.statistics["acceptance"].mean())}
 

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..engines.base import Engine
-from ..errors import InvalidInput
 from ..likelihoods import Bernoulli, Categorical, Gaussian
 from ..likelihoods.base import Likelihood
 from ..network import MLP
 
-__all__ = ["NOISE_PRECISION", "Program", "layer_site", "probabilistic_program"]
+__all__ = ["NOISE_PRECISION", "Program", "layer_site", "parameter_site", "probabilistic_program"]
 
 Program = Callable[..., Any]
 """``program(x, y=None)``: a NumPyro or Pyro model of scaled inputs (N, I) and prepared targets."""
@@ -31,6 +30,11 @@ def layer_site(index: int) -> str:
     return f"layer_{index}"
 
 
+def parameter_site(index: int) -> str:
+    """Name of the site of a parameter that a likelihood learns."""
+    return f"likelihood_{index}"
+
+
 def probabilistic_program(
     language: Any,
     distributions: Any,
@@ -39,21 +43,20 @@ def probabilistic_program(
     likelihood: Likelihood,
     prior_precision: Sequence[np.ndarray],
 ) -> Program:
-    """The joint density of weights, noise and data.
+    """The joint density of weights, what the likelihood learns, and data.
+
+    For Gaussian, Categorical and Bernoulli the data are an ordinary site ``y``, so that the language's own predictive
+    works. For every other likelihood ``y`` is a factor, and each of its parameters (:meth:`Likelihood.fit_parameters`)
+    an improper uniform site with a factor for its prior.
 
     Args:
         language: the module ``numpyro`` or ``pyro``.
         distributions: its module of distributions.
         engine: of the arrays.
         network: the network.
-        likelihood: Gaussian, Categorical or Bernoulli.
+        likelihood: the observation model.
         prior_precision: of each weight, one matrix per layer; the prior mean is 0.
-
-    Raises:
-        InvalidInput: another likelihood.
     """
-    if not isinstance(likelihood, Gaussian | Categorical | Bernoulli):
-        raise InvalidInput(f"there is no {language.__name__} program for {type(likelihood).__name__}")
     deviations = [engine.asarray(precision**-0.5) for precision in prior_precision]
 
     def observation(outputs: Any) -> Any:
@@ -61,6 +64,7 @@ def probabilistic_program(
             return distributions.Categorical(logits=outputs)
         if isinstance(likelihood, Bernoulli):
             return distributions.Bernoulli(logits=outputs).to_event(1)
+        assert isinstance(likelihood, Gaussian)
         if likelihood.noise_variance is not None:
             return distributions.Normal(outputs, likelihood.noise_variance**0.5).to_event(1)
         shape = engine.asarray(np.float64(likelihood.prior_shape))
@@ -68,12 +72,27 @@ def probabilistic_program(
         precision = language.sample(NOISE_PRECISION, distributions.Gamma(shape, rate))
         return distributions.Normal(outputs, precision**-0.5).to_event(1)
 
+    def factors(outputs: Any, y: Any) -> Any:
+        real = distributions.constraints.real
+        parameters = tuple(
+            language.sample(parameter_site(index), distributions.ImproperUniform(real, (), ()))
+            for index in range(len(likelihood.fit_parameters()))
+        )
+        if parameters:
+            language.factor("likelihood_prior", likelihood.fit_log_prior(engine, parameters))
+        if y is not None:
+            language.factor("y", engine.xp.sum(likelihood.fit_log_prob(engine, outputs, y, parameters)))
+        return outputs
+
     def program(x: Any, y: Any = None) -> Any:
         weights = tuple(
             language.sample(layer_site(i), distributions.Normal(0.0 * deviation, deviation).to_event(2))
             for i, deviation in enumerate(deviations)
         )
-        conditional = observation(network.apply(engine, weights, x))
+        outputs = network.apply(engine, weights, x)
+        if not isinstance(likelihood, Gaussian | Categorical | Bernoulli):
+            return factors(outputs, y)
+        conditional = observation(outputs)
         with language.plate("rows", x.shape[0]):
             return language.sample("y", conditional, obs=y)
 

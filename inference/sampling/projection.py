@@ -2,15 +2,16 @@
 
 A network's posterior has a mode for every order of its hidden units, so the moments of the weights say little: the
 average of two equal networks is another network. What is matched are therefore moments of the function. The mean is
-that of a network near one of the draws, moved until its outputs are the draws' average outputs. (At the mode of the
-weights a network with many of them fits the noise, which the average does not.) The covariance is the inverse of the
-prior's precision plus the curvature of the data there, multiplied so that the outputs vary as much as the draws' do.
+that of a network near one of the draws, moved until its outputs are the draws' average outputs, at the data and
+between. (At the mode of the weights a network with many of them fits the noise, which the average does not.) The
+covariance is the inverse of the prior's precision plus the curvature of the data there, each multiplied so that the
+outputs vary as much as the draws' do, at the data and between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +24,12 @@ from .chains import Chains
 from .climbing import climb
 from .target import Data, Gradient, Target
 
-__all__ = ["function_distance", "function_values", "projected"]
+__all__ = ["Asked", "asked_inputs", "function_distance", "function_values", "projected"]
 
 _CANDIDATES = 4
+_ROWS_ASKED = 200
 _STEPS = 1000
-_MATCHES = 6
+_MATCHES = 12
 _NEARNESS = 0.01
 _FLOOR = 1e-6
 """Average outputs are matched as if they had been seen with this share of the outputs' variance, plus the floor (in
@@ -38,10 +40,37 @@ _NETWORKS_AT_ONCE = 64
 Moments = Callable[[Posterior, Any], tuple[np.ndarray, np.ndarray]]
 
 
+class Asked(NamedTuple):
+    """Attributes:
+    x: inputs at which functions are compared, (N, I), of the engine.
+    seen: how many of them are rows of the data; they come first.
+    """
+
+    x: Any
+    seen: int
+
+
+def asked_inputs(problem: FitProblem) -> Asked:
+    """Up to 200 rows of the data, and as many inputs twice that are not: halfway between two rows, and rows moved by
+    half a standard deviation. What is learned next is not where the data were. None such where inputs are tokens.
+    """
+    engine, count = problem.engine, len(problem.weight)
+    rows = np.linspace(0, count - 1, min(_ROWS_ASKED, count)).astype(int)
+    with engine.scope():
+        seen = problem.x[rows]
+        if problem.network.num_tokens is not None:
+            return Asked(seen, len(rows))
+        host, rng = engine.to_numpy(seen), np.random.default_rng(problem.seed)
+        middles = 0.5 * (host + rng.permutation(host))
+        moved = host + 0.5 * host.std(axis=0) * rng.standard_normal(host.shape)
+        return Asked(engine.asarray(np.concatenate([host, middles, moved])), len(rows))
+
+
 def function_values(target: Target, positions: np.ndarray, x: Any) -> np.ndarray:
     """Outputs at inputs x of the networks at positions (S, D): (S, N, K), float64."""
     engine = target.engine
-    apply = engine.jit(lambda z, rows: target.network.apply(engine, target.split(z)[0], rows))
+    key = "function values", target.key
+    apply = engine.compiled(key, lambda z, rows: target.network.apply(engine, target.split(z)[0], rows))
     values = []
     for start in range(0, len(positions), _NETWORKS_AT_ONCE):
         part = positions[start : start + _NETWORKS_AT_ONCE]
@@ -66,7 +95,7 @@ def function_distance(values: np.ndarray, mean: np.ndarray, variance: np.ndarray
 
 
 def projected(
-    problem: FitProblem, target: Target, chains: Chains, rows: np.ndarray, values: np.ndarray
+    problem: FitProblem, target: Target, chains: Chains, asked: Asked, values: np.ndarray
 ) -> tuple[Posterior, float]:
     """The nearest of a few Gaussians in the problem's structure, and its :func:`function_distance`.
 
@@ -74,15 +103,13 @@ def projected(
         problem: that the draws are of.
         target: their density.
         chains: the draws.
-        rows: of the data, at which functions are compared.
+        asked: where functions are compared.
         values: the draws' outputs there, (S, N, K).
     """
     engine, candidates = problem.engine, _candidates(chains)
     average = chains.positions.mean(axis=(0, 1), dtype=np.float64)[target.num_weights :]
-    with engine.scope():
-        x = problem.x[rows]
     wanted = engine.asarray(values.mean(0)), engine.asarray(_NEARNESS * values.var(0) + _FLOOR)
-    nearest = climb(engine, _function_fit(target), candidates, (x, *wanted), _STEPS)
+    nearest = climb(engine, _function_fit(target), candidates, (asked.x, *wanted), _STEPS, ("function", target.key))
     weights, _ = target.networks(engine.to_numpy(nearest).astype(np.float64))
     state = problem.likelihood.state_from_fit(tuple(average), float(problem.weight.sum()))
     fitted = tuple(engine.asarray(np.float64(value)) for value in average)
@@ -90,7 +117,7 @@ def projected(
     found = []
     for index in range(len(candidates)):
         means = tuple(engine.asarray(layer[index]) for layer in weights)
-        found.append(_matched(problem, assemble, Parameters(means, (), fitted), state, moments, x, values))
+        found.append(_matched(problem, assemble, Parameters(means, (), fitted), state, moments, asked, values))
     return min(found, key=lambda one: one[1])
 
 
@@ -99,8 +126,8 @@ def _function_fit(target: Target) -> Gradient:
     engine = target.engine
 
     def fit(moved: Any, data: Data, factor: Any) -> Any:
-        x, mean, variance = data
-        error = target.network.apply(engine, moved[0], x) - mean
+        _, mean, variance = data
+        error = moved[0] - mean
         return -0.5 * factor * engine.xp.sum(error * error / variance)
 
     return target.gradient(fit)
@@ -112,25 +139,30 @@ def _matched(
     parameters: Parameters,
     state: Any,
     moments: Moments,
-    x: Any,
+    asked: Asked,
     values: np.ndarray,
 ) -> tuple[Posterior, float]:
-    """The Gaussian whose curvature H is scaled so that its outputs vary as the draws' do, and its distance.
+    """The Gaussian whose precision is scaled so that its outputs vary as the draws' do, and its distance.
 
-    The precision is P + c H = c (P / c + H), with P the prior's: one compiled program gives it for every c.
+    It is p P + c H = c (p P / c + H), with P the prior's and H the curvature: one compiled program gives it for every p
+    and c. At the data the curvature decides how much the outputs vary, elsewhere the prior, under which a linearised
+    network varies more than the network itself.
     """
-    share, wanted = 1.0, float(np.mean(values.var(0)))
+    curvature, prior, wanted = 1.0, 1.0, values.var(0)
     best: tuple[Posterior, float] | None = None
     for _ in range(_MATCHES):
-        unscaled = assemble(parameters, [precision / share for precision in problem.prior_precision], None, state)
+        share = prior / curvature
+        unscaled = assemble(parameters, [share * precision for precision in problem.prior_precision], None, state)
         with problem.engine.scope():
-            weights = problem.structure.scaled(problem.engine, unscaled.weights, share)
+            weights = problem.structure.scaled(problem.engine, unscaled.weights, curvature)
         posterior = unscaled._replace(weights=weights)
-        mean, variance = moments(posterior, x)
+        mean, variance = moments(posterior, asked.x)
         distance = function_distance(values, mean, variance)
         if best is None or distance < best[1]:
             best = posterior, distance
-        share *= float(np.clip(np.mean(variance) / wanted, 0.2, 5.0))
+        curvature *= float(np.clip(variance[: asked.seen].mean() / wanted[: asked.seen].mean(), 0.2, 5.0))
+        if asked.seen < len(variance):
+            prior *= float(np.clip(variance[asked.seen :].mean() / wanted[asked.seen :].mean(), 0.2, 5.0))
     assert best is not None
     return best
 
@@ -150,7 +182,7 @@ def _moments(problem: FitProblem) -> Moments:
         outputs, factors = network.factors(engine, structure.mean(weights), x)
         return outputs, structure.predictive_variance(engine, weights, factors)
 
-    compiled = engine.jit(moments)
+    compiled = engine.compiled(("moments", structure, network), moments)
 
     def of_posterior(posterior: Posterior, x: Any) -> tuple[np.ndarray, np.ndarray]:
         mean, variance = (engine.to_numpy(part).astype(np.float64) for part in compiled(posterior.weights, x))

@@ -8,7 +8,9 @@ are too dear for.
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -19,6 +21,7 @@ from jaxtyping import Float
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from ..methods import FitProblem
+from ..resuming import from_leaves, to_leaves
 from .base import Sampler, check_positive
 from .chains import Chains
 from .target import Gradient, Target, data_of
@@ -45,18 +48,20 @@ class StochasticGradient(Sampler):
         step_size: ε of a full gradient step, in standard deviations of the prior; at the start of a cycle.
         cycles: how often the step size starts anew and falls like a cosine to 0; None: it stays.
         climb: steps of Adam on the whole data towards a mode before the warm-up.
+        max_seconds: limit for all epochs, once there is a draw; None: no limit.
     """
 
     batch_size: int = 64
     step_size: float = 0.03
     cycles: int | None = None
     climb: int = 300
+    max_seconds: float | None = None
 
     counts: ClassVar[tuple[str, ...]] = ("num_warmup", "num_samples", "num_chains", "batch_size", "climb")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, ("step_size",), float)
+        check_positive(self, ("step_size",) if self.max_seconds is None else ("step_size", "max_seconds"), float)
         if self.cycles is not None and not (isinstance(self.cycles, int) and 1 <= self.cycles <= self.num_samples):
             raise InvalidInput(
                 f"{type(self).__name__}.cycles must be from 1 to num_samples ({self.num_samples}), got {self.cycles!r}"
@@ -71,24 +76,40 @@ class StochasticGradient(Sampler):
         position = self.starts(problem, target, self.climb)
         size = min(self.batch_size, len(problem.weight))
         kept, rates = self.schedule(len(problem.weight) // size)
-        draws: list[np.ndarray] = []
-        densities: list[np.ndarray] = []
-        full = engine.jit(lambda z, data: gradient(z, data, 1.0)[0])
-
-        def on_epoch(epoch: int, report: np.ndarray, state: Drifting) -> None:
-            if kept[epoch]:
-                draws.append(engine.to_numpy(state.position))
-                densities.append(engine.to_numpy(full(state.position, data)))
-            if problem.on_epoch is not None:
-                problem.on_epoch(epoch, len(kept), -float(report[0]) / float(problem.weight.sum()))
-
+        full = target.compiled_gradient()
         with engine.scope():
             state = Drifting(position, engine.xp.zeros_like(position))
+        state, first, draws, densities = self._resumed(problem, state)
+        started = time.monotonic()
+
+        def on_epoch(epoch: int, report: np.ndarray, state: Drifting) -> bool:
+            if kept[epoch]:
+                draws.append(engine.to_numpy(state.position))
+                densities.append(engine.to_numpy(full(state.position, data)[0]))
+            if problem.on_epoch is not None:
+                problem.on_epoch(epoch, len(kept), -float(report[0]) / float(problem.weight.sum()))
+            if problem.checkpoint is not None and (problem.checkpoint.due() or epoch == len(kept) - 1):
+                own = {"epoch": np.array(epoch + 1), "draws": np.array(draws), "densities": np.array(densities)}
+                problem.checkpoint.keep(to_leaves(engine, "state", state) | own)
+            late = self.max_seconds is not None and time.monotonic() - started > self.max_seconds
+            return late and bool(draws)
+
         step = self._step(engine, gradient, len(problem.weight) / size)
-        epochs = self._epochs(problem, size, rates)
-        state, _ = engine.train(step, state, data, epochs, problem.seed + 1, on_epoch)
+        epochs = itertools.islice(self._epochs(problem, size, rates), first, None)
+        if first < len(kept):
+            engine.train(step, state, data, epochs, problem.seed + 1, on_epoch, first)
         statistics = {"log_density": np.stack(densities, axis=1)}
         return Chains(np.stack(draws, axis=1), statistics), {"epochs": len(kept), "batch_size": size}
+
+    def _resumed(
+        self, problem: FitProblem, state: Drifting
+    ) -> tuple[Drifting, int, list[np.ndarray], list[np.ndarray]]:
+        """Where an interrupted run with a checkpoint goes on: its state, next epoch, draws and log densities."""
+        saved = None if problem.checkpoint is None else problem.checkpoint.begin()
+        if not saved:
+            return state, 0, [], []
+        state = from_leaves(problem.engine, "state", saved, state)
+        return state, int(saved["epoch"]), list(saved["draws"]), list(saved["densities"])
 
     def schedule(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Which epochs end with a draw, and ε of every step, (epochs, steps)."""
@@ -130,6 +151,7 @@ class SGLD(StochasticGradient):
         cycles: how often ε starts anew and falls like a cosine to 0; draws are taken in the second half of a cycle.
             None: ε stays.
         climb: steps of Adam on the whole data towards a mode before the warm-up.
+        max_seconds: limit for all epochs, once there is a draw; None: no limit.
 
     Raises:
         InvalidInput: a number out of its range.
@@ -155,6 +177,7 @@ class SGHMC(StochasticGradient):
         cycles: how often ε starts anew and falls like a cosine to 0; draws are taken in the second half of a cycle.
             None: ε stays.
         climb: steps of Adam on the whole data towards a mode before the warm-up.
+        max_seconds: limit for all epochs, once there is a draw; None: no limit.
         friction: α in (0, 1].
 
     Raises:

@@ -8,7 +8,7 @@ which is the geometry of every direction that the data do not tell of; what they
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,11 @@ class Target:
     parameters: tuple[float, ...]
 
     @property
+    def key(self) -> Hashable:
+        """What the density depends on, but for the data."""
+        return self.network, self.likelihood, self.shapes, self.scale.tobytes(), self.parameters
+
+    @property
     def size(self) -> int:
         """D."""
         return len(self.scale)
@@ -79,17 +84,28 @@ class Target:
         """See :data:`Gradient`.
 
         Args:
-            term: ``term((weights, parameters), data, factor)`` of one network, to be in the place of what the data say.
+            term: ``term((outputs, parameters), data, factor)`` of one network, to be in the place of what the data say.
         """
-        xp, scale, is_weight = self.engine.xp, *self._constants()
-        each = self.engine.value_and_grad_each(term or self._data_term)
+        engine, xp, scale, is_weight = self.engine, self.engine.xp, *self._constants()
+        of_outputs = engine.value_and_grad_each(term or self._data_term)
+
+        def all_at_once(position: Float[Array, "C D"], data: Data, factor: Any = 1.0) -> tuple[Array, Array]:
+            weights, parameters = self.split(position * scale)
+            outputs, pull = self.network.pullback(engine, weights, data[0])
+            value, (slope, slopes) = of_outputs((outputs, parameters), data, factor)
+            z = position * is_weight
+            return value - 0.5 * xp.sum(z * z, axis=-1), self.join(pull(slope), slopes, xp) * scale - z
 
         def gradient(position: Float[Array, "C D"], data: Data, factor: Any = 1.0) -> tuple[Array, Array]:
-            value, (weights, parameters) = each(self.split(position * scale), data, factor)
-            z = position * is_weight  # the prior's gradient needs no tape
-            return value - 0.5 * xp.sum(z * z, axis=-1), self.join(weights, parameters, xp) * scale - z
+            numbers = data[0].shape[0] * sum(shape[-1] for shape in self.shapes)
+            return engine.in_chunks(all_at_once, numbers)(position, data, factor)
 
         return gradient
+
+    def compiled_gradient(self) -> Callable[[Array, Data], tuple[Array, Array]]:
+        """The gradient of the whole data set, compiled once for all equal targets."""
+        gradient = self.gradient()
+        return self.engine.compiled(("gradient", self.key), lambda z, data: gradient(z, data, 1.0))
 
     def log_density(self, data: Data) -> Callable[[Array], Array]:
         """``log p(z)`` of one position (D,), for kernels that differentiate it themselves."""
@@ -97,7 +113,9 @@ class Target:
 
         def log_density(position: Float[Array, " D"]) -> Array:
             z = position * is_weight
-            return self._data_term(self.split(position * scale), data, 1.0) - 0.5 * self.engine.xp.sum(z * z)
+            weights, parameters = self.split(position * scale)
+            outputs = self.network.apply(self.engine, weights, data[0])
+            return self._data_term((outputs, parameters), data, 1.0) - 0.5 * self.engine.xp.sum(z * z)
 
         return log_density
 
@@ -107,9 +125,9 @@ class Target:
         return self.engine.asarray(self.scale), self.engine.asarray(is_weight.astype(np.float64))
 
     def _data_term(self, moved: Any, data: Data, factor: Any) -> Array:
-        """Log likelihood, and log prior of the likelihood's parameters, of one network."""
-        engine, likelihood, (weights, parameters), (x, y, row_weight) = self.engine, self.likelihood, moved, data
-        log_probs = likelihood.fit_log_prob(engine, self.network.apply(engine, weights, x), y, parameters)
+        """Log likelihood, and log prior of the likelihood's parameters, given the outputs of one network."""
+        engine, likelihood, (outputs, parameters), (_, y, row_weight) = self.engine, self.likelihood, moved, data
+        log_probs = likelihood.fit_log_prob(engine, outputs, y, parameters)
         return factor * engine.xp.sum(row_weight * log_probs) + likelihood.fit_log_prior(engine, parameters)
 
     def starts(self, weights: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

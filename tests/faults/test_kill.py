@@ -45,7 +45,7 @@ def run_with_kills(path: Path, engine: str, events: int, kills: int, seed: int) 
                     continue
                 acknowledged = int(line) + 1
                 if lines == max(target, 1):  # what it acknowledges before it dies is still read
-                    time.sleep(float(rng.random()) * 0.02)
+                    time.sleep(float(rng.random()) * 0.005)
                     process.kill()
                     done += 1
     return done, acknowledged
@@ -57,7 +57,7 @@ def test_kills(tmp_path: Path, engine: str, share: float) -> None:
     if engine != "numpy":
         pytest.importorskip(engine, reason=f"pip install 'bayesmlp[{engine}]' to enable")
     kills = max(2, round(int(os.environ.get("BAYESMLP_KILLS", "100")) * share))
-    events = max(60, 4 * kills)
+    events = max(60, 8 * kills)
     store = published(tmp_path, engine)
     done, acknowledged = run_with_kills(tmp_path / "store.db", engine, events, kills, seed=0)
     assert (done, acknowledged) == (kills, len(sends(events)))
