@@ -3,12 +3,21 @@
     python benchmarks/online_update.py            # both frameworks, three networks
     python benchmarks/online_update.py --quick    # the middle one, fewer rounds
 
-Floor and ours alternate; each round times a block of events of each; the ratio is that of the medians. Timed are: the
-bare step (factors, output covariance, one Kalman step, no checks), the step that the updater runs (checks, surprise
-and information) at the mode and variational, and a durable ``observe``. A second table has every structure.
+One thread. Floor and ours alternate; each round times a block of events of each; the ratio is that of the median CPU
+times of the process, so that what else runs on the machine counts little. Timed are: the bare step (factors, output
+covariance, one Kalman step, no checks), the step that the updater runs (checks, surprise and information) at the mode
+and variational, and a durable ``observe``, by the clock on the wall. A second table has every structure after 320
+events; a third the last layers beside what they should be measured by. ``update_scaling.py`` has the step's growth with
+the number of weights, and its memory.
 """
 
 from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import argparse
 import contextlib
@@ -27,6 +36,7 @@ import bayesmlp as bm
 from bayesmlp.inference.engines import Engine
 from bayesmlp.inference.filtering import Posterior
 
+CLASSES = 10
 KEYS = ("bare", "mode", "step", "observe")
 STRUCTURES: list[tuple[str, Any, int]] = [
     ("Diagonal", bm.Diagonal(), 1),
@@ -134,16 +144,20 @@ def wait(engine: Engine, tree: Any) -> None:
         torch.cuda.synchronize()
 
 
-def measure(steps: dict[str, Callable[[int], None]], rounds: int, events: int) -> dict[str, list[float]]:
+def measure(
+    steps: dict[str, Callable[[int], None]], rounds: int, events: int | dict[str, int]
+) -> dict[str, list[float]]:
     """Milliseconds per event for each step and round, the steps taking turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(-1, rounds):  # the first one warms up
         for name, step in steps.items():
-            started = time.perf_counter()
-            for i in range(events):
+            count = events if isinstance(events, int) else events[name]
+            clock = time.perf_counter if name == "observe" else time.process_time
+            started = clock()
+            for i in range(count):
                 step(i)
             if round_ >= 0:
-                times[name].append((time.perf_counter() - started) / events * 1e3)
+                times[name].append((clock() - started) / count * 1e3)
     return times
 
 
@@ -190,24 +204,96 @@ def one_thread(framework: str) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def started_step(
+    framework: str, structure: Any, likelihood: Any, y: np.ndarray, size: int = 1, events: int = 320
+) -> tuple[Callable[[int], None], list[np.ndarray]]:
+    """The step of the middle network, some events into a stream, and the weights that it began with."""
+    num_inputs, hidden, _ = NETWORKS["[784-256-256-10]"]
+    x, _ = clusters(num_inputs, len(y))
+    model = bm.BayesianMLP(bm.MLP(hidden), likelihood, structure=structure, engine=framework, standardize=False)
+    model.start_from_prior(num_inputs)
+    step = full_step(model, x, likelihood.prepare(y), size)
+    with one_thread(framework):
+        for i in range(events // size):
+            step(i)
+    return step, list(model.mean_weights())
+
+
 def compare_structures(framework: str, rounds: int) -> list[list[str]]:
     """Rows of the second table: every structure's step, alone and in blocks, an event of each to an SGD step."""
-    num_inputs, hidden, likelihood = NETWORKS["[784-256-256-10]"]
+    num_inputs, _, likelihood = NETWORKS["[784-256-256-10]"]
     x, y = clusters(num_inputs, 64)
     rows = []
     for name, structure, size in STRUCTURES:
-        model = bm.BayesianMLP(bm.MLP(hidden), likelihood, structure=structure, engine=framework, standardize=False)
-        model.start_from_prior(num_inputs)
+        step, weights = started_step(framework, structure, likelihood, y, size)
         floor = sgd_torch if framework.startswith("torch") else sgd_jax
         with one_thread(framework):
-            steps = {
-                "sgd": floor(list(model.mean_weights()), x, y, True),
-                "step": full_step(model, x, likelihood.prepare(y), size),
-            }
-            times = measure(steps, rounds, 8)
-        sgd, step = (statistics.median(times[key]) for key in ("sgd", "step"))
-        rows.append([f"{name}, {size} at once", framework, f"{step / size:.2f}", f"{step / size / sgd:.1f}"])
+            steps = {"sgd": floor(weights, x, y, True), "step": step}
+            times = measure(steps, rounds, {"sgd": 60, "step": max(3, 48 // size)})
+        sgd, mine = (statistics.median(times[key]) for key in ("sgd", "step"))
+        rows.append([f"{name}, {size} at once", framework, f"{mine / size:.2f}", f"{mine / size / sgd:.1f}"])
     return rows
+
+
+def full_floor(framework: str) -> Callable[[int], None]:
+    """What the full last layer's root must go through: J S, a product with it, and an update of its rank."""
+    rng = np.random.default_rng(0)
+    size, num_inputs = 257 * CLASSES, 257
+    root, row, rows = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((size, size), (1, num_inputs), (CLASSES + 1, size))
+    )
+    if framework.startswith("torch"):
+        import torch
+
+        held, column, others = torch.tensor(root), torch.tensor(row), torch.tensor(1e-3 * rows)
+
+        def eager(i: int) -> None:
+            column @ held.view(num_inputs, -1)
+            held.addmm_((held @ others.T)[:, :-1], others[:-1], alpha=-1)
+
+        return eager
+    import jax
+
+    def passes(root: Any, row: Any, rows: Any) -> Any:
+        return root - (root @ rows.T)[:, :-1] @ rows[:-1], row @ root.reshape(num_inputs, -1)
+
+    compiled = jax.jit(passes, donate_argnums=0)
+    state = {"root": jax.device_put(root)}
+
+    def step(i: int) -> None:
+        state["root"], product = compiled(state["root"], row, 1e-3 * rows)
+        jax.block_until_ready((state["root"], product))
+
+    return step
+
+
+def compare_last_layers(framework: str, rounds: int) -> list[list[str]]:
+    """Rows of the third table: a full last layer for classes beside the diagonal step and the floor of its products,
+    and for ten outputs of one normal noise the matrix that they share, which a Kronecker precision is exactly.
+    """
+    _, y = clusters(784, 64)
+    targets = np.random.default_rng(1).standard_normal((64, CLASSES))
+    likelihood, normal = bm.Categorical(CLASSES), bm.Gaussian(noise_variance=0.1, num_outputs=CLASSES)
+    with one_thread(framework):
+        steps = {
+            "full": started_step(framework, bm.LastLayer(), likelihood, y)[0],
+            "diagonal": started_step(framework, bm.Diagonal(), likelihood, y)[0],
+            "products": full_floor(framework),
+            "shared": started_step(framework, bm.LastLayer(bm.Kronecker()), normal, targets)[0],
+            "normal": started_step(framework, bm.Diagonal(), normal, targets)[0],
+        }
+        times = measure(steps, rounds, 48)
+    at = {key: statistics.median(values) for key, values in times.items()}
+    floor = at["diagonal"] + at["products"]
+    return [
+        ["Full, classes / (Diagonal + its products)", framework, f"{at['full']:.2f}", f"{at['full'] / floor:.2f}"],
+        [
+            "shared matrix, normal noise / Diagonal",
+            framework,
+            f"{at['shared']:.2f}",
+            f"{at['shared'] / at['normal']:.2f}",
+        ],
+    ]
 
 
 def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
@@ -268,6 +354,11 @@ def main() -> None:
     table = Table("structure, [784-256-256-10]", "engine", "ms an event", "event / SGD")
     for framework in options.engines:
         for row in compare_structures(framework, 3 if options.quick else 9):
+            table.add_row(*row)
+    console.print(table)
+    table = Table("last layer, [784-256-256-10]", "engine", "ms an event", "ratio")
+    for framework in options.engines:
+        for row in compare_last_layers(framework, 3 if options.quick else 9):
             table.add_row(*row)
     console.print(table)
 
