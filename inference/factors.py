@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from jaxtyping import Float
 
 from .engines.base import Array, Engine
@@ -34,7 +35,11 @@ class LayerFactors(NamedTuple):
 
     def left_multiply(self, factor: Float[Array, "N K R"] | None) -> LayerFactors:
         """Factors of ``factorᵀ J``: R new output directions for each input; None for the identity."""
-        return self if factor is None else LayerFactors(self.inputs, factor.mT @ self.rows)
+        if factor is None:
+            return self
+        if factor.shape[0] == 1:  # as matrices: batches of one cost eager frameworks more
+            return LayerFactors(self.inputs, (factor[0].mT @ self.rows[0])[None])
+        return LayerFactors(self.inputs, factor.mT @ self.rows)
 
     def pull_back(self, residual: Float[Array, "N K"]) -> tuple[Float[Array, "N I"], Float[Array, "N O"]]:
         """Columns and rows whose summed outer products are ``Jᵀ residual``, in the shape of W."""
@@ -54,15 +59,40 @@ class LayerFactors(NamedTuple):
             variance: one non-negative number per weight.
             joint: between all inputs, shape (N K, N K); else for each input alone, shape (N, K, K).
         """
-        num_rows, num_outputs, _ = self.rows.shape
         if not joint:
             scaled = self.rows * ((self.inputs * self.inputs) @ variance)[:, None, :]
             return scaled @ self.rows.mT
-        if num_rows == 1:
+        if self.rows.shape[0] == 1:
             return self.gram(engine, variance, joint=False)[0]
-        pairs = self.inputs[:, None, :] * self.inputs[None, :, :]
-        gram = engine.xp.einsum("nko,nmo,mlo->nkml", self.rows, pairs @ variance, self.rows)
-        return engine.xp.reshape(gram, (num_rows * num_outputs, num_rows * num_outputs))
+        return self._symmetric_gram(engine, variance)
+
+    def _symmetric_gram(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "M M"]:
+        """The joint :meth:`gram`: each pair of inputs once."""
+        xp = engine.xp
+        num_rows, num_outputs, _ = self.rows.shape
+        upper = np.triu_indices(num_rows)
+        first, second = (engine.asarray(index) for index in upper)
+        products = xp.take(self.inputs, first, axis=0) * xp.take(self.inputs, second, axis=0)
+        left = xp.take(self.rows, first, axis=0) * (products @ variance)[:, None, :]
+        blocks = left @ xp.take(self.rows, second, axis=0).mT
+        place = np.zeros((num_rows, num_rows), dtype=np.int64)
+        place.T[upper] = len(upper[0]) + np.arange(len(upper[0]))
+        place[upper] = np.arange(len(upper[0]))
+        both = xp.concat([blocks, blocks.mT], axis=0)
+        whole = xp.reshape(
+            xp.take(both, engine.asarray(place.reshape(-1)), axis=0), (num_rows, num_rows, *both.shape[1:])
+        )
+        return xp.reshape(xp.permute_dims(whole, (0, 2, 1, 3)), (num_rows * num_outputs, num_rows * num_outputs))
+
+    def joint_covariances(
+        self, engine: Engine, precision: Float[Array, "I O"]
+    ) -> tuple[Array, Float[Array, "I O"] | None]:
+        """:meth:`gram` of the inverse of a precision between all inputs, and for a single input ``aᵀ / precision``."""
+        if self.rows.shape[0] > 1:
+            return self.gram(engine, engine.xp.reciprocal(precision), joint=True), None
+        cross = self.inputs.mT / precision
+        rows = self.rows[0]
+        return (rows * (self.inputs @ cross)) @ rows.mT, cross
 
     def gram_diagonal(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "N K"]:
         """The diagonal of :meth:`gram`."""
@@ -71,8 +101,15 @@ class LayerFactors(NamedTuple):
 
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """``J`` times each of R directions in weight space."""
-        projected = engine.xp.permute_dims(self.inputs @ directions, (1, 2, 0))  # N, O, R
-        return self.rows @ projected
+        return self.outputs_of(engine, self.moves(engine, directions))
+
+    def moves(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "R N O"]:
+        """How R directions in weight space move the pre-activations; adds up over blocks of inputs."""
+        return self.inputs @ directions
+
+    def outputs_of(self, engine: Engine, moves: Float[Array, "R N O"]) -> Float[Array, "N K R"]:
+        """How the outputs move with the pre-activations."""
+        return self.rows @ engine.xp.permute_dims(moves, (1, 2, 0))
 
     def combined(self, engine: Engine, mixing: Float[Array, "N K R"]) -> Float[Array, "R I O"]:
         """R linear combinations of the rows of ``J``, in the shape of W."""
@@ -138,6 +175,10 @@ class SharedFactors(NamedTuple):
             jacobian = jacobian.reshape((-1, jacobian.shape[2]))
         return (jacobian * variance.reshape((-1,))) @ jacobian.mT
 
+    def joint_covariances(self, engine: Engine, precision: Float[Array, "I O"]) -> tuple[Array, None]:
+        """See :meth:`LayerFactors.joint_covariances`."""
+        return self.gram(engine, engine.xp.reciprocal(precision), joint=True), None
+
     def gram_diagonal(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "N K"]:
         """See :meth:`LayerFactors.gram_diagonal`."""
         jacobian = self.dense(engine)
@@ -146,6 +187,14 @@ class SharedFactors(NamedTuple):
     def push_forward(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N K R"]:
         """See :meth:`LayerFactors.push_forward`."""
         return engine.xp.einsum("nti,rio,nkto->nkr", self.inputs, directions, self.rows)
+
+    def moves(self, engine: Engine, directions: Float[Array, "R I O"]) -> Float[Array, "N T R O"]:
+        """See :meth:`LayerFactors.moves`."""
+        return engine.xp.einsum("nti,rio->ntro", self.inputs, directions)
+
+    def outputs_of(self, engine: Engine, moves: Float[Array, "N T R O"]) -> Float[Array, "N K R"]:
+        """See :meth:`LayerFactors.outputs_of`."""
+        return engine.xp.einsum("ntro,nkto->nkr", moves, self.rows)
 
     def combined(self, engine: Engine, mixing: Float[Array, "N K R"]) -> Float[Array, "R I O"]:
         """See :meth:`LayerFactors.combined`."""

@@ -186,24 +186,24 @@ def _learn(
         state, other = place.state(before.likelihood), place.relative_dispersion(before.likelihood)
         ratio = () if other is None else (other,)
 
-    def taken_in(at: Any) -> tuple[Any, OutputSolution]:
+    def taken_in(at: Any) -> tuple[Any, Any, OutputSolution]:
         """The batch, with the network linearised around ``at``."""
         outputs, factors = _linearised(engine, model, x, mean, at)
-        covariance = structure.output_covariance(engine, weights, factors, joint=True)
-        return factors, engine.in_float64(solve, outputs, covariance, y, weight, state, *ratio)
+        covariance, cross = structure.joint_covariances(engine, weights, factors)
+        return factors, cross, engine.in_float64(solve, outputs, covariance, y, weight, state, *ratio)
 
-    factors, solution = taken_in(None)
+    factors, cross, solution = taken_in(None)
     log_predictive = solution.log_predictive
     for _ in range(model.relinearizations):
         own = replace(engine, in_place=False)
         moved = structure.shift(own, weights, factors, engine.cast(solution.residual))
-        factors, solution = taken_in(structure.mean(moved))
+        factors, cross, solution = taken_in(structure.mean(moved))
     solution = solution._replace(log_predictive=log_predictive)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)
 
     def learned() -> Posterior:
-        moved = structure.shift(engine, weights, factors, engine.cast(solution.residual))
-        sharpened = structure.add_precision(engine, moved, factors, engine.cast(solution.fisher_factor))
+        residual, fisher_factor = engine.cast((solution.residual, solution.fisher_factor))
+        sharpened = structure.learn(engine, weights, factors, cross, residual, fisher_factor)
         states = solution.state if place is None else place.replaced(before.likelihood, solution.state)
         return before._replace(weights=sharpened, likelihood=states)
 

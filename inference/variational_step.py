@@ -20,7 +20,7 @@ from jaxtyping import Float
 from .engines.base import Array, Engine
 from .errors import InvalidInput
 from .laplace_step import LaplaceStep
-from .likelihoods.base import Likelihood
+from .likelihoods.base import Likelihood, node_offsets
 from .output_space import OutputProblem, OutputStep, Site, own_covariance
 from .quadrature import normal_nodes
 
@@ -88,6 +88,8 @@ class VariationalStep(OutputStep):
         identity = engine.eye(size, outputs)
         rows_of_covariance = xp.reshape(covariance, (num_rows, num_outputs, size))
         prior_spread = own_covariance(engine, covariance, outputs)
+        flat_spread = xp.reshape(prior_spread, (-1,))
+        rounding = _size(engine, prior_spread)
         host_nodes, host_weights = normal_nodes(num_outputs)
         nodes, node_weights = (engine.constant(values, outputs) for values in (host_nodes, host_weights))
 
@@ -95,48 +97,67 @@ class VariationalStep(OutputStep):
             """I + F C."""
             return identity + xp.reshape(information @ rows_of_covariance, (size, size))
 
-        def at(residual: Array, information: Array, before: _Iterate | None) -> _Iterate:
-            moved = outputs + xp.reshape(residual @ covariance, outputs.shape)
-            spread = own_covariance(engine, engine.solve(system(information).mT, covariance), outputs)
-            drawn = moved + xp.permute_dims(nodes @ _root(engine, spread, prior_spread).mT, (1, 0, 2))
+        def errors(mean: Array, spread: Array) -> tuple[Array, Array]:
+            """E[score] and E[Fisher] under N(mean, spread), times the rows' weights."""
+            drawn = mean + node_offsets(engine, nodes, _root(engine, spread, rounding))
             score, fisher = likelihood.expected_terms(engine, drawn, node_weights, y, state)
-            error = xp.reshape(weight[:, None] * score, (size,)) - residual
-            change = weight[:, None, None] * fisher - information
-            precision = 1 + xp.abs(xp.sum(prior_spread * information))
-            distance = xp.sqrt(xp.abs(error @ covariance @ error)) + xp.abs(xp.sum(prior_spread * change)) / precision
-            if before is None:
-                return _Iterate(residual, information, error, change, distance, half, one)
+            return xp.reshape(weight[:, None] * score, (size,)), weight[:, None, None] * fisher
+
+        def trace(information: Array) -> Array:
+            """|tr(C F)| over the rows alone."""
+            return xp.abs(flat_spread @ xp.reshape(information, (-1,)))
+
+        def distance_of(information: Array, error: Array, change: Array) -> Array:
+            in_deviations = xp.sqrt(xp.abs(error @ (covariance @ error)))
+            return in_deviations + trace(change) / (1 + trace(information))
+
+        def iterate(before: _Iterate) -> _Iterate:
+            """A natural-gradient step, and where it has led: V is C (I + F C)⁻¹."""
+            information = before.information + before.rate * before.change
+            right = xp.concat([(before.rate * before.error)[:, None], identity], axis=1)
+            solved = engine.solve(system(information), right)
+            residual = before.residual + solved[:, 0]
+            moved = outputs + xp.reshape(residual @ covariance, outputs.shape)
+            inverse = xp.permute_dims(xp.reshape(solved[:, 1:], (size, num_rows, num_outputs)), (1, 0, 2))
+            wanted_residual, wanted_information = errors(moved, rows_of_covariance @ inverse)
+            error, change = wanted_residual - residual, wanted_information - information
+            distance = distance_of(information, error, change)
             slower = xp.where(before.rate > _LOWEST_RATE, 0.5 * before.rate, before.rate)
             rate = xp.where(distance > before.distance, slower, before.rate)
             return _Iterate(residual, information, error, change, distance, rate, before.count + 1)
-
-        def moved_by(now: _Iterate, rate: Array) -> tuple[Array, Array]:
-            information = now.information + rate * now.change
-            step = engine.solve(system(information), (rate * now.error)[:, None])[:, 0]
-            return now.residual + step, information
 
         def unfinished(now: _Iterate) -> Array:
             return (now.distance > self.tolerance) & (now.count < self.max_iterations)
 
         one, half = engine.constant(1.0, outputs), engine.constant(_RATE, outputs)
-        start = at(engine.constant(np.zeros(size), outputs), xp.zeros_like(prior_spread), None)
-        found = engine.while_loop(unfinished, lambda now: at(*moved_by(now, now.rate), now), start)
+        nothing = engine.constant(np.zeros(size), outputs), xp.zeros_like(prior_spread)
+        wanted = errors(outputs, prior_spread)
+        start = _Iterate(*nothing, *wanted, distance_of(nothing[1], *wanted), half, one)
+        found = engine.while_loop(unfinished, iterate, start)
         # Where the fixed point is near, the whole step leads to it; a step that is cut off by its number stays careful.
         last = xp.where(found.distance > self.tolerance, found.rate, one)
-        residual, information = moved_by(found, last)
-        factor = _root(engine, information, information, _ROUNDING)
+        information = found.information + last * found.change
+        residual = found.residual + engine.solve(system(information), (last * found.error)[:, None])[:, 0]
+        factor = _root(engine, information, _size(engine, information), _ROUNDING)
         return Site(residual, xp.where(weight[:, None, None] > 0, factor, 0.0), found.count)
 
 
+def _size(engine: Engine, matrix: Float[Array, "N K K"]) -> Float[Array, "N 1 1"]:
+    """The sum of the diagonal's magnitudes, which rounding is relative to."""
+    xp = engine.xp
+    return xp.sum(xp.abs(xp.linalg.diagonal(matrix)), axis=-1)[:, None, None]
+
+
 def _root(
-    engine: Engine, matrix: Float[Array, "N K K"], scale: Float[Array, "N K K"], floor: float = 1e-300
+    engine: Engine, matrix: Float[Array, "N K K"], size: Float[Array, "N 1 1"], floor: float = 1e-300
 ) -> Float[Array, "N K K"]:
     """Cholesky factor of matrices that may be singular, and are rounded relative to another one's size."""
-    xp = engine.xp
     identity = engine.eye(matrix.shape[-1], matrix)
-    size = xp.sum(xp.abs(scale * identity), axis=(-2, -1), keepdims=True)
     symmetric = 0.5 * (matrix + matrix.mT)
     factor, ok = engine.cholesky(symmetric + (_JITTER * size + floor) * identity)
-    # Where the outputs' covariance came in float32, it is indefinite beyond float64's rounding.
-    safe, _ = engine.cholesky(symmetric + (_JITTER_OF_FLOAT32 * size + floor) * identity)
-    return xp.where(ok, factor, safe)
+
+    def safer() -> Array:
+        """Where the outputs' covariance came in float32, it is indefinite beyond float64's rounding."""
+        return engine.cholesky(symmetric + (_JITTER_OF_FLOAT32 * size + floor) * identity)[0]
+
+    return engine.guarded(~ok, safer, factor)

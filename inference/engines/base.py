@@ -9,6 +9,7 @@ and the training loop. An engine is a small immutable value that is passed as an
 from __future__ import annotations
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -227,6 +228,20 @@ class Engine(ABC):
     def scan(self, body: Callable[[State, Any], tuple[State, Any]], state: State, sequence: Any) -> tuple[State, Any]:
         """Fold ``body`` over the leading axis of ``sequence``; per-step results are stacked."""
 
+    def sum_blocks(self, body: Callable[..., Any], arrays: Sequence[Array], size: int) -> Any:
+        """Σ of ``body``, a tree of arrays, over blocks of the arrays' rows: where these are too large for a cache.
+
+        Args:
+            body: of a block of each array.
+            arrays: whose last axis but one is the rows.
+            size: rows of a block; the last one may have fewer.
+        """
+        parts = (
+            body(*(array[..., start : start + size, :] for array in arrays))
+            for start in range(0, arrays[0].shape[-2], size)
+        )
+        return functools.reduce(lambda total, part: map_trees(lambda a, b: a + b, total, part), parts)
+
     def slice_rows(self, array: Array, first: Any, size: int) -> Array:
         """``size`` rows from ``first`` on, a number that compiled code may be given."""
         return array[int(first) : int(first) + size]
@@ -443,11 +458,15 @@ class Engine(ABC):
     # -- the writes of a filter step; the only places where memory may be taken over ------------------------------
     def add_outer(self, matrix: Array, column: Array, row: Array) -> Array:
         """``matrix + columnᵀ @ row`` for stacked columns (n, i) and rows (n, j)."""
-        return matrix + column.T @ row
+        return matrix + (column.T * row if column.shape[0] == 1 else column.T @ row)
 
     def add_outer_over(self, matrix: Array, column: Array, row: Array, divisor: Array) -> Array:
         """``matrix + (columnᵀ @ row) / divisor``, elementwise division."""
         return matrix + (column.T @ row) / divisor
+
+    def add_scaled(self, matrix: Array, scale: Array, row: Array) -> Array:
+        """``matrix + scale ∘ row``, the row (1, j) broadcast."""
+        return matrix + scale * row
 
     def gram(self, rows: Array) -> Array:
         """``rowsᵀ @ rows``; where the framework's library can, at the price of one triangle."""

@@ -303,6 +303,9 @@ class TorchEngine(Engine):
         outer = column.T * row if len(column) == 1 else column.T @ row
         return matrix.addcdiv_(outer, divisor) if self.in_place else torch.addcdiv(matrix, outer, divisor)
 
+    def add_scaled(self, matrix: torch.Tensor, scale: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return matrix.addcmul_(scale, row) if self.in_place else torch.addcmul(matrix, scale, row)
+
     def gram(self, rows: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cpu":
             return rows.mT @ rows

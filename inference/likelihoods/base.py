@@ -26,7 +26,16 @@ from ..errors import InvalidInput
 from ..host import as_host_array
 from ..quadrature import normal_nodes
 
-__all__ = ["HOST", "Likelihood", "PredictiveMoments", "covariance_root", "invalid_target", "numeric_targets", "per_row"]
+__all__ = [
+    "HOST",
+    "Likelihood",
+    "PredictiveMoments",
+    "covariance_root",
+    "invalid_target",
+    "node_offsets",
+    "numeric_targets",
+    "per_row",
+]
 
 HOST = NumpyEngine()
 """For what is computed on the host alone."""
@@ -81,8 +90,12 @@ def covariance_root(engine: Engine, covariance: Float[Array, "N K K"]) -> Float[
     floor = (jitter * xp.sqrt(scale + jitter)) * engine.eye(covariance.shape[-1], covariance)
     factor, ok = engine.cholesky(covariance + floor)
     # A covariance of deficient rank that float32 has rounded is indefinite beyond float64's floor.
-    safe, _ = engine.cholesky(covariance + floor * (1e-6 / jitter))
-    return xp.where(ok, factor, safe)
+    return engine.guarded(~ok, lambda: engine.cholesky(covariance + floor * (1e-6 / jitter))[0], factor)
+
+
+def node_offsets(engine: Engine, nodes: Float[Array, "S K"], root: Float[Array, "N K K"]) -> Float[Array, "S N K"]:
+    """Standard normal nodes as those of normals with these roots; in memory the nodes come last, which suits sums."""
+    return engine.xp.permute_dims(root @ nodes.mT, (2, 0, 1))
 
 
 def per_row(values: Any, count: int) -> Any:
@@ -340,7 +353,7 @@ class Likelihood(ABC):
         nodes = engine.constant(host_nodes, mean)
         weights = engine.constant(host_weights, mean)
         factor = covariance_root(engine, covariance)
-        return mean + engine.xp.permute_dims(nodes @ factor.mT, (1, 0, 2)), weights
+        return mean + node_offsets(engine, nodes, factor), weights
 
     def predictive_log_prob(
         self, engine: Engine, mean: Float[Array, "N K"], covariance: Float[Array, "N K K"] | None, y: Array, state: Any

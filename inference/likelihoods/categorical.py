@@ -95,10 +95,9 @@ class Categorical(Likelihood):
     ) -> tuple[Float[Array, "N K"], Float[Array, "N K K"]]:
         """E[diag(p) - p pᵀ] from the probabilities alone."""
         xp = engine.xp
-        probabilities = self.mean(engine, outputs)
-        weighted = weights[:, None, None] * probabilities
-        average = xp.sum(weighted, axis=0)
-        products = xp.permute_dims(weighted, (1, 2, 0)) @ xp.permute_dims(probabilities, (1, 0, 2))
+        probabilities = xp.permute_dims(self.mean(engine, outputs), (1, 2, 0))
+        average = probabilities @ weights
+        products = (weights * probabilities) @ probabilities.mT
         information = average[:, :, None] * engine.eye(self.num_classes, outputs) - products
         return self._one_hot(engine, average, y) - average, information
 

@@ -117,6 +117,37 @@ class Structure(ABC):
     ) -> Any:
         """``Λ ← Λ + Jᵀ L Lᵀ J``, projected on what the structure can hold; None where the factors are those of LᵀJ."""
 
+    # -- the filter step, in two halves: what a structure can share between them, it does -----------------------------
+    def joint_covariances(self, engine: Engine, state: Any, factors: Factors) -> tuple[Array, Any]:
+        """:meth:`output_covariance` between all inputs, and the weights' covariance with the outputs, Λ⁻¹ Jᵀ.
+
+        The latter in whatever form :meth:`learn` takes it; None where that takes nothing.
+        """
+        return self.output_covariance(engine, state, factors, joint=True), None
+
+    def learn(
+        self,
+        engine: Engine,
+        state: Any,
+        factors: Factors,
+        cross: Any,
+        residual: Float[Array, "N K"],
+        fisher_factor: Float[Array, "N K R"],
+    ) -> Any:
+        """:meth:`shift` with the old precision, then :meth:`add_precision`.
+
+        Args:
+            engine: of the arrays.
+            state: before the step.
+            factors: of the network.
+            cross: from :meth:`joint_covariances` of the same state and factors.
+            residual: r.
+            fisher_factor: L.
+        """
+        moved = self.shift(engine, state, factors, residual)
+        return self.add_precision(engine, moved, factors, fisher_factor)
+
+    # -- a batch fit ----------------------------------------------------------------------------------------------
     def begin(self, engine: Engine, mean: Layers, precision: Layers) -> Any:
         """As :meth:`initial`, in the form that :meth:`accumulate` adds many chunks to."""
         return self.initial(engine, mean, precision)

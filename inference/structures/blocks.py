@@ -172,6 +172,28 @@ class Blocks(Structure):
             tuple(self._each(lambda s, part, f: s.add_precision(engine, part, f, fisher_factor), state, factors))
         )
 
+    def joint_covariances(self, engine: Engine, state: BlocksState, factors: Factors) -> tuple[Array, Any]:
+        pairs = self._each(lambda s, part, f: s.joint_covariances(engine, part, f), state, factors)
+        return sum((covariance for covariance, _ in pairs[1:]), start=pairs[0][0]), [cross for _, cross in pairs]
+
+    def learn(
+        self,
+        engine: Engine,
+        state: BlocksState,
+        factors: Factors,
+        cross: Any,
+        residual: Float[Array, "N K"],
+        fisher_factor: Float[Array, "N K R"],
+    ) -> BlocksState:
+        own = iter(cross)
+        return BlocksState(
+            tuple(
+                self._each(
+                    lambda s, part, f: s.learn(engine, part, f, next(own), residual, fisher_factor), state, factors
+                )
+            )
+        )
+
     def begin(self, engine: Engine, mean: Layers, precision: Layers) -> BlocksState:
         return BlocksState(
             tuple(

@@ -75,6 +75,29 @@ class Diagonal(Structure):
         )
         return DiagonalState(state.mean, precision)
 
+    def joint_covariances(self, engine: Engine, state: DiagonalState, factors: Factors) -> tuple[Array, Any]:
+        pairs = [f.joint_covariances(engine, p) for f, p in zip(factors, state.precision, strict=True)]
+        return sum((gram for gram, _ in pairs[1:]), start=pairs[0][0]), [cross for _, cross in pairs]
+
+    def learn(
+        self,
+        engine: Engine,
+        state: DiagonalState,
+        factors: Factors,
+        cross: Any,
+        residual: Float[Array, "N K"],
+        fisher_factor: Float[Array, "N K R"],
+    ) -> DiagonalState:
+        """For one input every weight is passed once: to move it, Λ⁻¹ Jᵀ r is ``cross`` times a row."""
+        mean = []
+        for matrix, precision, factor, scale in zip(*state, factors, cross, strict=True):
+            column, row = factor.pull_back(residual)
+            if scale is None:
+                mean.append(engine.add_outer_over(matrix, column, row, precision))
+            else:
+                mean.append(engine.add_scaled(matrix, scale, row))
+        return self.add_precision(engine, DiagonalState(tuple(mean), state.precision), factors, fisher_factor)
+
     def transition(
         self, engine: Engine, state: DiagonalState, prior: Any, retention: Array, growth: Layers
     ) -> DiagonalState:

@@ -64,6 +64,17 @@ class Frozen(Structure):
     ) -> Any:
         return state
 
+    def learn(
+        self,
+        engine: Engine,
+        state: Any,
+        factors: Factors,
+        cross: Any,
+        residual: Float[Array, "N K"],
+        fisher_factor: Float[Array, "N K R"],
+    ) -> Any:
+        return state
+
     def transition(self, engine: Engine, state: Any, prior: Any, retention: Array, growth: Layers) -> Any:
         return state
 
@@ -73,6 +84,9 @@ class Frozen(Structure):
     # -- what is asked --------------------------------------------------------------------------------------------
     def output_covariance(self, engine: Engine, state: Any, factors: Factors, *, joint: bool = False) -> Array:
         return self.of.output_covariance(engine, state, factors, joint=joint)
+
+    def joint_covariances(self, engine: Engine, state: Any, factors: Factors) -> tuple[Array, Any]:
+        return self.of.joint_covariances(engine, state, factors)
 
     def uses_factors(self, num_layers: int) -> tuple[bool, ...]:
         return self.of.uses_factors(num_layers)

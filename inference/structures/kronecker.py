@@ -123,6 +123,29 @@ class Kronecker(Structure):
             mean.append(layer.mean + _from_basis(layer, (column.mT @ row) / layer.precision))
         return state._replace(mean=tuple(mean))
 
+    def joint_covariances(self, engine: Engine, state: KroneckerState, factors: Factors) -> tuple[Array, Any]:
+        pairs = [
+            (rotated, *rotated.joint_covariances(engine, layer.precision))
+            for rotated, layer in ((_rotate(f, layer), layer) for f, layer in zip(factors, _layers(state), strict=True))
+        ]
+        return sum((gram for _, gram, _ in pairs[1:]), start=pairs[0][1]), [(f, scale) for f, _, scale in pairs]
+
+    def learn(
+        self,
+        engine: Engine,
+        state: KroneckerState,
+        factors: Factors,
+        cross: Any,
+        residual: Float[Array, "N K"],
+        fisher_factor: Float[Array, "N K R"],
+    ) -> KroneckerState:
+        mean = []
+        for (rotated, scale), layer in zip(cross, _layers(state), strict=True):
+            column, row = rotated.pull_back(residual)
+            move = (column.mT @ row) / layer.precision if scale is None else scale * row
+            mean.append(layer.mean + _from_basis(layer, move))
+        return self.add_precision(engine, state._replace(mean=tuple(mean)), factors, fisher_factor)
+
     def add_precision(
         self, engine: Engine, state: KroneckerState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> KroneckerState:
@@ -135,11 +158,11 @@ class Kronecker(Structure):
         input_sums, output_sums = [], []
         for factor, layer in zip(factors, _layers(state), strict=True):
             inputs, rows = factor.left_multiply(fisher_factor).expanded()
-            length = xp.linalg.vector_norm(inputs, axis=1)
-            root_trace = xp.linalg.vector_norm(rows, axis=(1, 2))
+            length = xp.sqrt(xp.sum(inputs * inputs, axis=1))
+            root_trace = xp.sqrt(xp.sum(rows * rows, axis=(1, 2)))
             scaled = xp.reshape(rows * length[:, None, None], (-1, rows.shape[2]))
-            input_sums.append(layer.input_sum + engine.gram(inputs * root_trace[:, None]))
-            output_sums.append(layer.output_sum + engine.gram(scaled))
+            input_sums.append(_add_gram(engine, layer.input_sum, inputs * root_trace[:, None]))
+            output_sums.append(_add_gram(engine, layer.output_sum, scaled))
         pending = state.pending + factors[0].inputs.shape[0]
         return state._replace(input_sum=tuple(input_sums), output_sum=tuple(output_sums), pending=pending)
 
@@ -235,6 +258,13 @@ class Kronecker(Structure):
             rotated = layer.input_basis.mT @ pulled @ layer.output_basis
             mean.append(layer.mean + _from_basis(layer, rotated / layer.precision))
         return folded._replace(mean=tuple(mean))
+
+
+def _add_gram(engine: Engine, total: Float[Array, "D D"], rows: Float[Array, "M D"]) -> Array:
+    """``total + rowsᵀ rows``."""
+    if rows.shape[0] == 1:
+        return engine.add_outer(total, rows, rows)
+    return total + engine.gram(rows)
 
 
 def _layers(state: KroneckerState) -> list[_Layer]:

@@ -15,6 +15,10 @@ from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layer
 __all__ = ["LowRank", "LowRankState"]
 
 
+_BLOCK = 65_536
+"""Numbers of the columns that are in float64 at a time."""
+
+
 class LowRankState(NamedTuple):
     """Attributes:
     mean: (I, O) for each layer.
@@ -43,6 +47,20 @@ class FreeLowRankState(NamedTuple):
     log_scale: Layers
     log_share: Layers
     relative_columns: Layers
+
+
+class _Products(NamedTuple):
+    """What a step needs of the columns, in float64: differences of it are small where much is known.
+
+    Attributes:
+        gram: JΥ⁻¹Jᵀ, of each input alone or between all.
+        projected: JΥ⁻¹W.
+        core: WᵀΥ⁻¹W.
+    """
+
+    gram: Array
+    projected: Float[Array, "N K R"]
+    core: Float[Array, "R R"]
 
 
 @dataclass(frozen=True)
@@ -106,17 +124,25 @@ class LowRank(Structure):
 
     def output_covariance(self, engine: Engine, state: LowRankState, factors: Factors, *, joint: bool = False) -> Array:
         """JΥ⁻¹Jᵀ - (JΥ⁻¹W)(I + WᵀΥ⁻¹W)⁻¹(JΥ⁻¹W)ᵀ."""
-        state, factors = engine.widen((state, tuple(factors)))
-        layers = list(zip(factors, state.diagonal, state.columns, strict=True))
-        grams = [f.gram(engine, 1 / d, joint) for f, d, _ in layers]
-        prior = sum(grams[1:], start=grams[0])
-        parts = [f.push_forward(engine, w / d) for f, d, w in layers]
-        projected = sum(parts[1:], start=parts[0])  # N, K, R
-        num_rows, num_outputs, rank = projected.shape
-        taken = self._correction(engine, state, engine.xp.reshape(projected, (-1, rank)))
-        if not joint:
-            taken = engine.xp.reshape(taken, (num_rows, num_outputs, rank))
-        return engine.cast(prior - taken @ taken.mT)
+        return self._covariance(engine, self._products(engine, state, factors, joint))
+
+    def joint_covariances(self, engine: Engine, state: LowRankState, factors: Factors) -> tuple[Array, _Products]:
+        products = self._products(engine, state, factors, joint=True)
+        return self._covariance(engine, products), products
+
+    def _products(self, engine: Engine, state: LowRankState, factors: Factors, joint: bool) -> _Products:
+        parts = [
+            _products_of_layer(engine, factor, diagonal, columns, joint)
+            for factor, diagonal, columns in zip(factors, state.diagonal, state.columns, strict=True)
+        ]
+        return _Products(*(sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True)))
+
+    def _covariance(self, engine: Engine, products: _Products) -> Array:
+        projected = products.projected
+        if products.gram.ndim == 2:
+            projected = engine.xp.reshape(projected, (-1, projected.shape[2]))
+        taken = engine.in_float64(_divide_by_root, products.core, projected)
+        return engine.cast(products.gram - taken @ taken.mT)
 
     def shift(
         self, engine: Engine, state: LowRankState, factors: Factors, residual: Float[Array, "N K"]
@@ -141,33 +167,49 @@ class LowRank(Structure):
     def add_precision(
         self, engine: Engine, state: LowRankState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> LowRankState:
-        """The new directions stay factors: only their products with the stored ones and among themselves are taken."""
-        xp = engine.xp
-        wide, factors, fisher_factor = engine.widen((state, tuple(factors), fisher_factor))
         new = [factor.left_multiply(fisher_factor) for factor in factors]
-        layers = list(zip(new, wide.diagonal, wide.columns, strict=True))
-        across = [f.push_forward(engine, w / d) for f, d, w in layers]  # N, K, R
-        among = [f.gram(engine, 1 / d, joint=True) for f, d, _ in layers]
-        num_rows, num_directions, rank = across[0].shape
-        cross = xp.reshape(sum(across[1:], start=across[0]), (num_rows * num_directions, rank))
-        core = xp.concat([self._core(engine, wide), cross.mT], axis=1)
-        core = xp.concat([core, xp.concat([cross, sum(among[1:], start=among[0])], axis=1)], axis=0)
-        rotation = engine.in_float64(_descending_eigenvectors, core)[:, : self.rank]
-        mixing = xp.reshape(rotation[rank:], (num_rows, num_directions, self.rank))
-        kept = tuple(_combine(engine, rotation[:rank].mT, w) + f.combined(engine, mixing) for f, _, w in layers)
-        diagonal = tuple(
-            self._diagonal_after(engine, f, d, before, after)
-            for (f, d, before), after in zip(layers, kept, strict=True)
-        )
-        return LowRankState(state.mean, *engine.cast((diagonal, kept)))
+        products = self._products(engine, state, new, joint=True)
+        return self._sharpened(engine, state, new, products)
+
+    def learn(
+        self,
+        engine: Engine,
+        state: LowRankState,
+        factors: Factors,
+        cross: _Products,
+        residual: Float[Array, "N K"],
+        fisher_factor: Float[Array, "N K R"],
+    ) -> LowRankState:
+        """The products of LᵀJ are those of J, multiplied by Lᵀ."""
+        new = [factor.left_multiply(fisher_factor) for factor in factors]
+        coefficients, products = engine.in_float64(_of_the_new, cross, residual, fisher_factor)
+        mean = []
+        for m, d, w, factor in zip(*state, factors, strict=True):
+            column, row = factor.pull_back(residual)
+            taken = _combine(engine, -engine.cast(coefficients)[None], w)[0]
+            mean.append(m + engine.add_outer(taken, column, row) / d)
+        return self._sharpened(engine, state._replace(mean=tuple(mean)), new, products)
+
+    def _sharpened(self, engine: Engine, state: LowRankState, new: Factors, products: _Products) -> LowRankState:
+        """The new directions stay factors: only their products with the stored ones and among themselves are taken."""
+        num_rows, num_directions, rank = products.projected.shape
+        rotation = engine.cast(engine.in_float64(_leading_directions, products))
+        mixing = engine.xp.reshape(rotation[rank:], (num_rows, num_directions, rank))
+        diagonals, columns = [], []
+        for factor, diagonal, before in zip(new, state.diagonal, state.columns, strict=True):
+            after = _combine(engine, rotation[:rank].mT, before) + factor.combined(engine, mixing)
+            diagonals.append(self._diagonal_after(engine, factor, diagonal, before, after))
+            columns.append(after)
+        return LowRankState(state.mean, tuple(diagonals), tuple(columns))
 
     def _diagonal_after(self, engine: Engine, factor: Any, diagonal: Array, before: Array, after: Array) -> Array:
         """Υ with the squares of what was dropped: what the diagonal of Λ is to be, less what the columns hold."""
-        column, row = factor.squares(engine)
+        column, row = engine.widen(factor.squares(engine))
         dropped = column.mT @ row
         for index in range(self.rank):  # one after the other: compilers reduce a leading axis badly
-            dropped = dropped + (before[index] * before[index] - after[index] * after[index])
-        return diagonal + engine.xp.where(dropped > 0, dropped, 0.0)
+            held, kept = engine.widen((before[index], after[index]))
+            dropped = engine.add_product(engine.add_product(dropped, held, held), kept, kept, -1.0)
+        return engine.cast(diagonal + engine.xp.where(dropped > 0, dropped, 0.0))
 
     def transition(
         self, engine: Engine, state: LowRankState, prior: Any, retention: Array, growth: Layers
@@ -291,6 +333,48 @@ def _log_determinant_core(engine: Engine, core: Array) -> Array:
 def _inverse_root(engine: Engine, core: Array) -> Array:
     """Lower Cholesky factor of (I + core)⁻¹."""
     return engine.cholesky(engine.xp.linalg.inv(_plus_identity(engine, core)))[0]
+
+
+def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Array, joint: bool) -> _Products:
+    """One layer's share, its rows taken in blocks that a processor's cache holds in float64."""
+    rank, _, width = columns.shape
+
+    def products(diagonal: Array, columns: Array, inputs: Array) -> tuple[Array, Array]:
+        inputs, diagonal, columns = engine.widen((inputs, diagonal, columns))
+        scaled = columns / diagonal
+        return wide._replace(inputs=inputs.mT).moves(engine, scaled), _flat(engine, scaled) @ _flat(engine, columns).mT
+
+    wide = engine.widen(factor)
+    blocks = (diagonal, columns, wide.inputs.mT)
+    moves, core = engine.sum_blocks(products, blocks, max(1, _BLOCK // (rank * width)))
+    return _Products(wide.gram(engine, 1 / engine.widen(diagonal), joint), wide.outputs_of(engine, moves), core)
+
+
+def _of_the_new(
+    engine: Engine, products: _Products, residual: Array, factor: Array
+) -> tuple[Float[Array, " R"], _Products]:
+    """(I + WᵀΥ⁻¹W)⁻¹ WᵀΥ⁻¹Jᵀ r, and the products of LᵀJ."""
+    xp = engine.xp
+    gram, projected, core = products
+    num_rows, num_outputs, rank = projected.shape
+    right = xp.reshape(projected, (-1, rank)).mT @ xp.reshape(residual, (-1,))
+    across = factor.mT @ projected
+    half = factor.mT @ xp.reshape(gram, (num_rows, num_outputs, num_rows * num_outputs))  # N, R', N K
+    half = xp.reshape(half, (-1, num_rows, num_outputs))
+    among = xp.permute_dims(xp.permute_dims(half, (1, 0, 2)) @ factor, (1, 0, 2))  # N R', N, R'
+    size = among.shape[0]
+    return _solve_core(engine, core, right), _Products(xp.reshape(among, (size, size)), across, core)
+
+
+def _leading_directions(engine: Engine, products: _Products) -> Array:
+    """Leading eigenvectors of W̃ᵀΥ⁻¹W̃, where W̃ are the stored and the new directions."""
+    xp = engine.xp
+    gram, projected, core = products
+    rank = core.shape[0]
+    cross = xp.reshape(projected, (-1, rank))
+    upper = xp.concat([core, cross.mT], axis=1)
+    lower = xp.concat([cross, 0.5 * (gram + gram.mT)], axis=1)
+    return _descending_eigenvectors(engine, xp.concat([upper, lower], axis=0))[:, :rank]
 
 
 def _descending_eigenvectors(engine: Engine, gram: Array) -> Array:
