@@ -168,7 +168,12 @@ class BayesianMLP(LearningModel):
 
     @property
     def sample_statistics(self) -> dict[str, np.ndarray]:
-        """What the last fit's sampler said of each draw, (chains, draws), by name; empty for another method."""
+        """What the last fit's sampler said of each draw, (chains, draws), by name.
+
+        Empty for another method, and once the draws have unequal weights.
+        """
+        if self.particles is not None and np.ptp(self.engine.to_numpy(self.posterior.weights.log_weights)) > 1e-9:
+            return {}
         return dict(self.fit_details.get("sample_stats", {}))
 
     def weight_draws(self, num_samples: int, seed: int) -> tuple[tuple[np.ndarray, ...], Any]:
