@@ -162,3 +162,17 @@ def test_rot(tmp_path: Path, number: int | None) -> None:
     print(f"\n{number} flips and truncations: {dict(results.most_common())}")
     assert sum(results.values()) == number
     assert sum(count for result, count in results.items() if result.startswith("refused")) > number / 20
+
+
+@pytest.mark.parametrize("field", ["name", "sql"])
+def test_an_index_whose_definition_rotted_is_refused(tmp_path: Path, field: str) -> None:
+    """As a flip in the schema's page may leave it: a partial index of which no definition is found."""
+    published(tmp_path).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        connection.execute("PRAGMA writable_schema=ON")
+        where = "type = 'index' AND name = 'records_purged'"
+        said = "name = 'records_qurged'" if field == "name" else "sql = replace(sql, 'WHERE', 'WHARE')"
+        connection.execute(f"UPDATE sqlite_master SET {said} WHERE {where}")
+        connection.commit()
+    with pytest.raises(BayesMLPError):
+        bm.open_store(tmp_path / "store.db")
