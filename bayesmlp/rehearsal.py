@@ -12,13 +12,13 @@ from .inference.memory import MemoryState, NewRows, keep, source_key
 from .inference.remembering import Outlook, RememberedRows, outlook, rehearse
 
 if TYPE_CHECKING:
-    from .model import BayesianMLP
+    from .modelling.fitting import FittedModel
 
 __all__ = ["learn_by_heart", "offer", "outlook_on", "see_again"]
 
 
 def learn_by_heart(
-    model: BayesianMLP, x: np.ndarray, y: np.ndarray, weight: np.ndarray, mask: np.ndarray | None, source: str | None
+    model: FittedModel, x: np.ndarray, y: np.ndarray, weight: np.ndarray, mask: np.ndarray | None, source: str | None
 ) -> None:
     """After an update of scaled rows: rehearse some of the memory's rows, then offer it the new ones."""
     memory, state = model.memory, model.memory_state
@@ -31,7 +31,7 @@ def learn_by_heart(
     model.memory_state = model.memory_state._replace(counts=updates)
 
 
-def _rehearse(model: BayesianMLP, state: MemoryState, rows: np.ndarray) -> None:
+def _rehearse(model: FittedModel, state: MemoryState, rows: np.ndarray) -> None:
     memory, engine = model.memory, model.engine
     assert memory is not None
     has_mask = not state.mask.all()
@@ -51,7 +51,7 @@ def _rehearse(model: BayesianMLP, state: MemoryState, rows: np.ndarray) -> None:
 
 
 def offer(
-    model: BayesianMLP,
+    model: FittedModel,
     x: np.ndarray,
     y: np.ndarray,
     weight: np.ndarray,
@@ -68,7 +68,7 @@ def offer(
     model.memory_state = keep(memory, model.memory_state, rows, source_key(source))
 
 
-def see_again(model: BayesianMLP) -> None:
+def see_again(model: FittedModel) -> None:
     """All rows of a model's memory, as its posterior sees them now."""
     memory, state = model.memory, model.memory_state
     if memory is None or state is None or not state.num_rows:
@@ -78,7 +78,7 @@ def see_again(model: BayesianMLP) -> None:
     model.memory_state = state.seen_again(np.arange(state.num_rows), seen.outputs, seen.log_prob, worth)
 
 
-def outlook_on(model: BayesianMLP, x: np.ndarray, y: np.ndarray, mask: np.ndarray | None = None) -> Outlook:
+def outlook_on(model: FittedModel, x: np.ndarray, y: np.ndarray, mask: np.ndarray | None = None) -> Outlook:
     """How a model's posterior sees scaled rows, on the host."""
     engine, parts = model.engine, []
     step = _compiled(model, "outlook", outlook, mask is not None)
@@ -97,7 +97,7 @@ def outlook_on(model: BayesianMLP, x: np.ndarray, y: np.ndarray, mask: np.ndarra
 _ROWS_AT_ONCE = 256
 
 
-def _compiled(model: BayesianMLP, name: str, function: Callable[..., Any], has_mask: bool) -> Callable[..., Any]:
+def _compiled(model: FittedModel, name: str, function: Callable[..., Any], has_mask: bool) -> Callable[..., Any]:
     def build() -> Callable[..., Any]:
         engine, own = model.engine, model.filter_model_of(None, 1, has_mask)
         return engine.jit(lambda *args: function(engine, own, *args))

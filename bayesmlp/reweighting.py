@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ __all__ = ["reweighted", "thinned"]
 def thinned(model: BayesianMLP, draws: int, stored: str) -> tuple[Particles, Posterior]:
     """See :meth:`BayesianMLP.thin`."""
     form, state = _drawn(model)
-    if not isinstance(draws, int | np.integer):
+    if isinstance(draws, bool) or not isinstance(draws, int | np.integer):
         raise InvalidInput(f"draws must be an integer, got {draws!r}")
     largest = max(float(np.abs(model.engine.to_numpy(layer)).max()) for layer in state.draws)
     if stored == "float16" and largest > float(np.finfo(np.float16).max):
@@ -50,12 +51,14 @@ def reweighted(
         method: that moves the draws on, if they must be.
     """
     form, state = _drawn(model)
-    if not 0 <= least <= 1:
+    if isinstance(least, bool) or not isinstance(least, Real) or not 0 <= least <= 1:
         raise InvalidInput(f"least must be from 0 to 1, got {least!r}")
     if not isinstance(method, Sampler | None):
         raise InvalidInput(f"method must be a sampler, got {method!r}")
     if memory is not None and not (isinstance(memory, tuple | list) and len(memory) == 2):
         raise InvalidInput(f"memory must be a pair of inputs and targets, got {memory!r}")
+    if memory is not None:
+        model.scaled_rows(*memory, None)  # checked before any work is done
     x, targets, weights = model.scaled_rows(*new)
     log_likelihood = model.sampled_answers.log_likelihood(state, x, targets) @ weights
     log_weights = model.engine.to_numpy(state.log_weights) + log_likelihood

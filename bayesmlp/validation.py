@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from .inference.errors import InvalidInput
 from .inference.host import as_host_array
 from .inference.network import Network
 
-__all__ = ["MAX_MAGNITUDE", "as_host_array", "check_inputs", "check_weights", "with_row_axis"]
+__all__ = ["MAX_MAGNITUDE", "as_host_array", "check_elapsed", "check_inputs", "check_weights", "with_row_axis"]
 
 MAX_RAW_MAGNITUDE = 1e30
 """Largest magnitude of an input in the user's units; the square of a larger one is no longer safe in any unit."""
@@ -94,3 +95,9 @@ def check_weights(values: Any, rows: int, argument: str = "weight") -> np.ndarra
     if wrong.any():
         raise InvalidInput(f"{argument} must be from 0 to {MAX_MAGNITUDE:g}, got {array[wrong][0]}")
     return array
+
+
+def check_elapsed(elapsed: Any) -> None:
+    """Raise :class:`InvalidInput` unless ``elapsed`` is a number of at least 0."""
+    if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
+        raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")

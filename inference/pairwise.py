@@ -54,6 +54,22 @@ class PairwiseMLP(MLP):
         outputs = [super(PairwiseMLP, self).apply(engine, weights, half) for half in self._halves(weights, x)]
         return outputs[0] if len(outputs) == 1 else outputs[0] - outputs[1]
 
+    def pullback(
+        self, engine: Engine, weights: Weights, x: Float[Array, "N I"]
+    ) -> tuple[Float[Array, "C N K"], Callable[[Array], Weights]]:
+        """Of the difference: the difference of both halves' gradients."""
+        halves = self._halves(weights, x)
+        if len(halves) == 1:
+            return super().pullback(engine, weights, x)
+        of_half = super().pullback
+        (first, pull_first), (second, pull_second) = (of_half(engine, weights, half) for half in halves)
+
+        def pull(cotangent: Float[Array, "C N K"]) -> Weights:
+            pairs = zip(pull_first(cotangent), pull_second(cotangent), strict=True)
+            return tuple(plus - minus for plus, minus in pairs)
+
+        return first - second, pull
+
     def noise_shapes(self, num_rows: int, weights: Weights) -> tuple[tuple[int, ...], ...]:
         """Shapes of the draws for :meth:`apply_with_noise`: two for each pair and unit."""
         return tuple((2 * num_rows, matrix.shape[-1]) for matrix in weights)

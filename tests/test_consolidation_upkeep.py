@@ -15,9 +15,10 @@ import pytest
 from store_cases import Places, small_model, stream
 
 import bayesmlp as bm
-from bayesmlp import errors, updater
+from bayesmlp import errors
 from bayesmlp.store.digest import posterior_digest
 from bayesmlp.store.fold import Fold
+from bayesmlp.updating import revising
 
 X, Y = stream(60)
 
@@ -34,7 +35,7 @@ def during_the_fit(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
             meanwhile.pop()()
         return model, bm.Consolidation(True, -1.0, -2.0, 1, 0.0)
 
-    monkeypatch.setattr(updater, "consolidate_log", fit)
+    monkeypatch.setattr(revising, "consolidate_log", fit)
     return meanwhile
 
 

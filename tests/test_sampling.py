@@ -13,6 +13,8 @@ import pytest
 import bayesmlp as bm
 from bayesmlp.inference.engines import get_engine
 from bayesmlp.inference.errors import InvalidInput, NumericalFailure
+from bayesmlp.inference.network import Network
+from bayesmlp.inference.pairwise import PairwiseMLP
 from bayesmlp.inference.sampling.chains import check_memory
 from bayesmlp.inference.sampling.effective import effective_sample_size, split_rhat
 from bayesmlp.inference.sampling.microcanonical import Phase, integrate, turn, unit_vectors
@@ -147,6 +149,35 @@ def _log_joint(name: str, program: Any, problem: Any, sites: Any) -> float:
 
     conditioned = poutine.condition(program, data=sites)
     return float(poutine.trace(conditioned).get_trace(problem.x, problem.y).log_prob_sum())
+
+
+PAIRS = PairwiseMLP((4,), "tanh")
+
+
+@pytest.mark.parametrize("network", [NETWORK, bm.MLP((5, 4), "gelu"), bm.MLP((), "relu"), PAIRS], ids=repr)
+def test_pullbacks_in_closed_form(network: Any, engine: str) -> None:
+    """Against the engine's own vector-Jacobian product, of three networks at once."""
+    own, rng = get_engine(engine, "float64"), np.random.default_rng(5)
+    for outputs in (1, 3):
+        shapes = network.shapes(4, outputs)
+        with own.scope():
+            weights = tuple(own.asarray(rng.standard_normal((3, *shape))) for shape in shapes)
+            x, cotangent = own.asarray(rng.standard_normal((6, 4))), own.asarray(rng.standard_normal((3, 6, outputs)))
+            (values, pull), (known, by_tape) = (
+                pullback(network, own, weights, x) for pullback in (type(network).pullback, Network.pullback)
+            )
+            np.testing.assert_allclose(own.to_numpy(values), own.to_numpy(known), atol=1e-12)
+            for ours, theirs in zip(pull(cotangent), by_tape(cotangent), strict=True):
+                np.testing.assert_allclose(own.to_numpy(ours), own.to_numpy(theirs), atol=1e-12)
+
+
+def test_preferences_are_sampled() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((60, 4))
+    y = (x[:, 0] > x[:, 2]).astype(int)
+    model = bm.BayesianMLP(PAIRS, bm.BradleyTerry(), engine="torch").fit(x, y, method=QUICK)
+    p = np.ravel(model.predict(x).mean)
+    assert np.mean((p > 0.5) == y) > 0.85
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
@@ -546,7 +577,13 @@ def test_bad_arguments_are_named() -> None:
         (lambda: small_model("numpy").fit(x, y, method=QUICK), "no gradients"),
         (lambda: small_model("jax", structure=bm.Mixture(bm.Full(), 2)).fit(x, y, method=QUICK), "one Gaussian"),
         (lambda: check_memory(1000, 10_000, 10_000, available=10**9), "chains of 10000 draws of 10000 numbers take"),
+        (lambda: check_memory(2, 10, 10, 10**8, available=10**9), "take 0.8 GB, over half"),
         (lambda: small_model("jax").fit(x, y).reweight(x, y), "not a sampler's"),
+        (lambda: bm.HMC(trajectory_length="a"), "HMC.trajectory_length must be a positive number, got 'a'"),
+        (lambda: bm.NUTS(target_accept="a"), "NUTS.target_accept must be a positive number"),
+        (lambda: bm.NUTS(target_accept=1.0), "NUTS.target_accept must be between 0 and 1"),
+        (lambda: bm.SGHMC(friction=None), "SGHMC.friction must be a positive number"),
+        (lambda: bm.SGLD(cycles=True), "SGLD.cycles must be an integer"),
     ]:
         with pytest.raises(InvalidInput, match=message):
             build()

@@ -18,9 +18,9 @@ from store_cases import Places, published, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
-from bayesmlp import updater as updater_module
 from bayesmlp.store.commits import GroupCommit, Ticket
 from bayesmlp.store.writer import Writer
+from bayesmlp.updating.committing import Told
 
 
 def lead(commits: GroupCommit[int, int], ticket: Ticket[int, int]) -> None:
@@ -169,7 +169,7 @@ def test_tasks_hear_of_errors_and_of_an_updater_that_was_closed(tmp_path: Path) 
             True, True,
         ]  # fmt: skip
         assert len(updater.history()) == 3
-        late = updater._group("event", [updater_module._Told(x[0], y[0])], None, "durable")
+        late = updater._group("event", [Told(x[0], y[0])], None, "durable")
         tasks = updater._own_tasks()
     with pytest.raises(errors.StoreError, match="closed"):  # it was checked before, and sent after the closing
         asyncio.run(tasks.submit(late, "durable"))

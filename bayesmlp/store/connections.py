@@ -178,4 +178,7 @@ def _add_what_came_later(connection: Connection, schema: MetaData) -> None:
                 kind = column.type.compile(connection.dialect)
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
         for index in table.indexes:
-            index.create(connection, checkfirst=True)
+            try:
+                index.create(connection, checkfirst=True)
+            except TypeError as error:  # an index is there, and its definition is not
+                raise CorruptStore(f"the definition of index {index.name} can not be read: {error}") from error

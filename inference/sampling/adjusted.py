@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..engines.base import Engine, map_trees
-from ..errors import InvalidInput
 from ..methods import FitProblem
+from .base import check_fraction
 from .chains import Chains, Plan, Run, Transition, repeat
 from .mclmc import MCLMC, Moving
 from .microcanonical import Phase, integrate, unit_vectors
@@ -49,8 +49,7 @@ class AdjustedMCLMC(MCLMC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.target_accept < 1:
-            raise InvalidInput(f"AdjustedMCLMC.target_accept must be between 0 and 1, got {self.target_accept!r}")
+        check_fraction(self, "target_accept")
 
     def run(self, problem: FitProblem, target: Target) -> tuple[Chains, dict[str, Any]]:
         engine, gradient, data = problem.engine, target.gradient(), data_of(problem)

@@ -17,10 +17,17 @@ from ..structures.particles import Particles, ParticlesState
 from .chains import Chains, check_memory
 from .climbing import climb
 from .effective import effective_sample_size, split_rhat
-from .projection import asked_inputs, function_values, projected
+from .projection import (
+    MOST_COMPARED,
+    asked_inputs,
+    compared_numbers,
+    function_values,
+    projected,
+    rows_followed,
+)
 from .target import Target, data_of, target_of
 
-__all__ = ["Sampler", "check_positive"]
+__all__ = ["Sampler", "check_fraction", "check_positive"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +71,10 @@ class Sampler(Method):
 
     def fit(self, problem: FitProblem) -> FitResult:
         target = target_of(problem)
-        stored_bytes = check_memory(self.num_chains, self.num_samples + self.num_warmup // 16, target.size)
+        draws = self.num_samples + self.num_warmup // 16
+        stored_bytes = check_memory(
+            self.num_chains, draws, target.size, compared_numbers(problem, self.num_samples * self.num_chains)
+        )
         _log.info(
             "%d chains of %d numbers, %d draws of each to keep: %.1f MB",
             self.num_chains, target.size, self.num_samples, stored_bytes / 1e6,
@@ -80,7 +90,8 @@ def as_particles(problem: FitProblem, target: Target, chains: Chains, details: d
     engine, (count, size, _) = problem.engine, chains.positions.shape
     asked = asked_inputs(problem)
     flat = chains.positions.reshape(count * size, -1)
-    values = function_values(target, flat, asked.x)
+    some = np.linspace(0, len(flat) - 1, min(len(flat), MOST_COMPARED)).astype(int)
+    values = function_values(target, flat[some], asked.x)
     gaussian, distance = projected(problem, target, chains, asked, values)
     weights, parameters = target.networks(flat)
     state = ParticlesState(
@@ -91,7 +102,11 @@ def as_particles(problem: FitProblem, target: Target, chains: Chains, details: d
         engine.asarray(np.float64(distance), "float64"),
     )
     if size >= 4:
-        each = values[:, : asked.seen].reshape(count, size, -1)
+        if len(some) == len(flat):
+            each = values[:, : asked.seen].reshape(count, size, -1)
+        else:
+            rows = np.linspace(0, asked.seen - 1, rows_followed(problem, len(flat))).astype(int)
+            each = function_values(target, flat, asked.x[rows]).reshape(count, size, -1)
         squares = (each - each.mean(axis=(0, 1))) ** 2
         sizes = np.minimum(effective_sample_size(each), effective_sample_size(squares))
         details = {**details, "effective_size": sizes, "rhat": np.maximum(split_rhat(each), split_rhat(squares))}
@@ -100,6 +115,13 @@ def as_particles(problem: FitProblem, target: Target, chains: Chains, details: d
     history = np.stack([fit, np.full_like(fit, np.nan), np.full_like(fit, np.nan)], axis=1)
     posterior = Posterior(state, gaussian.likelihood)
     return FitResult(posterior, problem.prior, Particles(problem.structure, count, size), history, details)
+
+
+def check_fraction(instance: Any, name: str) -> None:
+    """Raise :class:`InvalidInput` unless the attribute is a number above 0 and below 1."""
+    check_positive(instance, (name,), float)
+    if getattr(instance, name) >= 1:
+        raise InvalidInput(f"{type(instance).__name__}.{name} must be between 0 and 1, got {getattr(instance, name)!r}")
 
 
 def check_positive(instance: Any, names: tuple[str, ...], kind: type) -> None:

@@ -71,19 +71,23 @@ class Run(NamedTuple):
     checkpoint: Checkpoint | None = None
 
 
-def check_memory(num_chains: int, num_samples: int, size: int, available: int | None = None) -> int:
-    """Bytes that the draws will take at most: on the host, on the device, and once more while they are converted.
+def check_memory(
+    num_chains: int, num_samples: int, size: int, compared: int = 0, *, available: int | None = None
+) -> int:
+    """Bytes that the draws will take at most: on the host, on the device, and once more while they are converted; and
+    the function values that they are judged by.
 
     Args:
         num_chains: C.
         num_samples: n.
         size: D.
+        compared: function values held at once, float64.
         available: bytes; None for the machine's memory.
 
     Raises:
         InvalidInput: that is more than half of what there is.
     """
-    needed = 3 * 4 * num_chains * num_samples * size
+    needed = 3 * 4 * num_chains * num_samples * size + 8 * compared
     if available is None:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 2 * needed > available:

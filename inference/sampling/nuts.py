@@ -14,13 +14,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ..errors import InvalidInput, MissingDependency
+from ..errors import MissingDependency
 from ..methods import FitProblem
-from .base import Sampler, check_positive
+from .base import Sampler, check_fraction, check_positive
 from .chains import Chains, Plan, Run, repeat
 from .target import Data, Target, data_of
 
 __all__ = ["HMC", "NUTS"]
+
+
+_WARMUP_PIECES = 10
 
 
 class Walking(NamedTuple):
@@ -47,10 +50,7 @@ class Hamiltonian(Sampler):
         super().__post_init__()
         if self.max_seconds is not None:
             check_positive(self, ("max_seconds",), float)
-        if not 0 < self.target_accept < 1:
-            raise InvalidInput(
-                f"{type(self).__name__}.target_accept must be between 0 and 1, got {self.target_accept!r}"
-            )
+        check_fraction(self, "target_accept")
 
     @abstractmethod
     def kernel(self, infer: Any, potential: Any) -> Any:
@@ -101,7 +101,7 @@ class Hamiltonian(Sampler):
         begin = engine.compiled(("begin", key), lambda z, keys, data: begun(z, keys, data)[1])
         state = Walking(begin(engine.asarray(start), keys, data))
         run = Run(engine, step, data, problem.seed + 1, key, None, problem.checkpoint)
-        state, _ = repeat(run, state, Plan(1, self.num_warmup, None))
+        state, _ = repeat(run, state, Plan(_WARMUP_PIECES, -(-self.num_warmup // _WARMUP_PIECES), None))
         run = run._replace(seed=problem.seed + 2, report=problem.on_epoch)
         state, chains = repeat(run, state, Plan(self.num_samples, 1, self.max_seconds))
         return chains, {"step_size": float(np.mean(engine.to_numpy(state.inner.adapt_state.step_size)))}
@@ -202,8 +202,7 @@ class HMC(Hamiltonian):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.trajectory_length < np.inf:
-            raise InvalidInput(f"HMC.trajectory_length must be a positive number, got {self.trajectory_length!r}")
+        check_positive(self, ("trajectory_length",), float)
 
     def kernel(self, infer: Any, potential: Any) -> Any:
         return infer.HMC(

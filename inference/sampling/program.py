@@ -46,8 +46,8 @@ def probabilistic_program(
     """The joint density of weights, what the likelihood learns, and data.
 
     For Gaussian, Categorical and Bernoulli the data are an ordinary site ``y``, so that the language's own predictive
-    works. For every other likelihood ``y`` is a factor, and each of its parameters (:meth:`Likelihood.fit_parameters`)
-    an improper uniform site with a factor for its prior.
+    works. For every other likelihood ``y`` is a factor beside a deterministic site ``outputs``, and each of its
+    parameters (:meth:`Likelihood.fit_parameters`) an improper uniform site with a factor for its prior.
 
     Args:
         language: the module ``numpyro`` or ``pyro``.
@@ -80,6 +80,7 @@ def probabilistic_program(
         )
         if parameters:
             language.factor("likelihood_prior", likelihood.fit_log_prior(engine, parameters))
+        language.deterministic("outputs", outputs)
         if y is not None:
             language.factor("y", engine.xp.sum(likelihood.fit_log_prob(engine, outputs, y, parameters)))
         return outputs

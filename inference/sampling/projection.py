@@ -40,6 +40,24 @@ _NETWORKS_AT_ONCE = 64
 Moments = Callable[[Posterior, Any], tuple[np.ndarray, np.ndarray]]
 
 
+MOST_COMPARED = 2000
+"""Draws that a Gaussian is compared with, of more evenly many of each chain."""
+_FOLLOWED = 20_000_000
+"""Function values of all draws that effective sample sizes are estimated from, at most."""
+
+
+def rows_followed(problem: FitProblem, draws: int) -> int:
+    """At how many rows of the data all draws' function values are followed for their effective sample sizes."""
+    most = _FOLLOWED // (draws * problem.likelihood.num_outputs)
+    return min(_ROWS_ASKED, len(problem.weight), max(10, most))
+
+
+def compared_numbers(problem: FitProblem, draws: int) -> int:
+    """Function values that are held at once after the run, with their copies."""
+    outputs, rows = problem.likelihood.num_outputs, 3 * min(_ROWS_ASKED, len(problem.weight))
+    return outputs * (3 * min(draws, MOST_COMPARED) * rows + 4 * draws * rows_followed(problem, draws))
+
+
 class Asked(NamedTuple):
     """Attributes:
     x: inputs at which functions are compared, (N, I), of the engine.

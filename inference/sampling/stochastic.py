@@ -62,7 +62,9 @@ class StochasticGradient(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, ("step_size",) if self.max_seconds is None else ("step_size", "max_seconds"), float)
-        if self.cycles is not None and not (isinstance(self.cycles, int) and 1 <= self.cycles <= self.num_samples):
+        if self.cycles is not None:
+            check_positive(self, ("cycles",), int)
+        if self.cycles is not None and self.cycles > self.num_samples:
             raise InvalidInput(
                 f"{type(self).__name__}.cycles must be from 1 to num_samples ({self.num_samples}), got {self.cycles!r}"
             )
@@ -99,7 +101,8 @@ class StochasticGradient(Sampler):
         if first < len(kept):
             engine.train(step, state, data, epochs, problem.seed + 1, on_epoch, first)
         statistics = {"log_density": np.stack(densities, axis=1)}
-        return Chains(np.stack(draws, axis=1), statistics), {"epochs": len(kept), "batch_size": size}
+        ran = np.flatnonzero(np.cumsum(kept) == len(draws))[0] + 1
+        return Chains(np.stack(draws, axis=1), statistics), {"epochs": int(ran), "batch_size": size}
 
     def _resumed(
         self, problem: FitProblem, state: Drifting
@@ -191,7 +194,8 @@ class SGHMC(StochasticGradient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.friction <= 1:
+        check_positive(self, ("friction",), float)
+        if self.friction > 1:
             raise InvalidInput(f"SGHMC.friction must be in (0, 1], got {self.friction!r}")
 
     def moved(self, engine: Engine, state: Drifting, slope: Array, noise: Array, rate: Array) -> Drifting:

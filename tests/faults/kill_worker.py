@@ -83,7 +83,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
         place = after = None
         if exact + at_random < kills:
             if rng.random() < 0.7:
-                place = int(rng.integers(0, 80))
+                place = int(rng.integers(0, 160))  # opening, storing events, or the snapshot that follows
             else:
                 after = 0.02 + 0.1 * float(rng.random())
         killed, first = one_process(folder, order, first, place, after)

@@ -80,11 +80,12 @@ def test_kills(tmp_path: Path, engine: str, share: float) -> None:
 
 @pytest.mark.parametrize("kills", [8, pytest.param(None, marks=pytest.mark.slow)])
 def test_kills_at_exact_changes_of_files(tmp_path: Path, kills: int | None) -> None:
-    """Processes that die at a write, a flush, a rename; BAYESMLP_KILLS of them."""
+    """Processes that die at a write, a flush, a rename; BAYESMLP_KILLS of them, BAYESMLP_FIRST_SEED which."""
     kills = kills or int(os.environ.get("BAYESMLP_KILLS", "100"))
     (tmp_path / "disk").mkdir()
     published(tmp_path / "disk").close()
-    done = shim.run_under(tmp_path / "disk", WORKER.with_name("kill_worker.py"), tmp_path / "disk", kills, 0)
+    seed = int(os.environ.get("BAYESMLP_FIRST_SEED", "0"))
+    done = shim.run_under(tmp_path / "disk", WORKER.with_name("kill_worker.py"), tmp_path / "disk", kills, seed)
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["exact"] + said["at random"] > 0.8 * kills
     events = 2 * kills

@@ -22,7 +22,7 @@ import pytest
 from store_cases import published, small_model, stream
 
 import bayesmlp as bm
-from bayesmlp.inference.errors import BayesMLPError
+from bayesmlp.inference.errors import BayesMLPError, CorruptStore
 from bayesmlp.store import blobs, snapshots
 
 
@@ -162,3 +162,14 @@ def test_rot(tmp_path: Path, number: int | None) -> None:
     print(f"\n{number} flips and truncations: {dict(results.most_common())}")
     assert sum(results.values()) == number
     assert sum(count for result, count in results.items() if result.startswith("refused")) > number / 20
+
+
+def test_an_index_whose_definition_rotted_is_refused(tmp_path: Path) -> None:
+    """As one bit may leave it: a partial index that SQLite has by a name under which it has no definition."""
+    published(tmp_path).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute("UPDATE sqlite_master SET name = 'reCords_purged' WHERE name = 'records_purged'")
+        connection.commit()
+    with pytest.raises(CorruptStore, match="definition of index records_purged"):
+        bm.open_store(tmp_path / "store.db")
