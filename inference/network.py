@@ -44,18 +44,6 @@ def _ones(engine: Engine, x: Array) -> Array:
     return one if one.shape == shape else engine.xp.broadcast_to(one, shape)
 
 
-def _product(engine: Engine, left: Array, right: Array) -> Array:
-    """The matrix product; of a single column as a sum, for which libraries' batches of products are slow."""
-    if right.shape[-1] == 1 and right.ndim > 2:
-        return engine.xp.sum(left * right.mT, axis=-1)[..., None]
-    return left @ right
-
-
-def _outer(left: Array, right: Array) -> Array:
-    """The matrix product; of a single column and row elementwise."""
-    return left * right if left.shape[-1] == 1 else left @ right
-
-
 def noisy_dense(engine: Engine, x: Array, mean: Array, variance: Array, draw: Array, bias: bool = True) -> Array:
     """Pre-activations of a dense layer whose weights are independent normals, by local reparametrisation.
 
@@ -354,7 +342,7 @@ class MLP(Network):
         activate, slope = ACTIVATIONS[self.activation], _SLOPES[self.activation]
         inputs, slopes = [x], []
         for index, matrix in enumerate(weights):
-            z = _product(engine, inputs[-1], matrix[..., :-1, :]) + matrix[..., -1:, :]
+            z = engine.products(inputs[-1], matrix[..., :-1, :]) + matrix[..., -1:, :]
             if index < len(weights) - 1:
                 inputs.append(activate(engine, z))
                 slopes.append(slope(engine, z, inputs[-1]))
@@ -362,10 +350,10 @@ class MLP(Network):
         def pull(cotangent: Float[Array, "C N K"]) -> Weights:
             gradients, rows = [], cotangent
             for index in range(len(weights) - 1, -1, -1):
-                matrix, bias = _product(engine, inputs[index].mT, rows), engine.xp.sum(rows, axis=-2)[..., None, :]
+                matrix, bias = engine.products(inputs[index].mT, rows), engine.xp.sum(rows, axis=-2)[..., None, :]
                 gradients.append(engine.xp.concat([matrix, bias], axis=-2))
                 if index:
-                    rows = _outer(rows, weights[index][..., :-1, :].mT) * slopes[index - 1]
+                    rows = engine.products(rows, weights[index][..., :-1, :].mT) * slopes[index - 1]
             return tuple(gradients[::-1])
 
         return z, pull

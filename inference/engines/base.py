@@ -461,6 +461,10 @@ class Engine(ABC):
     def erf(self, array: Array) -> Array:
         """Error function."""
 
+    def products(self, left: Array, right: Array) -> Array:
+        """Matrix products of batches, ``left @ right``."""
+        return left @ right
+
     def tanh(self, array: Array) -> Array:
         """Hyperbolic tangent, to a rounding error of 1."""
         return self.xp.tanh(array)

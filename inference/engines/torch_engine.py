@@ -294,6 +294,13 @@ class TorchEngine(Engine):
     def erf(self, array: torch.Tensor) -> torch.Tensor:
         return torch.erf(array)
 
+    def products(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.shape[-1] == 1:
+            return left * right
+        if right.shape[-1] == 1 and right.ndim > 2:  # its batches of products with one column take three times as long
+            return torch.sum(left * right.mT, dim=-1)[..., None]
+        return left @ right
+
     def tanh(self, array: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cpu":
             return torch.tanh(array)
