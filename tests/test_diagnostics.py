@@ -57,9 +57,9 @@ def test_a_wrong_posterior_is_found_out(tmp_path: Path) -> None:
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_samplers_of_a_network_are_calibrated(engine: str, method: Any) -> None:
-    """The full size is that of benchmarks/calibration.py; p > 0.001 with Bonferroni's correction."""
+    """p > 0.001 with Bonferroni's correction."""
     model = bm.BayesianMLP(SMALL, bm.Gaussian(prior_shape=3.0, prior_rate=1.0), engine=engine, standardize=False)
-    assert simulation_based_calibration(model, inputs(15), method=method, runs=32, seed=2).passes()
+    assert simulation_based_calibration(model, inputs(15), method=method, runs=100, seed=2).passes()
 
 
 def test_coverage_of_intervals(tmp_path: Path) -> None:
