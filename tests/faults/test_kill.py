@@ -36,7 +36,7 @@ def run_with_kills(path: Path, engine: str, events: int, kills: int, seed: int) 
     while acknowledged < total:
         command = [sys.executable, str(WORKER), str(path), engine, str(acknowledged), str(events)]
         # From within the first commits to well after a snapshot; some land inside a commit, some between two.
-        target = int(rng.integers(0, max(2, total // kills) + 1)) if done < kills else total + 1
+        target = int(rng.integers(0, max(2, total // (2 * kills)) + 1)) if done < kills else total + 1
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -57,7 +57,7 @@ def test_kills(tmp_path: Path, engine: str, share: float) -> None:
     if engine != "numpy":
         pytest.importorskip(engine, reason=f"pip install 'bayesmlp[{engine}]' to enable")
     kills = max(2, round(int(os.environ.get("BAYESMLP_KILLS", "100")) * share))
-    events = max(60, 8 * kills)
+    events = max(60, 24 * kills)  # a quick disk takes a dozen more before a kill arrives
     store = published(tmp_path, engine)
     done, acknowledged = run_with_kills(tmp_path / "store.db", engine, events, kills, seed=0)
     assert (done, acknowledged) == (kills, len(sends(events)))
