@@ -50,13 +50,18 @@ def replay_with(
 
     Raises:
         UnknownModel: no such model or version.
-        InvalidInput: the model was published with hypotheses over its dynamics, which can't be exchanged.
+        InvalidInput: the model was published with hypotheses over its dynamics, which can't be exchanged; or a merge
+            by posteriors or a pull is on the way.
         Purged: payloads of events were erased.
     """
     log = store.log(name)
     fold = log.fold(version)
     if not fold.line:
         load(store, name, version=version)  # raises UnknownModel
+    if mixed := [record.offset for record in fold.line if record.is_mixed]:
+        raise InvalidInput(
+            f"model {name!r} can't be replayed under other settings: version {mixed[0]} mixed in another posterior"
+        )
     with store.read() as connection:
         snapshot = store.snapshots.read(connection, log.model_id, fold.line[0].offset)
     published = BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast
 
+from ..inference.errors import StoreUnavailable
+
 __all__ = ["GroupCommit", "Ticket"]
 
 PATIENCE = 0.5
@@ -83,6 +85,7 @@ class GroupCommit(Generic[Item, Result]):
         self._wanting_to_be_alone: list[threading.Event] = []
         self._mutex = threading.Condition(threading.Lock())
         self._led = False
+        self._leader: Ticket[Item, Result] | None = None
         self._expected, self._last_seconds = 0, 0.0
 
     def add(self, item: Item, on_call: Callable[[Ticket[Item, Result]], None] | None = None) -> Ticket[Item, Result]:
@@ -96,7 +99,7 @@ class GroupCommit(Generic[Item, Result]):
         with self._mutex:
             self._queue.append(ticket)
             first = None if self._led else self._queue[0]
-            self._led = True
+            self._led, self._leader = True, first or self._leader
             if len(self._queue) == self._expected:
                 self._mutex.notify()
         if first is not None:
@@ -106,9 +109,22 @@ class GroupCommit(Generic[Item, Result]):
     def submit(self, item: Item) -> Result:
         """Do an item, with whatever else has queued up; raises what its own part of the commit raised."""
         ticket = self.add(item)
-        ticket.wait()
+        try:
+            ticket.wait()
+        except BaseException:  # a signal's handler
+            self._abandon(ticket)
+            raise
         self.lead(ticket)
         return ticket.outcome()
+
+    def _abandon(self, ticket: Ticket[Item, Result]) -> None:
+        """Who waited for an item is gone: it is not committed if it still queues, and is no one's leader."""
+        with self._mutex:
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+            leads = self._leader is ticket and not ticket.done
+        if leads:
+            self._step_down()
 
     def lead(self, ticket: Ticket[Item, Result]) -> None:
         """Lead the commit of the group that an item is in, as its ticket was called to; nothing if it is done."""
@@ -128,7 +144,16 @@ class GroupCommit(Generic[Item, Result]):
             else:
                 self._led = True
                 called.set()
-        called.wait()
+        try:
+            called.wait()
+        except BaseException:  # a signal's handler
+            with self._mutex:
+                still_wanted = called in self._wanting_to_be_alone
+                if still_wanted:
+                    self._wanting_to_be_alone.remove(called)
+            if not still_wanted:
+                self._step_down()
+            raise
         try:
             yield
         finally:
@@ -137,11 +162,12 @@ class GroupCommit(Generic[Item, Result]):
     def _step_down(self) -> None:
         """Call the next one to lead."""
         with self._mutex:
+            self._leader = None
             if self._wanting_to_be_alone:
                 self._wanting_to_be_alone.pop(0).set()
                 return
             first = self._queue[0] if self._queue else None
-            self._led = first is not None
+            self._led, self._leader = first is not None, first
         if first is not None:
             first.call()
 
@@ -161,12 +187,19 @@ class GroupCommit(Generic[Item, Result]):
             results = self._commit([ticket.item for ticket in group])
             for ticket, result in zip(group, results, strict=True):
                 ticket.settle(result)
-        except BaseException as error:
-            for ticket in group:
-                if not ticket.done:
-                    ticket.settle(error)
+        except Exception as error:
+            _settle(group, error)
+        except BaseException:  # a signal's handler: it is the leader's alone
+            _settle(group, StoreUnavailable("the commit was interrupted, and may have been done: send the same again"))
+            raise
         finally:
             # Those of this group are likely to be back, and those that came meanwhile are there already.
             self._expected, self._last_seconds = len(group) + len(self._queue), time.monotonic() - started
             for ticket in group:
                 ticket.call()
+
+
+def _settle(group: Sequence[Ticket[Any, Any]], error: Exception) -> None:
+    for ticket in group:
+        if not ticket.done:
+            ticket.settle(error)

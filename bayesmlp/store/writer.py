@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from sqlalchemy import Connection, bindparam, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
-from ..inference.errors import ConflictingEvent, StoreUnavailable, UnknownModel
+from ..inference.errors import ConflictingEvent, Purged, StoreError, StoreUnavailable, UnknownModel
 from ..stepper import Effect
 from . import leases
 from .connections import unavailable_as_such
@@ -43,7 +44,7 @@ class Writer:
     """
 
     def __init__(self, store: PosteriorStore, name: str, *, take_over: bool = False) -> None:
-        self.store, self.name = store, name
+        self.store, self.name, self._process = store, name, os.getpid()
         self._mutex = threading.Lock()
         self._session: Connection | None = None
         self._next: int | None = None  # nobody else appends while the lease is held
@@ -65,6 +66,8 @@ class Writer:
             LeaseLost: another writer took over.
             StoreUnavailable: the database can't be reached or written; nothing is acknowledged.
         """
+        if os.getpid() != self._process:
+            raise StoreError(f"the updater of {self.name!r} belongs to the process that opened it: open one here")
         try:
             with self._mutex, self._begin() as connection:
                 leases.check(connection, self.model_id, self.epoch, self.name)
@@ -177,11 +180,21 @@ class Writer:
         return stored, rows, new
 
     def append_rollback(self, version: int) -> int:
-        """Append a rollback record; see :meth:`PosteriorStore.rollback`."""
+        """Append a rollback record; see :meth:`PosteriorStore.rollback`.
+
+        Raises:
+            UnknownModel: there is no such version.
+            Purged: payloads on the way to it from the newest snapshot before were erased.
+        """
         head = self.log.head()
         whole = is_version(version) and version <= head
-        if not whole or not self.log.fold(int(version)).line:
+        fold = self.log.fold(int(version)) if whole else None
+        if fold is None or not fold.line:
             raise UnknownModel(f"model {self.name!r} has versions 1 to {head}, not {version!r}")
+        covered, _ = self.store.nearest_snapshot(self.model_id, fold)
+        erased = self.log.purged_among([int(r.learned) for r in fold.line[covered:] if r.learned is not None])
+        if erased:
+            raise Purged(f"model {self.name!r} can't be folded again: the payload of version {erased[0]} was erased")
         return self.append([NewRecord("rollback", None, {"version": int(version)})])[0].offset
 
     def append_snapshot(

@@ -8,16 +8,18 @@ locks takes the right to commit first, then the posterior's.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import secrets
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from ..admission import Admission, excess_surprise
 from ..feedback import Observation, check_event_id, check_time
 from ..inference.engines import Engine
-from ..inference.errors import ConflictingEvent, InvalidInput, StoreError, StoreUnavailable
+from ..inference.errors import ConflictingEvent, InvalidInput, StoreError
 from ..keeping import Keeper, Retention, SnapshotPolicy
 from ..line import Line, Waiting
 from ..model import BayesianMLP
@@ -95,8 +97,7 @@ class Committer:
         self._one_at_a_time = threading.RLock()
         self._commits: GroupCommit[Group, list[StoredEvent]] = GroupCommit(self._commit)
         self._tasks: Tasks[Group, list[Receipt]] | None = None
-        # In order, so that what a group adds to the index of ids lies together in it.
-        self._ids = map(f"{uuid.uuid4().hex[:16]}{{:016x}}".format, itertools.count())
+        self._ids = map(partial(_fresh_id, secrets.token_hex(4), secrets.token_bytes(16)), itertools.count())
         self._spent: dict[str, float] = {}
         self._writer = store.writer(name, take_over=take_over)
         try:
@@ -171,7 +172,7 @@ class Committer:
         if self._closed:
             raise StoreError(f"this updater of model {self.name!r} is closed")
         if self._broken:
-            raise StoreError(f"a fold of model {self.name!r} failed; close this updater and open a new one")
+            raise StoreError(f"a fold or step of model {self.name!r} failed; close this updater and open a new one")
 
     def _known_time(self, time: Any) -> float:
         check_time(time)
@@ -271,10 +272,11 @@ class Committer:
     def _spent_by(self, source: str) -> float:
         """The total weight granted to a source's events, but for those that were taken out again."""
         if source not in self._spent:
+            waiting = {one.offset for one in self._line.waiting}
             kept = [
                 Observation.from_body(row.body, self.model)
                 for row in self._writer.log.stored(records.c.source == source)
-                if self._line.status.get(row.offset) in ("live", "quarantined", "released")
+                if row.offset in waiting or self._line.status.get(row.offset) in ("live", "quarantined", "released")
             ]
             self._spent[source] = sum(float(observation.weight.sum()) for observation in kept)
         return self._spent[source]
@@ -305,7 +307,13 @@ class Committer:
         for _ in itertools.count() if most is None else range(most):
             if not self._line.waiting:
                 return
-            self._line.apply_next()
+            if self._broken:  # by a step that was interrupted: the posterior in memory may be half of it
+                self._require_open()
+            try:
+                self._line.apply_next()
+            except BaseException:
+                self._broken = True
+                raise
             if self._keeper.is_due():  # apart from what it follows: if it can't be stored, what was learned is learned
                 self._keeper.store()
 
@@ -322,10 +330,10 @@ class Committer:
 
     @contextlib.contextmanager
     def _unsure(self) -> Iterator[None]:
-        """A commit that reports an error may have been done."""
+        """A commit that reports an error, or was interrupted, may have been done."""
         try:
             yield
-        except StoreUnavailable:
+        except BaseException:
             self._uncertain = True
             raise
 
@@ -391,6 +399,7 @@ class Committer:
     def snapshot(self) -> None:
         """Store the posterior, so that opening the model need not fold what came before."""
         with self._applied():
+            self._require_open()
             self._keeper.store()
 
     def close(self) -> None:
@@ -409,3 +418,12 @@ class Committer:
                 if self._tasks is not None:
                     self._tasks.close()
                 self._writer.release()
+
+
+def _fresh_id(first: str, secret: bytes, count: int) -> str:
+    """An id for an event that came without one.
+
+    In order, so that what a group adds to their index lies together in it; and not to be guessed, so that no sender can
+    take it before.
+    """
+    return f"{first}{count:08x}{hashlib.blake2b(count.to_bytes(8), key=secret, digest_size=8).hexdigest()}"
