@@ -15,6 +15,8 @@ from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layer
 __all__ = ["LowRank", "LowRankState"]
 
 
+_LEAST_KEPT = 0.5
+"""Share of the diagonal that rounding may take at a step, at most."""
 _BLOCK = 262_144
 """Numbers of the columns that are in float64 at a time."""
 
@@ -183,11 +185,17 @@ class LowRank(Structure):
         """The products of LᵀJ are those of J, multiplied by Lᵀ."""
         new = [factor.left_multiply(fisher_factor) for factor in factors]
         coefficients, products = engine.in_float64(_of_the_new, cross, residual, fisher_factor)
-        mean = []
+        mean: list[Array] = []
         for m, d, w, factor in zip(*state, factors, strict=True):
-            column, row = factor.pull_back(residual)
-            taken = _combine(engine, -engine.cast(coefficients)[None], w)[0]
-            mean.append(m + engine.add_outer(taken, column, row) / d)
+
+            def moved(m: Array, d: Array, w: Array, inputs: Array, factor: Any = factor) -> tuple[Array]:
+                column, row = engine.widen(factor._replace(inputs=inputs.mT).pull_back(residual))
+                step = column.mT @ row  # in float64: where much is known, nearly all of it is taken away again
+                for index in range(self.rank):
+                    step = engine.add_product(step, engine.widen(w[index]), coefficients[index], -1.0)
+                return (engine.cast(engine.widen(m) + step / engine.widen(d)),)
+
+            mean += engine.map_blocks(moved, (m,), (d, w, factor.inputs.mT), _block_rows(w))
         return self._sharpened(engine, state._replace(mean=tuple(mean)), new, products)
 
     def _sharpened(self, engine: Engine, state: LowRankState, new: Factors, products: _Products) -> LowRankState:
@@ -209,13 +217,17 @@ class LowRank(Structure):
         return LowRankState(state.mean, diagonals, kept)
 
     def _diagonal_after(self, engine: Engine, factor: Any, diagonal: Array, before: Array, after: Array) -> Array:
-        """Υ with the squares of what was dropped: what the diagonal of Λ is to be, less what the columns hold."""
+        """Υ with the squares of what was dropped: what the diagonal of Λ is to be, less what the columns hold.
+
+        So rounding of the columns is made good, up or down; were only what is positive added, Υ would drift upwards.
+        """
         column, row = engine.widen(factor.squares(engine))
         dropped = column.mT @ row
         for index in range(self.rank):  # one after the other: compilers reduce a leading axis badly
             held, kept = engine.widen((before[index], after[index]))
             dropped = engine.add_product(engine.add_product(dropped, held, held), kept, kept, -1.0)
-        return engine.cast(diagonal + engine.xp.where(dropped > 0, dropped, 0.0))
+        least = -_LEAST_KEPT * diagonal
+        return engine.cast(diagonal + engine.xp.where(dropped > least, dropped, least))
 
     def transition(
         self, engine: Engine, state: LowRankState, prior: Any, retention: Array, growth: Layers
