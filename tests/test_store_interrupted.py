@@ -189,3 +189,15 @@ def _waiting(offset: int) -> Any:
     from bayesmlp.line import Waiting
 
     return Waiting(offset, None)
+
+
+def test_purge_erases_the_inputs_of_answers_whatever_the_events_are_called(tmp_path: Path) -> None:
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        answers = [updater.predict(X[row : row + 1]).prediction_id for row in range(2)]
+        updater.feedback(answers[0], Y[0], event_id="mine")
+        updater.feedback(answers[1], Y[1])
+        assert store.verify("m") == []
+        updater.purge(["mine", f"feedback-{answers[1]}"])
+        for prediction_id in answers:
+            with pytest.raises(errors.StoreError):
+                store.answers.inputs("m", prediction_id)

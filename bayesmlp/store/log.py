@@ -45,6 +45,7 @@ class NewRecord(NamedTuple):
         source: who sent it.
         granted: share of its weight that it is granted.
         excess_surprise: for which it goes into quarantine, in nats; None if it does not.
+        answer: prediction id of the answer that it is feedback on, where its own id does not tell.
         is_first: whether its id was drawn for it, so that it can't be a repeat.
     """
 
@@ -54,6 +55,7 @@ class NewRecord(NamedTuple):
     source: str | None = None
     granted: float = 1.0
     excess_surprise: float | None = None
+    answer: str | None = None
     is_first: bool = False
 
     @property
@@ -62,10 +64,11 @@ class NewRecord(NamedTuple):
         return self.kind if self.excess_surprise is None else "quarantine"
 
     @property
-    def decided(self) -> dict[str, float]:
+    def decided(self) -> dict[str, float | str]:
         """What the stored body says beside the body."""
-        share = {} if self.granted == 1 else {"granted": self.granted}
-        return share if self.excess_surprise is None else share | {"excess_surprise": self.excess_surprise}
+        share: dict[str, float | str] = {} if self.granted == 1 else {"granted": self.granted}
+        share |= {} if self.excess_surprise is None else {"excess_surprise": self.excess_surprise}
+        return share if self.answer is None else share | {"answer": self.answer}
 
 
 class StoredRecord(NamedTuple):

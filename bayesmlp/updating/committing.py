@@ -51,6 +51,7 @@ class Told(NamedTuple):
     output_mask: Any = None
     kind: str | None = None
     propensity: Any = None
+    answer: str | None = None
 
 
 class Group(NamedTuple):
@@ -201,7 +202,7 @@ class Committer:
         ids = [next(self._ids) if told.event_id is None else check_event_id(told.event_id) for told in events]
         observations = [self._check(record, told)._replace(source=source) for told in events]
         new = [
-            NewRecord(record, i, o.to_body(), source, is_first=told.event_id is None)
+            NewRecord(record, i, o.to_body(), source, answer=told.answer, is_first=told.event_id is None)
             for i, o, told in zip(ids, observations, events, strict=True)
         ]
         return Group(new, observations)
@@ -243,7 +244,7 @@ class Committer:
         return list(results)
 
     def _check(self, record: str, told: Told) -> Observation:
-        x, y, _, *rest = told
+        x, y, _, *rest, _ = told
         checked = Observation.check(x, y, *rest, model=self.model)
         if record == "event" and len(checked.x) != 1:
             raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")

@@ -265,7 +265,8 @@ class Hearer(Committer):
         record = "event" if len(inputs) == 1 else "batch"
         of_kind = "" if kind is None else f"-{kind}"
         chosen = f"feedback-{prediction_id}{of_kind}" if event_id is None else event_id
-        told = Told(inputs, y, chosen, weight, time, output_mask, kind, propensity)
+        answer = None if event_id is None else prediction_id
+        told = Told(inputs, y, chosen, weight, time, output_mask, kind, propensity, answer)
         return self._learn(record, [told], source, wait)[0]
 
     def observe_json(self, text: str | bytes, *, wait: str = "applied") -> Receipt:

@@ -165,9 +165,13 @@ class Reviser(Hearer):
                 self.retract(live)
             with self._alone() as line:
                 erased = [o for o in offsets.values() if o not in set(self._writer.log.purged_among(offsets.values()))]
+                answers = [
+                    *answers_of(ids),
+                    *(r.body["answer"] for r in self._writer.log.at(erased) if "answer" in r.body),
+                ]
                 self._writer.erase(erased)
                 self._keeper.adopt(self._writer.log.fold(), forget=True)
-                self.store.answers.erase(self.name, answers_of(ids))
+                self.store.answers.erase(self.name, answers)
                 return Purge(line.head, len(erased), max(0, before - self._number_of_snapshots()))
 
     def _number_of_snapshots(self) -> int:
