@@ -13,6 +13,7 @@ from .store.database import records
 from .store.fold import STARTS, Fold
 from .store.snapshots import thinned
 from .store.writer import Writer
+from .validation import is_positive
 
 __all__ = ["Keeper", "Retention", "SnapshotPolicy"]
 
@@ -35,7 +36,7 @@ class SnapshotPolicy(NamedTuple):
         if not isinstance(self.events, int) or self.events < 1:
             raise InvalidInput(f"snapshot_every must be at least 1, got {self.events!r}")
         for name, value in (("seconds", self.seconds), ("replay_seconds", self.replay_seconds)):
-            if value is not None and not value > 0:
+            if value is not None and not is_positive(value):
                 raise InvalidInput(f"SnapshotPolicy.{name} must be positive or None, got {value!r}")
         return self
 
@@ -56,7 +57,7 @@ class Retention(NamedTuple):
     def check(self) -> Retention:
         """Itself; raises :class:`InvalidInput` if it can't be."""
         for name, value in self._asdict().items():
-            if value is not None and not value > 0:
+            if value is not None and not is_positive(value):
                 raise InvalidInput(f"Retention.{name} must be positive or None, got {value!r}")
         return self
 

@@ -12,7 +12,15 @@ from .inference.errors import InvalidInput
 from .inference.host import as_host_array
 from .inference.network import Network
 
-__all__ = ["MAX_MAGNITUDE", "as_host_array", "check_elapsed", "check_inputs", "check_weights", "with_row_axis"]
+__all__ = [
+    "MAX_MAGNITUDE",
+    "as_host_array",
+    "check_elapsed",
+    "check_inputs",
+    "check_weights",
+    "is_positive",
+    "with_row_axis",
+]
 
 MAX_RAW_MAGNITUDE = 1e30
 """Largest magnitude of an input in the user's units; the square of a larger one is no longer safe in any unit."""
@@ -101,3 +109,8 @@ def check_elapsed(elapsed: Any) -> None:
     """Raise :class:`InvalidInput` unless ``elapsed`` is a number of at least 0."""
     if not isinstance(elapsed, Real) or not 0 <= float(elapsed) < np.inf:
         raise InvalidInput(f"elapsed must be a number of at least 0, got {elapsed!r}")
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a setting is a number above 0."""
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) > 0

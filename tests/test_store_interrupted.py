@@ -201,3 +201,18 @@ def test_purge_erases_the_inputs_of_answers_whatever_the_events_are_called(tmp_p
         for prediction_id in answers:
             with pytest.raises(errors.StoreError):
                 store.answers.inputs("m", prediction_id)
+
+
+def test_settings_of_another_type_are_named(tmp_path: Path) -> None:
+    settings: list[tuple[dict[str, Any], str]] = [
+        ({"answer_time_to_live": "x"}, "answer_time_to_live must be a positive number, got 'x'"),
+        ({"answer_quota": True}, "answer_quota must be a positive integer"),
+        ({"retention": bm.Retention(events="a")}, "Retention.events must be positive or None, got 'a'"),
+    ]
+    with published(tmp_path) as store:
+        for options, message in settings:
+            with pytest.raises(errors.InvalidInput, match=message):
+                bm.OnlineUpdater(store, "m", engine="numpy", **options)
+        updater = bm.OnlineUpdater(store, "m", engine="numpy")
+        with updater, pytest.raises(errors.InvalidInput, match="since must be a time"):
+            updater.retract(since="x")

@@ -18,6 +18,7 @@ import numpy as np
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from ..inference.errors import CorruptStore, ExpiredPrediction, InvalidInput, UnknownPrediction
+from ..validation import is_positive
 from .commits import GroupCommit
 from .connections import unavailable_as_such
 from .database import answers
@@ -44,9 +45,9 @@ class Keeping(NamedTuple):
 
     def check(self) -> Keeping:
         """Itself; raises :class:`InvalidInput` if it can't be."""
-        if not self.time_to_live > 0:
-            raise InvalidInput(f"answer_time_to_live must be positive, got {self.time_to_live!r}")
-        if self.quota is not None and (not isinstance(self.quota, int) or self.quota < 1):
+        if not is_positive(self.time_to_live):
+            raise InvalidInput(f"answer_time_to_live must be a positive number, got {self.time_to_live!r}")
+        if self.quota is not None and not (isinstance(self.quota, int) and is_positive(self.quota)):
             raise InvalidInput(f"answer_quota must be a positive integer or None, got {self.quota!r}")
         return self
 

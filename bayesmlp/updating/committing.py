@@ -182,6 +182,8 @@ class Committer:
         return float(time)
 
     def _own_tasks(self) -> Tasks[Group, list[Receipt]]:
+        if self._tasks is not None and not self._closed:  # an event loop must not wait for a step or a snapshot
+            return self._tasks
         with self._lock:
             self._require_open()
             if self._tasks is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,8 @@ class Reviser(Hearer):
         by_query = {key: value for key, value in (("source", source), ("since", since)) if value is not None}
         if (event_ids is None) == (not by_query):
             raise InvalidInput("retract takes either event_ids, or source and/or since")
+        if since is not None and (isinstance(since, bool) or not isinstance(since, Real)):
+            raise InvalidInput(f"since must be a time, seconds since the epoch, got {since!r}")
         if event_ids is None:
             found = self._writer.log.event_ids(by_query)
             if not found:
