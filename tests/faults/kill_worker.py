@@ -77,7 +77,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     blobs.INLINE_BYTES = snapshots.PART_BYTES = 1500
     warm_up(folder.with_name("warm"))
     rng = np.random.default_rng(seed)
-    order = sends(2 * kills)
+    order = sends(12 * kills)  # a process learns up to sixteen before it dies
     first = exact = at_random = 0
     while first < len(order):
         place = after = None

@@ -88,7 +88,7 @@ def test_kills_at_exact_changes_of_files(tmp_path: Path, kills: int | None) -> N
     done = shim.run_under(tmp_path / "disk", WORKER.with_name("kill_worker.py"), tmp_path / "disk", kills, seed)
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["exact"] + said["at random"] > 0.8 * kills
-    events = 2 * kills
+    events = 12 * kills
     x, y = stream(events)
     order = list(dict.fromkeys(sends(events)))
     (tmp_path / "calm").mkdir()
