@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 from jaxtyping import Float
 
 from .engines.base import Array, Engine
@@ -64,25 +63,10 @@ class LayerFactors(NamedTuple):
             return scaled @ self.rows.mT
         if self.rows.shape[0] == 1:
             return self.gram(engine, variance, joint=False)[0]
-        return self._symmetric_gram(engine, variance)
-
-    def _symmetric_gram(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "M M"]:
-        """The joint :meth:`gram`: each pair of inputs once."""
-        xp = engine.xp
         num_rows, num_outputs, _ = self.rows.shape
-        upper = np.triu_indices(num_rows)
-        first, second = (engine.asarray(index) for index in upper)
-        products = xp.take(self.inputs, first, axis=0) * xp.take(self.inputs, second, axis=0)
-        left = xp.take(self.rows, first, axis=0) * (products @ variance)[:, None, :]
-        blocks = left @ xp.take(self.rows, second, axis=0).mT
-        place = np.zeros((num_rows, num_rows), dtype=np.int64)
-        place.T[upper] = len(upper[0]) + np.arange(len(upper[0]))
-        place[upper] = np.arange(len(upper[0]))
-        both = xp.concat([blocks, blocks.mT], axis=0)
-        whole = xp.reshape(
-            xp.take(both, engine.asarray(place.reshape(-1)), axis=0), (num_rows, num_rows, *both.shape[1:])
-        )
-        return xp.reshape(xp.permute_dims(whole, (0, 2, 1, 3)), (num_rows * num_outputs, num_rows * num_outputs))
+        pairs = self.inputs[:, None, :] * self.inputs[None, :, :]
+        gram = engine.xp.einsum("nko,nmo,mlo->nkml", self.rows, pairs @ variance, self.rows)
+        return engine.xp.reshape(gram, (num_rows * num_outputs, num_rows * num_outputs))
 
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]

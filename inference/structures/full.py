@@ -99,30 +99,6 @@ class Full(Structure):
         moves = split_layers(engine, step, state.mean)
         return FullState(tuple(m + d for m, d in zip(state.mean, moves, strict=True)), state.covariance_root)
 
-    def joint_covariances(self, engine: Engine, state: FullState, factors: Factors) -> tuple[Array, Array]:
-        rooted = _rooted(engine, state, factors)
-        flat = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
-        return flat @ flat.mT, rooted
-
-    def learn(
-        self,
-        engine: Engine,
-        state: FullState,
-        factors: Factors,
-        cross: Float[Array, "N K P"],
-        residual: Float[Array, "N K"],
-        fisher_factor: Float[Array, "N K R"],
-    ) -> FullState:
-        """From J S, one product with the root moves the mean, S (J S)ᵀ r, and updates the root."""
-        xp, root = engine.xp, state.covariance_root
-        size = root.shape[0]
-        move = xp.reshape(residual, (1, -1)) @ xp.reshape(cross, (-1, size))
-        whitened = xp.reshape(fisher_factor.mT @ cross, (-1, size))
-        products = root @ xp.concat([whitened, move], axis=0).mT
-        moves = split_layers(engine, products[:, -1], state.mean)
-        mean = tuple(m + d for m, d in zip(state.mean, moves, strict=True))
-        return FullState(mean, _root_less(engine, root, products[:, :-1], whitened))
-
     def add_precision(
         self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> FullState:
