@@ -192,7 +192,9 @@ class Writer:
         if fold is None or not fold.line:
             raise UnknownModel(f"model {self.name!r} has versions 1 to {head}, not {version!r}")
         covered, _ = self.store.nearest_snapshot(self.model_id, fold)
-        erased = self.log.purged_among([int(r.learned) for r in fold.line[covered:] if r.learned is not None])
+        status = self.log.fold().status  # what was retracted since stays out
+        learned = [int(r.learned) for r in fold.line[covered:] if r.learned is not None]
+        erased = self.log.purged_among([offset for offset in learned if status.get(offset) != "retracted"])
         if erased:
             raise Purged(f"model {self.name!r} can't be folded again: the payload of version {erased[0]} was erased")
         return self.append([NewRecord("rollback", None, {"version": int(version)})])[0].offset
