@@ -123,6 +123,7 @@ def test_an_interrupted_leader_is_interrupted_alone() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks processes, as Linux")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_forked_child_has_no_updater(tmp_path: Path) -> None:
     with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         updater.observe(X[0], Y[0])
