@@ -187,7 +187,7 @@ class GroupCommit(Generic[Item, Result]):
             results = self._commit([ticket.item for ticket in group])
             for ticket, result in zip(group, results, strict=True):
                 ticket.settle(result)
-        except Exception as error:
+        except Exception as error:  # whatever it is, each of those that wait raises it
             _settle(group, error)
         except BaseException:  # a signal's handler: it is the leader's alone
             _settle(group, StoreUnavailable("the commit was interrupted, and may have been done: send the same again"))

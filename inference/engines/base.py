@@ -307,13 +307,13 @@ class Engine(ABC):
         """
 
     def compiled(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function compiled, or what an earlier call with an equal key compiled.
+        """The function compiled, or what an earlier call of this engine with an equal key compiled.
 
         Args:
             key: names all that the function closes over.
             function: as for :meth:`jit`.
         """
-        compiled: Callable[..., Any] = self.programs.get((self, key), lambda: self.jit(function))
+        compiled: Callable[..., Any] = self.programs.get(key, lambda: self.jit(function))
         return compiled
 
     @abstractmethod

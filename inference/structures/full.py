@@ -171,13 +171,8 @@ def root_update(engine: Engine, root: Float[Array, "P P"], rooted: Float[Array, 
     With I + AᵀA = F Fᵀ and X = F⁻ᵀ (F + I)⁻¹, the new S Sᵀ is exactly (S⁻ᵀS⁻¹ + JᵀLLᵀJ)⁻¹.
     """
     whitened = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
-    return _root_less(engine, root, root @ whitened.mT, whitened)
-
-
-def _root_less(engine: Engine, root: Array, product: Float[Array, "P M"], whitened: Float[Array, "M P"]) -> Array:
-    """S - (S A) X Aᵀ, given S A and Aᵀ."""
     gain = engine.cast(engine.in_float64(_andrews_gain, whitened @ whitened.mT))
-    return engine.subtract_product(root, product, gain @ whitened)
+    return engine.subtract_product(root, root @ whitened.mT, gain @ whitened)
 
 
 def root_transition(engine: Engine, root: Float[Array, "P P"], retention: Array, growth: Float[Array, " P"]) -> Array:
