@@ -2,13 +2,14 @@
 
     python benchmarks/online_update.py            # both frameworks, three networks
     python benchmarks/online_update.py --quick    # the middle one, fewer rounds
+    python benchmarks/online_update.py --engines torch:cuda jax:gpu
 
 One thread. Floor and ours alternate; each round times a block of events of each; the ratio is that of the median CPU
-times of the process, so that what else runs on the machine counts little. Timed are: the bare step (factors, output
-covariance, one Kalman step, no checks), the step that the updater runs (checks, surprise and information) at the mode
-and variational, and a durable ``observe``, by the clock on the wall. A second table has every structure after 320
-events; a third the last layers beside what they should be measured by. ``update_scaling.py`` has the step's growth with
-the number of weights, and its memory.
+times of the process, so that what else runs on the machine counts little; on a device, of the time on the wall. Timed
+are: the bare step (factors, output covariance, one Kalman step, no checks), the step that the updater runs (checks,
+surprise and information) at the mode and variational, and a durable ``observe``, by the clock on the wall. A second
+table has every structure after 320 events; a third the last layers beside what they should be measured by.
+``update_scaling.py`` has the step's growth with the number of weights, and its memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_paralleli
 
 import argparse
 import contextlib
+import functools
 import statistics
 import tempfile
 import time
@@ -54,7 +56,15 @@ NETWORKS = {
 }
 
 
-def sgd_torch(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray, classes: bool) -> Callable[[int], None]:
+def floor_of(framework: str) -> Callable[..., Callable[[int], None]]:
+    """The plain SGD step of the framework, on the device of the engine's name."""
+    name, _, device = framework.partition(":")
+    return functools.partial(sgd_torch, device=device or "cpu") if name == "torch" else sgd_jax
+
+
+def sgd_torch(
+    weights: list[np.ndarray], x: np.ndarray, y: np.ndarray, classes: bool, device: str = "cpu"
+) -> Callable[[int], None]:
     """A plain SGD step, eager, as a user writes it."""
     import torch
 
@@ -63,9 +73,9 @@ def sgd_torch(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray, classes: 
         linear = torch.nn.Linear(matrix.shape[0] - 1, matrix.shape[1])
         linear.weight.data.copy_(torch.tensor(matrix[:-1].T))
         layers += [linear, torch.nn.ReLU()]
-    network = torch.nn.Sequential(*layers[:-1])
+    network = torch.nn.Sequential(*layers[:-1]).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    inputs, targets = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+    inputs, targets = torch.tensor(x, dtype=torch.float32, device=device), torch.tensor(y, device=device)
     loss_of = torch.nn.functional.cross_entropy if classes else torch.nn.functional.mse_loss
     targets = targets if classes else targets.float()
 
@@ -73,6 +83,8 @@ def sgd_torch(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray, classes: 
         optimizer.zero_grad()
         loss_of(network(inputs[i : i + 1]), targets[i : i + 1]).backward()
         optimizer.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
 
     return step
 
@@ -145,14 +157,15 @@ def wait(engine: Engine, tree: Any) -> None:
 
 
 def measure(
-    steps: dict[str, Callable[[int], None]], rounds: int, events: int | dict[str, int]
+    steps: dict[str, Callable[[int], None]], rounds: int, events: int | dict[str, int], framework: str
 ) -> dict[str, list[float]]:
     """Milliseconds per event for each step and round, the steps taking turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(-1, rounds):  # the first one warms up
         for name, step in steps.items():
             count = events if isinstance(events, int) else events[name]
-            clock = time.perf_counter if name == "observe" else time.process_time
+            on_wall = name == "observe" or ":" in framework
+            clock = time.perf_counter if on_wall else time.process_time
             started = clock()
             for i in range(count):
                 step(i)
@@ -226,10 +239,10 @@ def compare_structures(framework: str, rounds: int) -> list[list[str]]:
     rows = []
     for name, structure, size in STRUCTURES:
         step, weights = started_step(framework, structure, likelihood, y, size)
-        floor = sgd_torch if framework.startswith("torch") else sgd_jax
+        floor = floor_of(framework)
         with one_thread(framework):
             steps = {"sgd": floor(weights, x, y, True), "step": step}
-            times = measure(steps, rounds, {"sgd": 60, "step": max(3, 48 // size)})
+            times = measure(steps, rounds, {"sgd": 60, "step": max(3, 48 // size)}, framework)
         sgd, mine = (statistics.median(times[key]) for key in ("sgd", "step"))
         rows.append([f"{name}, {size} at once", framework, f"{mine / size:.2f}", f"{mine / size / sgd:.1f}"])
     return rows
@@ -245,11 +258,14 @@ def full_floor(framework: str) -> Callable[[int], None]:
     if framework.startswith("torch"):
         import torch
 
-        held, column, others = torch.tensor(root), torch.tensor(row), torch.tensor(1e-3 * rows)
+        device = framework.partition(":")[2] or "cpu"
+        held, column, others = (torch.tensor(array, device=device) for array in (root, row, 1e-3 * rows))
 
         def eager(i: int) -> None:
             column @ held.view(num_inputs, -1)
             held.addmm_((held @ others.T)[:, :-1], others[:-1], alpha=-1)
+            if device != "cpu":
+                torch.cuda.synchronize()
 
         return eager
     import jax
@@ -282,7 +298,7 @@ def compare_last_layers(framework: str, rounds: int) -> list[list[str]]:
             "shared": started_step(framework, bm.LastLayer(bm.Kronecker()), normal, targets)[0],
             "normal": started_step(framework, bm.Diagonal(), normal, targets)[0],
         }
-        times = measure(steps, rounds, 48)
+        times = measure(steps, rounds, 48, framework)
     at = {key: statistics.median(values) for key, values in times.items()}
     floor = at["diagonal"] + at["products"]
     return [
@@ -312,7 +328,7 @@ def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
         bm.MLP(hidden), likelihood, structure=bm.Diagonal(), step=bm.LaplaceStep(), engine=framework, standardize=False
     )
     at_mode.start_from_prior(num_inputs)
-    floor = sgd_torch if framework.startswith("torch") else sgd_jax
+    floor = floor_of(framework)
     with one_thread(framework), tempfile.TemporaryDirectory() as folder:
         store = bm.open_store(Path(folder) / "store.db")
         store.publish("m", model)
@@ -324,7 +340,7 @@ def compare(name: str, framework: str, rounds: int, events: int) -> list[str]:
                 "step": full_step(model, x, prepared),
                 "observe": lambda i: (updater.observe(x[i], y[i]), None)[1],
             }
-            times = measure(steps, rounds, events)
+            times = measure(steps, rounds, events, framework)
         store.close()
     medians = {key: statistics.median(values) for key, values in times.items()}
     ratio = {key: medians[key] / medians["sgd"] for key in KEYS}

@@ -7,7 +7,8 @@
 
 One hidden layer of 50 tanh units, learned noise, one thread. The effective sample size is that of function values at
 held-out rows, and of their squares, its median over rows; seconds are those of the sampling phase, compiled before. The
-floor is vmapped gradients of the same density in the same process, before and after each sampler. Peers that are
+floor is vmapped gradients of the same density in the same process, before and after each sampler. The arithmetic of a
+gradient is six operations for each row and weight; its ceiling is a large product of float32 matrices. Peers that are
 not installed (``pip install blackjax``) are left out, and said to be.
 """
 
@@ -34,6 +35,7 @@ from rich.table import Table
 from sklearn.datasets import load_diabetes
 
 import bayesmlp as bm
+from bayesmlp.inference.engines import Engine, get_engine
 from bayesmlp.inference.methods import FitProblem
 from bayesmlp.inference.sampling.chains import Plan, Run, repeat
 from bayesmlp.inference.sampling.climbing import climb
@@ -114,6 +116,22 @@ def floor(case: Case, chains: int) -> float:
         engine.to_numpy(run(z, count)[1])
         best = min(best, time.perf_counter() - started) if turn else best
     return steps * chains / best
+
+
+def ceiling(engine: Engine) -> float:
+    """Operations a second of a large product of matrices, the best of some."""
+    size, times = (1024 if engine.name in ("jax", "torch") else 8192), 8
+    product = engine.jit(lambda a, b: a @ b)
+    a = b = engine.asarray(np.random.default_rng(0).standard_normal((size, size)))
+    best = np.inf
+    for _ in range(4):
+        started = time.perf_counter()
+        for _ in range(times):
+            b = product(a, b)
+        engine.to_numpy(b[0, 0])
+        best = min(best, time.perf_counter() - started)
+        b = a
+    return times * 2.0 * size**3 / best
 
 
 def ours(case: Case, chains: int, draws: int, thinning: int = 10) -> Sampled:
@@ -279,10 +297,12 @@ def measure(case: Case, name: str, chains: int, sampler: Callable[..., Sampled],
     rate = 0.5 * (before + floor(case, chains))
     least, median, squares = effective(case, sampled)
     gradients = None if sampled.gradients is None else sampled.gradients / sampled.seconds
+    operations = 6.0 * len(case.problem.x) * case.target.num_weights
     cells = [
         case.name, case.problem.engine.name, name, str(chains),
         "" if gradients is None else f"{gradients:,.0f}", f"{rate:,.0f}",
         "" if gradients is None else f"{gradients / rate:.2f}",
+        "" if gradients is None else f"{gradients * operations / 1e9:,.0f}",
         f"{least / sampled.seconds:.1f}", f"{median / sampled.seconds:.1f}", f"{squares / sampled.seconds:.1f}",
         f"{predictive_density(case, sampled):.3f}",
     ]  # fmt: skip
@@ -317,6 +337,7 @@ def main() -> None:
         "gradients/s",
         "floor",
         "share",
+        "GFLOP/s",
         "ESS/s min",
         "median",
         "of squares",
@@ -324,6 +345,10 @@ def main() -> None:
     )
     table = Table(*columns)
     for engine in engines:
+        reached = ceiling(get_engine(engine))
+        CONSOLE.print(
+            f"{engine}: {get_engine(engine).fingerprint()}, a product of matrices {reached / 1e9:,.0f} GFLOP/s"
+        )
         is_jax = engine.startswith("jax")
         peers = [name for name in (("blackjax", "numpyro") if is_jax else ("pyro",)) if has(name)]
         for case in cases(options.data, engine):

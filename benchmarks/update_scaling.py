@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from online_update import clusters, full_step, measure, one_thread, sgd_jax, sgd_torch
+from online_update import clusters, floor_of, full_step, measure, one_thread
 from rich.console import Console
 from rich.table import Table
 
@@ -53,12 +53,12 @@ def curve(framework: str, largest: int) -> Table:
         count = sum(matrix.size for matrix in weights)
         if count > largest:
             break
-        floor = sgd_torch if framework.startswith("torch") else sgd_jax
+        floor = floor_of(framework)
         with one_thread(framework):
             steps = {"sgd": floor(weights, x, y, True), "step": full_step(model, x, y.astype(np.int32))}
             del weights, model
             gc.collect()
-            times = measure(steps, 5, 16 if count < 10**7 else 3)
+            times = measure(steps, 5, 16 if count < 10**7 else 3, framework)
         sgd, step = (min(times[key]) for key in ("sgd", "step"))
         row = (f"{count:,}", framework, f"{sgd:.3f}", f"{step:.3f}", f"{step / sgd:.2f}", f"{step / count * 1e6:.2f}")
         table.add_row(*row)

@@ -151,16 +151,21 @@ class Network(ABC):
         """Outputs of the network; a leading axis of the weights (samples) becomes one of the outputs."""
 
     def pullback(
-        self, engine: Engine, weights: Weights, x: Float[Array, "N I"]
-    ) -> tuple[Float[Array, "C N K"], Callable[[Array], Weights]]:
+        self, engine: Engine, weights: Weights, x: Float[Array, "N I"], *, many: bool = True
+    ) -> tuple[Float[Array, "*C N K"], Callable[[Array], Weights]]:
         """Outputs of C networks, and what takes a cotangent of them (C, N, K) to the gradient for their weights.
 
         Args:
             engine: the arrays' engine.
-            weights: one array per layer with a leading axis of C.
+            weights: one array per layer with a leading axis of C; or without, of a single network.
             x: inputs of all of them.
+            many: whether there is that axis.
         """
-        return engine.vjp(engine.vmap(lambda own: self.apply(engine, own, x)), weights)
+
+        def outputs(own: Weights) -> Array:
+            return self.apply(engine, own, x)
+
+        return engine.vjp(engine.vmap(outputs) if many else outputs, weights)
 
     def noise_shapes(self, num_rows: int, weights: Weights) -> tuple[tuple[int, ...], ...]:
         """Shapes of the draws for :meth:`apply_with_noise`, one for each weight array."""
@@ -336,8 +341,8 @@ class MLP(Network):
         return x
 
     def pullback(
-        self, engine: Engine, weights: Weights, x: Float[Array, "N I"]
-    ) -> tuple[Float[Array, "C N K"], Callable[[Array], Weights]]:
+        self, engine: Engine, weights: Weights, x: Float[Array, "N I"], *, many: bool = True
+    ) -> tuple[Float[Array, "*C N K"], Callable[[Array], Weights]]:
         """See :meth:`Network.pullback`: in closed form, which is quicker than a tape of many small operations."""
         activate, slope = ACTIVATIONS[self.activation], _SLOPES[self.activation]
         inputs, slopes = [x], []

@@ -55,14 +55,14 @@ class PairwiseMLP(MLP):
         return outputs[0] if len(outputs) == 1 else outputs[0] - outputs[1]
 
     def pullback(
-        self, engine: Engine, weights: Weights, x: Float[Array, "N I"]
-    ) -> tuple[Float[Array, "C N K"], Callable[[Array], Weights]]:
+        self, engine: Engine, weights: Weights, x: Float[Array, "N I"], *, many: bool = True
+    ) -> tuple[Float[Array, "*C N K"], Callable[[Array], Weights]]:
         """Of the difference: the difference of both halves' gradients."""
         halves = self._halves(weights, x)
         if len(halves) == 1:
-            return super().pullback(engine, weights, x)
+            return super().pullback(engine, weights, x, many=many)
         of_half = super().pullback
-        (first, pull_first), (second, pull_second) = (of_half(engine, weights, half) for half in halves)
+        (first, pull_first), (second, pull_second) = (of_half(engine, weights, half, many=many) for half in halves)
 
         def pull(cotangent: Float[Array, "C N K"]) -> Weights:
             pairs = zip(pull_first(cotangent), pull_second(cotangent), strict=True)

@@ -324,7 +324,8 @@ class Engine(ABC):
         """The function of C points, each of which it treats alone, in as few at a time as is quickest.
 
         Args:
-            function: of a tree of arrays (C, ...), and of arguments that all points share; returns one of C too.
+            function: of a tree of arrays (C, ...), and of arguments that all points share, which returns one of C too;
+                and of a single point, without that axis.
             numbers: in the arrays between, for one point: a processor is quick while they fit its cache.
         """
         return function

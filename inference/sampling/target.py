@@ -87,18 +87,20 @@ class Target:
             term: ``term((outputs, parameters), data, factor)`` of one network, to be in the place of what the data say.
         """
         engine, xp, scale, is_weight = self.engine, self.engine.xp, *self._constants()
-        of_outputs = engine.value_and_grad_each(term or self._data_term)
+        of_one = engine.value_and_grad(term or self._data_term)
+        of_each = engine.value_and_grad_each(term or self._data_term)
 
-        def all_at_once(position: Float[Array, "C D"], data: Data, factor: Any = 1.0) -> tuple[Array, Array]:
+        def at(position: Float[Array, "*C D"], data: Data, factor: Any = 1.0) -> tuple[Array, Array]:
             weights, parameters = self.split(position * scale)
-            outputs, pull = self.network.pullback(engine, weights, data[0])
-            value, (slope, slopes) = of_outputs((outputs, parameters), data, factor)
+            many = position.ndim == 2
+            outputs, pull = self.network.pullback(engine, weights, data[0], many=many)
+            value, (slope, slopes) = (of_each if many else of_one)((outputs, parameters), data, factor)
             z = position * is_weight
             return value - 0.5 * xp.sum(z * z, axis=-1), self.join(pull(slope), slopes, xp) * scale - z
 
         def gradient(position: Float[Array, "C D"], data: Data, factor: Any = 1.0) -> tuple[Array, Array]:
             numbers = data[0].shape[0] * sum(shape[-1] for shape in self.shapes)
-            return engine.in_chunks(all_at_once, numbers)(position, data, factor)
+            return engine.in_chunks(at, numbers)(position, data, factor)
 
         return gradient
 
