@@ -354,7 +354,7 @@ def main() -> None:
         for case in cases(options.data, engine):
             for count in chains:
                 size = -(-draws // count) if is_jax else -(-draws // (4 * count))
-                size = 20 * -(-size // 20)  # whole pieces
+                size = 20 * -(-max(size, 1 if options.device == "cpu" else 100) // 20)  # whole pieces
                 measure(case, "MCLMC", count, ours, size, table)
                 if "blackjax" in peers and count <= 16:
                     measure(case, "BlackJAX MCLMC", count, by_blackjax_mclmc, size, table)

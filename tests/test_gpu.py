@@ -74,12 +74,17 @@ def filtered(engine: Engine, structure: Any, likelihood: Any) -> dict[str, np.nd
     assert bool(info.ok)
     arrays = structure.to_arrays(engine, after.weights)
 
-    def answers(state: Any, noise: Any, x: Any) -> tuple[Any, Any, Any]:
+    def answers(state: Any, x: Any) -> tuple[Any, Any]:
         outputs, factors = NETWORK.factors(engine, structure.mean(state), x)
-        sampled = NETWORK.apply(engine, structure.sample(engine, state, noise), x)
-        return outputs, structure.output_covariance(engine, state, factors), sampled
+        return outputs, structure.output_covariance(engine, state, factors)
 
-    outputs, covariance, sampled = engine.jit(answers)(after.weights, noise, batch[0])
+    def sampled_outputs(state: Any, noise: Any, x: Any) -> Any:
+        """Of given columns: those of a step are determined but for their signs."""
+        return NETWORK.apply(engine, structure.sample(engine, state, noise), x)
+
+    given = structure.from_arrays(engine, random_arrays(structure, shapes, seed=102))
+    sampled = engine.jit(sampled_outputs)(given, noise, batch[0])
+    outputs, covariance = engine.jit(answers)(after.weights, batch[0])
     return {
         "mean": dense.mean(structure, arrays, shapes),
         "precision": dense.precision(structure, arrays, shapes),

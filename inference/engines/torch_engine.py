@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,7 @@ from torch.optim.adam import adam as functional_adam
 __all__ = ["TorchEngine", "torch_engine"]
 
 _HOST = NumpyEngine()
+_SMALL = 2**14  # numbers, which a processor is done with before a device has begun
 _LARGE_BLOCK = 32_000_000
 """Bytes. The C library keeps freed blocks for what comes next if none was larger than the largest freed so far, up to
 this size; others it returns, and their pages are mapped and cleared anew: a fifth of the time of a Laplace fit."""
@@ -123,10 +125,14 @@ class TorchEngine(Engine):
         return scoped
 
     def in_float64(self, function: Callable[..., Any], *arrays: Any) -> Any:
-        if self.device.type == "cpu" and not _on_tape(arrays):
+        small = (
+            self.device.type == "cpu"
+            or sum(math.prod(getattr(leaf, "shape", ())) for leaf in leaves_of(arrays)) <= _SMALL
+        )
+        if small and not _on_tape(arrays):
             with np.errstate(all="ignore"):
                 result = function(_HOST, *(map_arrays(_widen_on_host, array) for array in arrays))
-            return map_arrays(lambda a: torch.from_numpy(np.array(a, order="C")), result)
+            return map_arrays(lambda a: torch.from_numpy(np.array(a, order="C")).to(self.device), result)
         return function(replace(self, dtype="float64"), *(map_arrays(_widen, array) for array in arrays))
 
     def while_loop(self, condition: Callable[[Any], Any], body: Callable[[Any], Any], state: Any) -> Any:
@@ -354,5 +360,5 @@ def _widen(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _widen_on_host(tensor: Any) -> np.ndarray:
-    array = tensor.numpy() if isinstance(tensor, torch.Tensor) else np.asarray(tensor)
+    array = tensor.cpu().numpy() if isinstance(tensor, torch.Tensor) else np.asarray(tensor)
     return array.astype(np.float64) if array.dtype == np.float32 else array
