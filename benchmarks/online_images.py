@@ -4,9 +4,9 @@
     python benchmarks/online_images.py DATA --quick       # 300 images, one seed, 100-100-10
     python benchmarks/online_images.py DATA --block 1     # one at a time
 
-MLP 500-500-10. Images come in blocks, each a Bayes step. For each structure: error, negative log likelihood at the mean,
-and of the linearised predictive distribution. Beside them Adam on the same network with a replay buffer of as many
-numbers as the structure keeps: every event it takes ten steps on 32 images of the buffer.
+MLP 500-500-10. Images come in blocks, each a Bayes step. For each structure: error, negative log likelihood at the
+mean, and of the linearised predictive distribution. Beside them Adam on the same network with a replay buffer of as
+many numbers as the structure keeps: every event it takes ten steps on 32 images of the buffer.
 """
 
 from __future__ import annotations
