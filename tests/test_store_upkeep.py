@@ -24,8 +24,9 @@ from bayesmlp import errors
 from bayesmlp.keeping import Retention, SnapshotPolicy
 from bayesmlp.stepper import Stepper
 from bayesmlp.store.arrays import ALIGNMENT, decode, encode
-from bayesmlp.store.blobs import Blobs, Folder, ObjectStore
+from bayesmlp.store.blobs import Blobs
 from bayesmlp.store.digest import posterior_digest, posterior_digest_of_format_1
+from bayesmlp.store.places import Folder, ObjectStore
 from bayesmlp.store.snapshots import thinned
 
 GOLDEN = Path(__file__).parent / "golden"
