@@ -26,7 +26,7 @@ from bayesmlp.stepper import Stepper
 from bayesmlp.store.arrays import ALIGNMENT, decode, encode
 from bayesmlp.store.blobs import Blobs
 from bayesmlp.store.digest import posterior_digest, posterior_digest_of_format_1
-from bayesmlp.store.places import Folder, ObjectStore
+from bayesmlp.store.places import ABANDONED_AFTER, Folder, ObjectStore
 from bayesmlp.store.snapshots import thinned
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -187,6 +187,19 @@ def test_what_a_crash_left_over_is_collected(tmp_path: Path) -> None:
         assert len(files_of(tmp_path / "s.db.blobs")) == len(files) + 1
         assert store.collect_garbage() == 1
         assert set(files_of(tmp_path / "s.db.blobs")) == files
+
+
+def test_what_interrupted_writes_left_over_is_removed_once_no_writer_can_be_at_it(tmp_path: Path) -> None:
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", wide_model())
+        left = [tmp_path / "s.db.blobs" / f"1-2-{i}.tmp" for i in range(3)]
+        now = time.time()
+        for file, age in zip(left, (ABANDONED_AFTER + 60, ABANDONED_AFTER - 60, -60), strict=True):
+            file.write_bytes(b"half of it")
+            os.utime(file, (now - age, now - age))
+        assert store.collect_garbage() == 1
+        assert [file.exists() for file in left] == [False, True, True]
+        assert store.verify() == []
 
 
 def test_of_several_files_none_is_left_behind_where_one_can_not_be_written(

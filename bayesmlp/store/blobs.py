@@ -131,11 +131,11 @@ class Blobs:
         return len(garbage)
 
     def sweep(self, engine: Engine, *, everything: bool = False) -> int:
-        """Delete bytes outside of the database that have no row, as far as they can be reached now; returns how many.
+        """Delete what is outside of the database without a row, as far as it can be reached now; returns how many.
 
         Args:
             engine: of writers.
-            everything: look at all that is there, not only at what was collected here.
+            everything: look at all that is there, interrupted writes too, not only at what was collected here.
         """
         swept = 0
         if self.place is None or not (everything or self._outside_garbage):
@@ -144,6 +144,7 @@ class Blobs:
             found = {*self._outside_garbage, *(self.place.names() if everything else ())}
             if found:
                 self._hold()
+            swept += self.place.tidy() if everything else 0
             with engine.begin() as connection:
                 lock_blobs(connection)
                 for name in sorted(found - set(connection.execute(select(blobs.c.sha256)).scalars())):

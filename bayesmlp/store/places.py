@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -18,6 +19,9 @@ from .arrays import Buffer
 from .digest import HASHING_THREADS, sha256_of
 
 __all__ = ["OWNER", "Folder", "ObjectStore", "Place", "place_for"]
+
+ABANDONED_AFTER = 86400.0
+"""Seconds after its last change for which a file that is written aside may still have a writer."""
 
 OWNER = "owner"
 """Name of what says whose a place is."""
@@ -44,6 +48,9 @@ class Place(Protocol):
 
     def names(self) -> list[str]:
         """Of all that is there; raises :class:`OSError` if it can not be reached."""
+
+    def tidy(self) -> int:
+        """Remove what interrupted writes left behind, and return of how many; raises :class:`OSError` as above."""
 
     def owner(self) -> str | None:
         """Id of the store whose place it is, if one has claimed it; raises :class:`OSError` as above."""
@@ -123,6 +130,16 @@ class Folder:
 
     def names(self) -> list[str]:
         return [file.stem for file in self.path.glob("*/*.safetensors")]
+
+    def tidy(self) -> int:
+        """Files written aside, of writers that must be dead by now."""
+        removed = 0
+        for file in self.path.glob("*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # its writer has finished, or another process tidies too
+                if time.time() - file.stat().st_mtime > ABANDONED_AFTER:
+                    file.unlink()
+                    removed += 1
+        return removed
 
     def owner(self) -> str | None:
         with contextlib.suppress(FileNotFoundError):
@@ -209,6 +226,10 @@ class ObjectStore:
         except self._obstore.exceptions.BaseError as error:
             raise OSError(f"{self}: {error}") from error
         return [Path(path).stem for path in listed if path.endswith(".safetensors")]
+
+    def tidy(self) -> int:
+        """Objects appear whole or not at all."""
+        return 0
 
     def owner(self) -> str | None:
         with contextlib.suppress(FileNotFoundError):

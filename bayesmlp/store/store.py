@@ -346,7 +346,7 @@ class PosteriorStore:
 
     def collect_garbage(self) -> int:
         """Delete arrays that no snapshot names; returns how many. Snapshots that go take theirs along as it is; what is
-        left over is from processes that died.
+        left over is from processes that died. What such a process was writing goes once it is a day old.
         """
         with unavailable_as_such(self.path), self.engine.begin() as connection:
             inside = self.snapshots.blobs.collect(connection)
