@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
-from store_cases import Places, published, small_model, stream
+from store_cases import Places, printed_by_a_reader, published, small_model, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
@@ -277,6 +277,22 @@ def test_every_damage_is_found(places: Places) -> None:
             connection.exec_driver_sql(statement)
         with places.open() as store:
             assert [problem.version for problem in store.verify("m") if problem.lost] == [3], statement
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_store_that_can_only_be_read_is_verified(tmp_path: Path, answered: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    x, y = stream(3)
+    with published(tmp_path / "folder") as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.observe_many(x, y)
+        if answered:
+            updater.predict(x)
+    code = (
+        f"import bayesmlp as bm; store = bm.open_store({str(tmp_path / 'folder' / 'store.db')!r})\n"
+        "print(store.verify(), store.verify('m'))"
+    )
+    assert printed_by_a_reader(tmp_path / "folder", code) == "[] []"
+    assert (tmp_path / "folder" / "store.db.answers").exists() == answered
 
 
 def test_a_damaged_body_is_never_learned(places: Places) -> None:

@@ -129,6 +129,11 @@ class PosteriorStore:
                 self._answers = Answers(engine)
             return self._answers
 
+    @property
+    def kept_answers(self) -> Answers | None:
+        """:attr:`answers`, to read; None if none was ever kept."""
+        return self.answers if self._answers_file is None or self._answers_file.exists() else None
+
     # -- models ---------------------------------------------------------------------------------------------------
     def publish(self, name: str, model: BayesianMLP) -> int:
         """Store a model's posterior under a name; under a name that is there, it starts a new line.
