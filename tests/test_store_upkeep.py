@@ -368,6 +368,26 @@ def test_a_damaged_file_is_not_taken_in(tmp_path: Path) -> None:
             connection.execute("UPDATE records SET body = replace(body, '0.', '1.') WHERE offset = 2")
         with pytest.raises(errors.CorruptStore, match="model 'm' is not sound: version 2"):
             store.import_(tmp_path / "file", name="new")
+        assert store.names() == ["m"]
+
+
+def test_of_an_import_that_fails_nothing_remains(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    with places.published() as store:
+        store.export("m", file)
+        with monkeypatch.context() as patched:
+            patched.setattr(Blobs, "insert", lambda *_: (_ for _ in ()).throw(errors.StoreUnavailable("disk full")))
+            with pytest.raises(errors.StoreUnavailable, match="disk full"):
+                store.import_(file, name="new")
+        with pytest.raises(errors.InvalidInput, match="name must be"):
+            store.import_(file, name="\n")
+        assert store.names() == ["m"]
+        store.add_name("new")  # as a publishing that failed leaves it
+        assert store.import_(file, name="new") == "new"
+        assert store.history("new") == store.history("m")
+        assert store.verify() == []
 
 
 @pytest.mark.parametrize("folder", sorted(GOLDEN.glob("format-*")), ids=lambda folder: folder.name)

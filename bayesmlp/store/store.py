@@ -382,9 +382,11 @@ class PosteriorStore:
             Its name here.
 
         Raises:
-            InvalidInput: no such file, or there is a model of that name.
-            CorruptStore: the file is damaged.
+            InvalidInput: no such file, a name that can't be, or there is a model of that name.
+            CorruptStore: the file is damaged; nothing of it is taken in.
         """
+        if name is not None:
+            check_name(name)
         return import_model(self, path, name)
 
     # -- reading --------------------------------------------------------------------------------------------------
