@@ -262,7 +262,8 @@ class PosteriorStore:
             The version; the one before if there was nothing to merge.
 
         Raises:
-            InvalidInput: not a branch of the model, or a way in which it can't be merged.
+            InvalidInput: not a branch of the model, but perhaps of another one that had its name, or a way in which it
+                can't be merged.
             UnknownModel: no such model.
             StoreError: what was merged of a branch before is no longer what it holds: see :meth:`unmerge`.
             LeaseHeld: an updater is writing to the model. Branches may have one.
