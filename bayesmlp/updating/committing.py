@@ -31,12 +31,11 @@ from ..store.commits import GroupCommit
 from ..store.database import records
 from ..store.log import NewRecord, StoredEvent
 from ..store.store import PosteriorStore
-from ..tasks import Tasks
+from ..tasks import WAITS, Tasks
 from ..watching import Watch
 
 __all__ = ["Committer", "Group", "Told"]
 
-WAITS = ("applied", "durable")
 AT_ONCE = 16
 
 
