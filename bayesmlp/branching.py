@@ -163,7 +163,7 @@ def _news_of(store: PosteriorStore, parent_log: Log, parent: Fold, name: str) ->
         of = "no branch" if fold.parent is None else f"a branch of {fold.parent!r}"
         raise InvalidInput(f"branches must be of {parent_log.name!r}, got {name!r}, which is {of}")
     _check_parent(parent_log, name, fold)
-    return _News(name, log, fold, base_of(parent, fold, parent_log.name, name))
+    return _News(name, log, fold, base_of(parent, fold, parent_log.name, log))
 
 
 def _check_parent(log: Log, name: str, own: Fold) -> None:
@@ -225,7 +225,15 @@ def _merge_posteriors(store: PosteriorStore, writer: Writer, now: Replay, news: 
 
 
 def _named(news: Iterable[_News]) -> list[dict[str, Any]]:
-    return [{"name": each.name, "version": each.fold.head, "chain": each.fold.chain} for each in news]
+    return [
+        {
+            "name": each.name,
+            "version": each.fold.head,
+            "chain": each.fold.chain,
+            "mark": mark_of(each.log, each.fold.line[0].offset),
+        }
+        for each in news
+    ]
 
 
 def _arrays_of(
@@ -331,7 +339,7 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
         known = next(record for record in reversed(own.fold.line) if record.kind in ("branch", "pull"))
         if known.body["chain"] == theirs.fold.chain:
             return own.fold.head
-        base = base_of(theirs.fold, own.fold, parent, name)
+        base = base_of(theirs.fold, own.fold, parent, writer.log)
         news = _News(name, writer.log, own.fold, base)
         if _way(store, theirs.model, [news], how) == "delta":
             base.check_holds(own.fold)
@@ -340,7 +348,7 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
             arrays = _merged_arrays(theirs.model, theirs.stepper.to_arrays(), [(mine, fork)])
         else:
             arrays = _learned_again(own, theirs, news)
-        merge_of_it = last_merge(theirs.fold, name)
+        merge_of_it = last_merge(theirs.fold, own.fold, writer.log)
         body = {
             "fingerprint": step_fingerprint(own.model.engine),
             "parent": parent,

@@ -573,3 +573,20 @@ def test_an_imported_branch_attaches_to_its_parent_alone(places: Places, tmp_pat
         third.pull("m/0")
         third.merge("m", ["m/0"])
         assert [entry.kind for entry in third.history("m")][-7:] == ["event"] * 6 + ["merge"]
+
+
+def test_what_was_merged_of_another_branch_of_that_name_is_not_taken_for_merged(places: Places, tmp_path: Path) -> None:
+    x, y = stream(12)
+    with places.published() as store:
+        store.branch("m", "m/0")
+        observe(store, "m/0", x[:6], y[:6], ids=[f"a{i}" for i in range(6)])
+        store.merge("m", ["m/0"])
+        store.export("m", tmp_path / "m")
+    with places.open(name="other") as other:
+        other.import_(tmp_path / "m")
+        other.branch("m", "m/0")
+        observe(other, "m/0", x[6:], y[6:], ids=[f"b{i}" for i in range(6)])
+        other.merge("m", ["m/0"])
+        assert [entry.event_id for entry in other.history("m")][-7:-1] == [f"m/0:b{i}" for i in range(6)]
+        version = other.history("m")[-1].version
+        assert other.merge("m", ["m/0"]) == version

@@ -94,20 +94,24 @@ def is_parent(log: Log, own: Fold) -> bool:
     return fork.get("mark") in (None, mark_of(log, fork["version"]))
 
 
-def last_merge(parent: Fold, name: str) -> tuple[Record, Mapping[str, Any]] | None:
-    """The newest merge on a line that names a branch, and what it says of it."""
-    merges = (record for record in reversed(parent.line) if record.kind == "merge")
-    return next(((record, one) for record in merges for one in record.body["branches"] if one["name"] == name), None)
+def last_merge(parent: Fold, own: Fold, log: Log) -> tuple[Record, Mapping[str, Any]] | None:
+    """The newest merge on a line that names a branch, not another one that had its name; and what it says of it."""
+    its_own = (None, mark_of(log, own.line[0].offset))  # older merges say no mark
+    for record in reversed(parent.line):
+        for one in record.body["branches"] if record.kind == "merge" else ():
+            if one["name"] == log.name and one.get("mark") in its_own:
+                return record, one
+    return None
 
 
-def base_of(parent: Fold, own: Fold, parent_name: str, name: str) -> Base:
+def base_of(parent: Fold, own: Fold, parent_name: str, log: Log) -> Base:
     """Where a branch and its parent last knew the same: at the fork, at a merge or at a pull.
 
     Raises:
         StoreError: one of the two has since gone back behind it.
     """
     start = next(record for record in reversed(own.line) if record.kind in ("branch", "pull"))
-    merged = last_merge(parent, name)
+    name, merged = log.name, last_merge(parent, own, log)
     known = {record.offset for record in parent.line}
     if start.kind == "pull" and start.body["merge"] not in (0, *known):
         raise StoreError(
