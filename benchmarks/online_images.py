@@ -2,10 +2,11 @@
 
     python benchmarks/online_images.py DATA               # DATA holds mnist/; 10 seeds
     python benchmarks/online_images.py DATA --quick       # 300 images, one seed, 100-100-10
+    python benchmarks/online_images.py DATA --block 1     # one at a time
 
-MLP 500-500-10. For each structure: error, negative log likelihood at the mean, and of the linearised predictive
-distribution. Beside them Adam on the same network with a replay buffer of as many numbers as the structure keeps: every
-event it takes ten steps on 32 images of the buffer.
+MLP 500-500-10. Images come in blocks, each a Bayes step. For each structure: error, negative log likelihood at the mean,
+and of the linearised predictive distribution. Beside them Adam on the same network with a replay buffer of as many
+numbers as the structure keeps: every event it takes ten steps on 32 images of the buffer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ NUMBERS = {"Diagonal": 2, "Kronecker": 4, "LastLayer(Full, Diagonal)": 42, "LowR
 STEPS, BATCH, RATE = 10, 32, 1e-3
 
 
-def filtered(structure: Any, hidden: tuple[int, int], data: list[np.ndarray], engine: str, seed: int) -> list[float]:
+def filtered(
+    structure: Any, hidden: tuple[int, int], data: list[np.ndarray], engine: str, seed: int, block: int
+) -> list[float]:
     """Error, NLL at the mean, linearised NLL."""
     x, y, test_x, test_y = data
     model = bm.BayesianMLP(
@@ -47,7 +50,8 @@ def filtered(structure: Any, hidden: tuple[int, int], data: list[np.ndarray], en
         standardize=False,
         seed=seed,
     )
-    model.update_each(x, y)
+    for start in range(0, len(x), block):
+        model.update(x[start : start + block], y[start : start + block])
     linearized, mean = (model.predict(test_x, method=method).probabilities for method in ("linearized", "mean"))
     return [
         1 - accuracy(linearized, test_y),
@@ -93,6 +97,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("--quick", action="store_true", help="300 images, one seed, a small network")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--block", type=int, default=40, help="images of a step")
     parser.add_argument("--structures", nargs="*", default=list(STRUCTURES), choices=list(STRUCTURES))
     parser.add_argument("--engine", default="jax")
     options = parser.parse_args()
@@ -112,7 +117,10 @@ def main() -> None:
 
     for name in options.structures:
         started = time.perf_counter()
-        report(name, [filtered(STRUCTURES[name], hidden, data, options.engine, seed) for seed in range(seeds)], started)
+        structure, results = STRUCTURES[name], []
+        for seed in range(seeds):
+            results.append(filtered(structure, hidden, data, options.engine, seed, options.block))
+        report(name, results, started)
     for name in options.structures:
         buffer = min(count, NUMBERS[name] * weights // 785)
         started = time.perf_counter()
