@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from sqlalchemy.pool import NullPool
 
 import bayesmlp as bm
 from bayesmlp.inference.structures import Structure
+from bayesmlp.store.connections import wal_is_safe
 
 NUM_INPUTS = 4
+HAS_WAL = wal_is_safe(sqlite3.sqlite_version_info[:3])
 
 
 def stream(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
