@@ -26,7 +26,7 @@ from .inference.structures import Blocks, Frozen, Full, LowRank, Structure
 from .model import BayesianMLP
 from .replay import Replay, fold_on, replay
 from .stepper import Effect, step_fingerprint
-from .store.branches import Base, base_of, insert_branches, last_merge
+from .store.branches import Base, base_of, insert_branches, is_parent, last_merge, mark_of
 from .store.database import records
 from .store.digest import extend_chain
 from .store.fold import Fold, Record
@@ -94,6 +94,7 @@ def branch(
         "parent": parent,
         "version": result.fold.head,
         "chain": result.fold.chain,
+        "mark": mark_of(store.log(parent), result.fold.head),
         "learn": learn,
     }
     insert_branches(store, names, body, store.snapshots.prepare(spec, model.to_arrays(), fingerprint))
@@ -141,7 +142,7 @@ def merge(
     _check_way(how)
     with store.write(parent) as writer:
         now = _folded(store, parent, engine, network)
-        found = [_news_of(store, now.fold, parent, name) for name in branches]
+        found = [_news_of(store, writer.log, now.fold, name) for name in branches]
         news = [each for each in found if each.events or each.merges]
         if not news:
             return now.fold.head
@@ -155,13 +156,19 @@ def _check_way(how: Any) -> None:
         raise InvalidInput(f"how must be 'delta', 'replay' or None, got {how!r}")
 
 
-def _news_of(store: PosteriorStore, parent: Fold, parent_name: str, name: str) -> _News:
+def _news_of(store: PosteriorStore, parent_log: Log, parent: Fold, name: str) -> _News:
     log = store.log(name)
     fold = log.fold()
-    if fold.parent != parent_name:
+    if fold.parent != parent_log.name:
         of = "no branch" if fold.parent is None else f"a branch of {fold.parent!r}"
-        raise InvalidInput(f"branches must be of {parent_name!r}, got {name!r}, which is {of}")
-    return _News(name, log, fold, base_of(parent, fold, parent_name, name))
+        raise InvalidInput(f"branches must be of {parent_log.name!r}, got {name!r}, which is {of}")
+    _check_parent(parent_log, name, fold)
+    return _News(name, log, fold, base_of(parent, fold, parent_log.name, log))
+
+
+def _check_parent(log: Log, name: str, own: Fold) -> None:
+    if not is_parent(log, own):
+        raise InvalidInput(f"{name!r} is a branch of another model that was called {log.name!r}, not of the one here")
 
 
 def _way(store: PosteriorStore, model: BayesianMLP, news: Sequence[_News], how: str | None) -> str:
@@ -218,7 +225,15 @@ def _merge_posteriors(store: PosteriorStore, writer: Writer, now: Replay, news: 
 
 
 def _named(news: Iterable[_News]) -> list[dict[str, Any]]:
-    return [{"name": each.name, "version": each.fold.head, "chain": each.fold.chain} for each in news]
+    return [
+        {
+            "name": each.name,
+            "version": each.fold.head,
+            "chain": each.fold.chain,
+            "mark": mark_of(each.log, each.fold.line[0].offset),
+        }
+        for each in news
+    ]
 
 
 def _arrays_of(
@@ -319,11 +334,12 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
         if own.fold.parent is None:
             raise InvalidInput(f"name must be of a branch, got {name!r}, which is none")
         parent = own.fold.parent
+        _check_parent(store.log(parent), name, own.fold)
         theirs = replay(store, parent, engine=own.model.engine, network=network)
         known = next(record for record in reversed(own.fold.line) if record.kind in ("branch", "pull"))
         if known.body["chain"] == theirs.fold.chain:
             return own.fold.head
-        base = base_of(theirs.fold, own.fold, parent, name)
+        base = base_of(theirs.fold, own.fold, parent, writer.log)
         news = _News(name, writer.log, own.fold, base)
         if _way(store, theirs.model, [news], how) == "delta":
             base.check_holds(own.fold)
@@ -332,7 +348,7 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
             arrays = _merged_arrays(theirs.model, theirs.stepper.to_arrays(), [(mine, fork)])
         else:
             arrays = _learned_again(own, theirs, news)
-        merge_of_it = last_merge(theirs.fold, name)
+        merge_of_it = last_merge(theirs.fold, own.fold, writer.log)
         body = {
             "fingerprint": step_fingerprint(own.model.engine),
             "parent": parent,
@@ -375,13 +391,14 @@ def refuse_merged(store: PosteriorStore, name: str, parent: str, offsets: Iterab
         StoreError: names the merge, and how to go on.
     """
     try:
-        line = store.log(parent).fold().line
+        log = store.log(parent)
+        line = log.fold().line
     except UnknownModel:  # the branch was exported, its parent was not
         return
     oldest = min(offsets)
     merges = [(r.offset, one) for r in line if r.kind == "merge" and r.is_mixed for one in r.body["branches"]]
     found = [offset for offset, one in merges if one["name"] == name and one["version"] >= oldest]
-    if found:
+    if found and is_parent(log, store.log(name).fold()):
         raise StoreError(
             f"what is to be retracted from {name!r} was merged into {parent!r} (version {found[0]}): take that "
             f"merge out first, with store.unmerge({parent!r}, {found[0]}), and merge again afterwards"

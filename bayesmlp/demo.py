@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -114,6 +115,8 @@ def run(folder: Path, *, engine: str | None, seed: int, console: Console) -> Non
     for stale in folder.glob("feedback.db*"):
         if stale.is_file():
             stale.unlink()
+        else:
+            shutil.rmtree(stale)
     console.rule(f"[bold]bayesmlp[/bold] on {first}, seed {seed}")
     console.print(f"1. Fit 64-32-10 on {NUM_FIT} labelled digits: variational hidden layer, Laplace last layer.")
     model = build_model(first, seed).fit(scale_pixels(digits.fit_x), digits.fit_y, method=fit_method())

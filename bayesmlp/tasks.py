@@ -12,7 +12,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from .store.commits import GroupCommit, Ticket
 
-__all__ = ["Tasks"]
+__all__ = ["WAITS", "Tasks"]
+
+WAITS = ("applied", "durable")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +30,9 @@ class _Sent(NamedTuple):
 
 
 class Tasks(Generic[Item, Result]):
-    """Commits for asyncio tasks in one thread, and finishes what was committed in another one.
+    """Commits for asyncio tasks in one thread, and finishes what was committed in two others.
+
+    What need only be durable has a thread of its own: what is to be applied may wait for a retraction.
 
     Args:
         commits: shared with threads.
@@ -38,21 +42,22 @@ class Tasks(Generic[Item, Result]):
     def __init__(self, commits: GroupCommit[Item, Any], finish: Callable[[Item, Any, str], Result]) -> None:
         self._commits, self._finish = commits, finish
         self._leading = ThreadPoolExecutor(1, "bayesmlp-commit")
-        self._finishing = ThreadPoolExecutor(1, "bayesmlp-apply")
+        self._finishing = {wait: ThreadPoolExecutor(1, f"bayesmlp-{wait}") for wait in WAITS}
         self._mutex = threading.Lock()
-        self._done: list[_Sent] = []
+        self._done: dict[str, list[_Sent]] = {wait: [] for wait in WAITS}
 
     def close(self) -> None:
         """Finish what was sent. What comes later is refused by the commit, and told so by whoever did that."""
         self._leading.shutdown()
-        self._finishing.shutdown()
+        for pool in self._finishing.values():
+            pool.shutdown()
 
     async def submit(self, item: Item, wait: str) -> Result:
         """Commit an item with what others send; gives its result, or raises what its part of the commit raised.
 
         Args:
             item: to commit.
-            wait: ``"durable"``, or ``"applied"``, whose results are told last.
+            wait: one of :data:`WAITS`.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -64,22 +69,20 @@ class Tasks(Generic[Item, Result]):
             _run(self._leading, partial(self._commits.lead, sent.ticket))
             return
         with self._mutex:
-            self._done.append(sent)
-            is_first = len(self._done) == 1
+            self._done[sent.wait].append(sent)
+            is_first = len(self._done[sent.wait]) == 1
         if is_first:
-            _run(self._finishing, self._finish_all)
+            _run(self._finishing[sent.wait], partial(self._finish_all, sent.wait))
 
-    def _finish_all(self) -> None:
+    def _finish_all(self, wait: str) -> None:
         with self._mutex:
-            done, self._done = self._done, []
-        for now in ("durable", "applied"):
-            told: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-            for ticket, wait, loop, future in done:
-                if wait == now:
-                    told.setdefault(loop, []).append((future, self._outcome(ticket, wait)))
-            for loop, outcomes in told.items():
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                    loop.call_soon_threadsafe(_tell, outcomes)
+            done, self._done[wait] = self._done[wait], []
+        told: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+        for ticket, _, loop, future in done:
+            told.setdefault(loop, []).append((future, self._outcome(ticket, wait)))
+        for loop, outcomes in told.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(_tell, outcomes)
 
     def _outcome(self, ticket: Ticket[Any, Any], wait: str) -> Any:
         try:

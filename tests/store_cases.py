@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ from sqlalchemy.pool import NullPool
 
 import bayesmlp as bm
 from bayesmlp.inference.structures import Structure
+from bayesmlp.store.connections import wal_is_safe
 
 NUM_INPUTS = 4
+HAS_WAL = wal_is_safe(sqlite3.sqlite_version_info[:3])
 
 
 def stream(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +118,33 @@ class Places:
         for database in self._made:
             with administration(str(self.server)) as connection:
                 connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+
+
+UNPRIVILEGED = """
+import ctypes, os, sys
+if os.geteuid() == 0:  # may write whatever the permissions say, but for this
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
+"""
+
+
+def printed_by_a_reader(folder: Path, code: str) -> str:
+    """What a program prints that may read what is in a folder, and change nothing there.
+
+    Args:
+        folder: without write permission for as long as the program runs.
+        code: of the program.
+    """
+    bits = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"))}
+    for path in bits:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        command = [sys.executable, "-c", UNPRIVILEGED, code]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    finally:
+        for path, mode in bits.items():
+            path.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -121,6 +121,20 @@ def test_retraction_gives_a_source_its_weight_back(tmp_path: Path) -> None:
         assert updater._spent_by("s") == 0
 
 
+def test_a_repeat_in_a_call_with_others_spends_nothing(tmp_path: Path) -> None:
+    x, y = stream(3, seed=1)
+    admission, digests = bm.Admission(source_cap=2.0), []
+    for number, calls in enumerate(([[0, 1, 2]], [[0, 0, 1, 0, 2, 2]], [[0], [0, 1], [1, 0, 2]])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with bm.OnlineUpdater(published(folder), "m", engine="numpy", admission=admission) as updater:
+            for rows in calls:
+                updater.observe_many(x[rows], y[rows], source="s", event_ids=[f"e{row}" for row in rows])
+            digests.append(updater.digest())
+            assert updater._spent_by("s") == pytest.approx(2 * (1 - np.exp(-3 / 2)))
+    assert len(set(digests)) == 1
+
+
 # -- quarantine -------------------------------------------------------------------------------------------------------
 def test_quarantine_is_durable_and_not_learned(tmp_path: Path) -> None:
     store = learned(tmp_path)

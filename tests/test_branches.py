@@ -544,3 +544,49 @@ def test_a_branch_is_exported_with_what_it_shares(tmp_path: Path) -> None:
             updater.retract([event])
         with pytest.raises(errors.UnknownModel, match="no model 'm'"):
             other.pull("user")
+
+
+def test_an_imported_branch_attaches_to_its_parent_alone(places: Places, tmp_path: Path) -> None:
+    x, y = stream(10)
+    with places.published() as store:
+        observe(store, "m", x[:4], y[:4], ids=list("abcd"))
+        store.branch("m", "m/0", version=3)
+        for name in ("m", "m/0"):
+            store.export(name, tmp_path / name.replace("/", "-"))
+    with places.published(name="other") as other:  # another model of that name, as long and by the same ids
+        observe(other, "m", x[:4], y[:4], ids=list("abcd"))
+        other.import_(tmp_path / "m-0")
+        observe(other, "m/0", x[4:], y[4:], ids=[f"e{i}" for i in range(6)])
+        digests = [digest_of(other, name) for name in ("m", "m/0")]
+        for attach in (lambda: other.merge("m", ["m/0"]), lambda: other.pull("m/0")):
+            with pytest.raises(errors.InvalidInput, match="'m/0' is a branch of another model that was called 'm'"):
+                attach()
+        assert [digest_of(other, name) for name in ("m", "m/0")] == digests
+        with bm.OnlineUpdater(other, "m/0", engine="numpy") as updater:
+            updater.retract(["e0"])
+    with places.open(name="third") as third:
+        third.import_(tmp_path / "m")
+        third.import_(tmp_path / "m-0")
+        observe(third, "m/0", x[4:], y[4:], ids=[f"e{i}" for i in range(6)])
+        with bm.OnlineUpdater(third, "m", engine="numpy") as updater:
+            updater.purge(["b"])  # what was erased of the parent makes it no other model
+        third.pull("m/0")
+        third.merge("m", ["m/0"])
+        assert [entry.kind for entry in third.history("m")][-7:] == ["event"] * 6 + ["merge"]
+
+
+def test_what_was_merged_of_another_branch_of_that_name_is_not_taken_for_merged(places: Places, tmp_path: Path) -> None:
+    x, y = stream(12)
+    with places.published() as store:
+        store.branch("m", "m/0")
+        observe(store, "m/0", x[:6], y[:6], ids=[f"a{i}" for i in range(6)])
+        store.merge("m", ["m/0"])
+        store.export("m", tmp_path / "m")
+    with places.open(name="other") as other:
+        other.import_(tmp_path / "m")
+        other.branch("m", "m/0")
+        observe(other, "m/0", x[6:], y[6:], ids=[f"b{i}" for i in range(6)])
+        other.merge("m", ["m/0"])
+        assert [entry.event_id for entry in other.history("m")][-7:-1] == [f"m/0:b{i}" for i in range(6)]
+        version = other.history("m")[-1].version
+        assert other.merge("m", ["m/0"]) == version

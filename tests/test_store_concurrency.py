@@ -18,6 +18,7 @@ from store_cases import Places, published, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
+from bayesmlp.stepper import Stepper
 from bayesmlp.store.commits import GroupCommit, Ticket
 from bayesmlp.store.writer import Writer
 from bayesmlp.updating.committing import Told
@@ -151,6 +152,42 @@ def test_a_task_that_is_cancelled_takes_nothing_back(tmp_path: Path) -> None:
     with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         asyncio.run(send(updater))
         assert [entry.status for entry in updater.history()[1:]] == ["applied", "applied"]
+
+
+def test_a_durable_task_waits_for_no_retraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = stream(4)
+    folding, may_go_on = threading.Event(), threading.Event()
+
+    async def send(updater: bm.OnlineUpdater) -> list[str]:
+        applied = asyncio.create_task(updater.observe_async(x[2], y[2], event_id="applied"))
+        while len(updater.store.history("m")) < 5:  # with the publishing and the retraction
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # whoever finishes it waits for the retraction now
+        durable = updater.observe_async(x[3], y[3], event_id="durable", wait="durable")
+        first = await asyncio.wait_for(durable, 10)
+        assert not applied.done()
+        may_go_on.set()
+        return [first.status, (await applied).status]
+
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.observe_many(x[:2], y[:2], event_ids=["a", "b"])
+        live, apply = updater._line.stepper, Stepper.apply
+
+        def slow(stepper: Stepper, observation: Any) -> Any:
+            if stepper is not live:
+                folding.set()
+                assert may_go_on.wait(30)
+            return apply(stepper, observation)
+
+        monkeypatch.setattr(Stepper, "apply", slow)
+        retracting = threading.Thread(target=updater.retract, args=(["a"],))
+        retracting.start()
+        try:
+            assert folding.wait(30)
+            assert asyncio.run(send(updater)) == ["pending", "applied"]
+        finally:
+            may_go_on.set()
+            retracting.join()
 
 
 def test_tasks_hear_of_errors_and_of_an_updater_that_was_closed(tmp_path: Path) -> None:

@@ -17,15 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
-from store_cases import Places, published, small_model, stream
+from store_cases import HAS_WAL, Places, printed_by_a_reader, published, small_model, stream
 
 import bayesmlp as bm
 from bayesmlp import errors
 from bayesmlp.keeping import Retention, SnapshotPolicy
 from bayesmlp.stepper import Stepper
 from bayesmlp.store.arrays import ALIGNMENT, decode, encode
-from bayesmlp.store.blobs import Blobs, Folder, ObjectStore
+from bayesmlp.store.blobs import Blobs
 from bayesmlp.store.digest import posterior_digest, posterior_digest_of_format_1
+from bayesmlp.store.places import ABANDONED_AFTER, Folder, ObjectStore
 from bayesmlp.store.snapshots import thinned
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -188,6 +189,19 @@ def test_what_a_crash_left_over_is_collected(tmp_path: Path) -> None:
         assert set(files_of(tmp_path / "s.db.blobs")) == files
 
 
+def test_what_interrupted_writes_left_over_is_removed_once_no_writer_can_be_at_it(tmp_path: Path) -> None:
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", wide_model())
+        left = [tmp_path / "s.db.blobs" / f"1-2-{i}.tmp" for i in range(3)]
+        now = time.time()
+        for file, age in zip(left, (ABANDONED_AFTER + 60, ABANDONED_AFTER - 60, -60), strict=True):
+            file.write_bytes(b"half of it")
+            os.utime(file, (now - age, now - age))
+        assert store.collect_garbage() == 1
+        assert [file.exists() for file in left] == [False, True, True]
+        assert store.verify() == []
+
+
 def test_of_several_files_none_is_left_behind_where_one_can_not_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +279,23 @@ def test_every_damage_is_found(places: Places) -> None:
             assert [problem.version for problem in store.verify("m") if problem.lost] == [3], statement
 
 
+@pytest.mark.skipif(HAS_WAL, reason="SQLite opens a database with a write-ahead log only where it may write")
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_store_that_can_only_be_read_is_verified(tmp_path: Path, answered: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    x, y = stream(3)
+    with published(tmp_path / "folder") as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.observe_many(x, y)
+        if answered:
+            updater.predict(x)
+    code = (
+        f"import bayesmlp as bm; store = bm.open_store({str(tmp_path / 'folder' / 'store.db')!r})\n"
+        "print(store.verify(), store.verify('m'))"
+    )
+    assert printed_by_a_reader(tmp_path / "folder", code) == "[] []"
+    assert (tmp_path / "folder" / "store.db.answers").exists() == answered
+
+
 def test_a_damaged_body_is_never_learned(places: Places) -> None:
     x, y = stream(6)
     with places.published() as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
@@ -338,6 +369,26 @@ def test_a_damaged_file_is_not_taken_in(tmp_path: Path) -> None:
             connection.execute("UPDATE records SET body = replace(body, '0.', '1.') WHERE offset = 2")
         with pytest.raises(errors.CorruptStore, match="model 'm' is not sound: version 2"):
             store.import_(tmp_path / "file", name="new")
+        assert store.names() == ["m"]
+
+
+def test_of_an_import_that_fails_nothing_remains(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    with places.published() as store:
+        store.export("m", file)
+        with monkeypatch.context() as patched:
+            patched.setattr(Blobs, "insert", lambda *_: (_ for _ in ()).throw(errors.StoreUnavailable("disk full")))
+            with pytest.raises(errors.StoreUnavailable, match="disk full"):
+                store.import_(file, name="new")
+        with pytest.raises(errors.InvalidInput, match="name must be"):
+            store.import_(file, name="\n")
+        assert store.names() == ["m"]
+        store.add_name("new")  # as a publishing that failed leaves it
+        assert store.import_(file, name="new") == "new"
+        assert store.history("new") == store.history("m")
+        assert store.verify() == []
 
 
 @pytest.mark.parametrize("folder", sorted(GOLDEN.glob("format-*")), ids=lambda folder: folder.name)

@@ -11,16 +11,16 @@ from sqlalchemy import insert, select
 from ..inference.errors import InvalidInput, StoreError
 from .connections import unavailable_as_such
 from .database import FORMAT_VERSION, models, records
-from .digest import body_hash, canonical_json, extend_chain
+from .digest import body_hash, canonical_json, extend_chain, row_checksum
 from .fold import Fold, Record
-from .log import NewRecord
+from .log import Log, NewRecord
 from .snapshots import Prepared
 from .writer import record_row
 
 if TYPE_CHECKING:
     from .store import PosteriorStore
 
-__all__ = ["Base", "base_of", "insert_branches", "last_merge"]
+__all__ = ["Base", "base_of", "insert_branches", "is_parent", "last_merge", "mark_of"]
 
 CHUNK = 500
 
@@ -71,20 +71,47 @@ def insert_branches(store: PosteriorStore, names: Sequence[str], body: Mapping[s
             store.snapshots.insert_for(connection, ids, 1, chain, prepared)
 
 
-def last_merge(parent: Fold, name: str) -> tuple[Record, Mapping[str, Any]] | None:
-    """The newest merge on a line that names a branch, and what it says of it."""
-    merges = (record for record in reversed(parent.line) if record.kind == "merge")
-    return next(((record, one) for record in merges for one in record.body["branches"] if one["name"] == name), None)
+def mark_of(log: Log, version: int) -> str | None:
+    """What tells a record from those of other models, in copies of its model too; None if there is no such version.
+
+    It is made of all that is never erased: as a log only grows, who has the record has those before it.
+    """
+    columns = ("offset", "kind", "event_id", "source", "received", "actor")
+    row = next(log.rows([records.c[name] for name in columns], first=version, last=version), None)
+    if row is None:
+        return None
+    return row_checksum(row.offset, row.kind, row.event_id, row.source, "", row.received, row.actor)
 
 
-def base_of(parent: Fold, own: Fold, parent_name: str, name: str) -> Base:
+def is_parent(log: Log, own: Fold) -> bool:
+    """Whether a log is that of the model that a branch was made from, or of a copy of it.
+
+    Args:
+        log: of the model that has the parent's name.
+        own: the branch; one that does not say which record it was made at is taken at its word.
+    """
+    fork = own.line[0].body
+    return fork.get("mark") in (None, mark_of(log, fork["version"]))
+
+
+def last_merge(parent: Fold, own: Fold, log: Log) -> tuple[Record, Mapping[str, Any]] | None:
+    """The newest merge on a line that names a branch, not another one that had its name; and what it says of it."""
+    its_own = (None, mark_of(log, own.line[0].offset))  # older merges say no mark
+    for record in reversed(parent.line):
+        for one in record.body["branches"] if record.kind == "merge" else ():
+            if one["name"] == log.name and one.get("mark") in its_own:
+                return record, one
+    return None
+
+
+def base_of(parent: Fold, own: Fold, parent_name: str, log: Log) -> Base:
     """Where a branch and its parent last knew the same: at the fork, at a merge or at a pull.
 
     Raises:
         StoreError: one of the two has since gone back behind it.
     """
     start = next(record for record in reversed(own.line) if record.kind in ("branch", "pull"))
-    merged = last_merge(parent, name)
+    name, merged = log.name, last_merge(parent, own, log)
     known = {record.offset for record in parent.line}
     if start.kind == "pull" and start.body["merge"] not in (0, *known):
         raise StoreError(

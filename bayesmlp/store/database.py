@@ -29,6 +29,7 @@ __all__ = [
     "answers_metadata",
     "blobs",
     "effects",
+    "identity",
     "leases",
     "lock_blobs",
     "metadata",
@@ -136,6 +137,12 @@ leases = Table(
     Column("model_id", ForeignKey("models.id"), primary_key=True),
     Column("epoch", Integer, nullable=False),
     Column("owner", Text),  # absent: released
+)
+
+identity = Table(  # made by who may write: an older store is opened without it by who may only read
+    "identity",
+    MetaData(),
+    Column("id", String(32), primary_key=True),
 )
 
 answers_metadata = MetaData()

@@ -214,16 +214,21 @@ class Log:
     def offsets_of(self, event_ids: Iterable[str]) -> dict[str, int]:
         """Offsets of events; raises :class:`UnknownEvent` naming those that are not there."""
         wanted = list(dict.fromkeys(event_ids))
-        found: dict[str, int] = {}
-        with self._connect() as connection:
-            for start in range(0, len(wanted), 500):
-                part = wanted[start : start + 500]
-                query = select(records.c.event_id, records.c.offset)
-                query = query.where(records.c.model_id == self.model_id, records.c.event_id.in_(part))
-                found |= {row.event_id: row.offset for row in connection.execute(query)}
+        found = self.known_offsets(wanted)
         missing = [event_id for event_id in wanted if event_id not in found]
         if missing:
             raise UnknownEvent(f"model {self.name!r} has no event {', '.join(map(repr, missing[:5]))}")
+        return found
+
+    def known_offsets(self, event_ids: Sequence[str]) -> dict[str, int]:
+        """Offsets of those of some events that are there."""
+        found: dict[str, int] = {}
+        with self._connect() as connection:
+            for start in range(0, len(event_ids), 500):
+                part = event_ids[start : start + 500]
+                query = select(records.c.event_id, records.c.offset)
+                query = query.where(records.c.model_id == self.model_id, records.c.event_id.in_(part))
+                found |= {row.event_id: row.offset for row in connection.execute(query)}
         return found
 
     def effect(self, offset: int) -> Effect | None:

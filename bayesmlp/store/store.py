@@ -21,12 +21,14 @@ from ..model import BayesianMLP
 from ..prequential import Prequential
 from ..stepper import step_fingerprint
 from .answers import Answers
-from .blobs import Blobs, Folder, place_for
+from .blobs import Blobs
 from .connections import connect_postgresql, connect_sqlite, is_postgresql, postgresql_url, unavailable_as_such
 from .database import FORMAT_VERSION, answers_metadata, metadata, models
 from .fold import Fold
 from .history import Entry, history_of, prequential_of
 from .log import Log
+from .ownership import Owner
+from .places import Folder, place_for
 from .repair import repair
 from .snapshots import Snapshot, Snapshots
 from .transfer import export_model, import_model
@@ -48,11 +50,12 @@ def open_store(
         durability: ``"full"``: what was acknowledged survives power loss; ``"normal"``: the death of the process.
         blobs: where large arrays go: the URL of a folder, ``file:///folder``, or of an object store,
             ``s3://bucket/path`` (extra ``objects``). None: to a folder beside an SQLite file (``<path>.blobs``), or
-            into the PostgreSQL database. The store does not note it: open it with the same one again.
+            into the PostgreSQL database. The store does not note it: open it with the same one again. It is one
+            store's alone: whichever writes there first.
         actor: who appends, for the history; None for the user of the operating system.
 
     Raises:
-        InvalidInput: a URL of another database, or an unknown durability.
+        InvalidInput: a URL of another database, an unknown durability, or a folder of arrays that is another store's.
         MissingDependency: an extra is needed.
         StoreUnavailable: the database can't be reached.
         CorruptStore: the file is no SQLite database, or can not be opened.
@@ -85,7 +88,14 @@ class PosteriorStore:
             with unavailable_as_such(self.path):
                 self.engine = connect_sqlite(file, metadata, durability=durability, exclusive=True)
             self.reader = connect_sqlite(file, metadata, durability=durability, exclusive=False)
-        self.snapshots = Snapshots(Blobs(place))
+        owner = None if place is None else Owner(place, self.engine, self.reader)
+        self.snapshots = Snapshots(Blobs(place, owner))
+        if owner is not None:
+            try:
+                owner.check()
+            except BaseException:
+                self.close()
+                raise
         self.compiled = CompiledSteps()
 
     def __repr__(self) -> str:
@@ -118,6 +128,11 @@ class PosteriorStore:
                         )
                 self._answers = Answers(engine)
             return self._answers
+
+    @property
+    def kept_answers(self) -> Answers | None:
+        """:attr:`answers`, to read; None if none was ever kept."""
+        return self.answers if self._answers_file is None or self._answers_file.exists() else None
 
     # -- models ---------------------------------------------------------------------------------------------------
     def publish(self, name: str, model: BayesianMLP) -> int:
@@ -247,7 +262,8 @@ class PosteriorStore:
             The version; the one before if there was nothing to merge.
 
         Raises:
-            InvalidInput: not a branch of the model, or a way in which it can't be merged.
+            InvalidInput: not a branch of the model, but perhaps of another one that had its name, or a way in which it
+                can't be merged.
             UnknownModel: no such model.
             StoreError: what was merged of a branch before is no longer what it holds: see :meth:`unmerge`.
             LeaseHeld: an updater is writing to the model. Branches may have one.
@@ -336,7 +352,7 @@ class PosteriorStore:
 
     def collect_garbage(self) -> int:
         """Delete arrays that no snapshot names; returns how many. Snapshots that go take theirs along as it is; what is
-        left over is from processes that died.
+        left over is from processes that died. What such a process was writing goes once it is a day old.
         """
         with unavailable_as_such(self.path), self.engine.begin() as connection:
             inside = self.snapshots.blobs.collect(connection)
@@ -367,9 +383,11 @@ class PosteriorStore:
             Its name here.
 
         Raises:
-            InvalidInput: no such file, or there is a model of that name.
-            CorruptStore: the file is damaged.
+            InvalidInput: no such file, a name that can't be, or there is a model of that name.
+            CorruptStore: the file is damaged; nothing of it is taken in.
         """
+        if name is not None:
+            check_name(name)
         return import_model(self, path, name)
 
     # -- reading --------------------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ import contextlib
 import os
 import sqlite3
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Table, insert, select
 
 from ..inference.errors import CorruptStore, InvalidInput
-from .database import effects, parts, records, snapshots
+from .connections import unavailable_as_such
+from .database import FORMAT_VERSION, effects, models, parts, records, snapshots
 from .digest import sha256_of
 from .verify import verify
 
@@ -61,8 +63,6 @@ def import_model(store: PosteriorStore, path: str | Path, name: str | None = Non
             if len(names) != 1:
                 raise InvalidInput(f"path must hold one model, got {str(path)!r}, which holds {len(names)}")
             new = names[0] if name is None else name
-            if not store.add_name(new) and store.log(new).head():
-                raise InvalidInput(f"name must be new, got {new!r}: the store has a model of that name")
             copy_model(other, store, names[0], new)
     return new
 
@@ -78,22 +78,35 @@ def copy_model(source: PosteriorStore, target: PosteriorStore, name: str, new: s
         inline: whether all of its arrays go into the database.
 
     Raises:
+        InvalidInput: the name is taken.
         CorruptStore: it is not sound.
     """
     problems = verify(source, name)
     if problems:
         raise CorruptStore(f"model {name!r} is not sound: version {problems[0].version}: {problems[0].what}")
-    target.add_name(new)  # an empty log, until all is there
     log = source.log(name)
     last = log.head()
-    with target.write(new) as writer, writer.transaction() as to:
+    with unavailable_as_such(target.path), target.engine.begin() as to:
+        new_id = _new_model(to, new)
         for table in (records, effects):
-            _copy_rows(source, to, table, log.model_id, writer.model_id, last)
+            _copy_rows(source, to, table, log.model_id, new_id, last)
         with source.read() as connection:
             offsets = [offset for offset in source.snapshots.chains(connection, log.model_id) if offset <= last]
         for offset in offsets:
             with source.read() as connection:
-                _copy_snapshot(source, target, connection, to, (log.model_id, writer.model_id), offset, inline)
+                _copy_snapshot(source, target, connection, to, (log.model_id, new_id), offset, inline)
+
+
+def _new_model(to: Connection, name: str) -> int:
+    """Its id. A name without a log, of a publishing that failed, is taken over."""
+    of_that_name = select(models.c.id).where(models.c.name == name)
+    new_id = to.execute(of_that_name).scalar()
+    if new_id is None:
+        to.execute(insert(models).values(name=name, format_version=FORMAT_VERSION, created=time.time()))
+        return int(to.execute(of_that_name).scalar_one())
+    if to.execute(select(records.c.offset).where(records.c.model_id == new_id).limit(1)).first() is not None:
+        raise InvalidInput(f"name must be new, got {name!r}: the store has a model of that name")
+    return int(new_id)
 
 
 def _copy_rows(source: PosteriorStore, to: Connection, table: Table, model_id: int, new_id: int, last: int) -> None:

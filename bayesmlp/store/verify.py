@@ -57,7 +57,7 @@ def verify(store: PosteriorStore, name: str | None = None) -> list[Problem]:
         unsound = dict(unsound_snapshots(store, log.model_id))
         problems += [Problem(each, offset, what, False) for offset, what in unsound.items()]
         problems += _effect_problems(store, log)
-        problems += [Problem(each, 0, f"answer {i} is not as it was kept", True) for i in store.answers.unsound(each)]
+        problems += _answer_problems(store, each)
         problems += [] if of_log else _fold_problems(store, log, list(unsound))
     return problems
 
@@ -67,7 +67,8 @@ def _database_problems(store: PosteriorStore) -> list[str]:
         if connection.dialect.name != "sqlite":
             return []
         found = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check(20)")]
-    return [what for what in [*found, *store.answers.integrity()] if what != "ok"]
+    of_answers = [] if store.kept_answers is None else store.kept_answers.integrity()
+    return [what for what in [*found, *of_answers] if what != "ok"]
 
 
 def _log_problems(log: Log) -> Iterator[Problem]:
@@ -114,6 +115,11 @@ def _effect_problems(store: PosteriorStore, log: Log) -> list[Problem]:
     return [
         Problem(log.name, row.offset, "its effect is not as it was", False) for row in rows if not is_sound_effect(row)
     ]
+
+
+def _answer_problems(store: PosteriorStore, name: str) -> list[Problem]:
+    unsound = [] if store.kept_answers is None else store.kept_answers.unsound(name)
+    return [Problem(name, 0, f"answer {i} is not as it was kept", True) for i in unsound]
 
 
 def lost_consolidations(store: PosteriorStore, log: Log, unsound: Collection[int]) -> list[int]:

@@ -31,12 +31,11 @@ from ..store.commits import GroupCommit
 from ..store.database import records
 from ..store.log import NewRecord, StoredEvent
 from ..store.store import PosteriorStore
-from ..tasks import Tasks
+from ..tasks import WAITS, Tasks
 from ..watching import Watch
 
 __all__ = ["Committer", "Group", "Told"]
 
-WAITS = ("applied", "durable")
 AT_ONCE = 16
 
 
@@ -258,8 +257,11 @@ class Committer:
             self._apply_waiting()
         spent: dict[str, float] = {}
         decided = []
+        seen = self._stored_before(group)
         for record, observation in zip(group.records, group.observations, strict=True):
-            if self.admission.source_cap is not None and (source := record.source) is not None:
+            is_capped = self.admission.source_cap is not None and record.event_id not in seen
+            seen.add(record.event_id)
+            if is_capped and (source := record.source) is not None:
                 weight = float(observation.weight.sum())
                 before = spent.get(source, self._spent_by(source))
                 record = record._replace(granted=self.admission.granted(weight, before))
@@ -271,6 +273,12 @@ class Committer:
                     record = record._replace(excess_surprise=excess)
             decided.append(record)
         return decided
+
+    def _stored_before(self, group: Group) -> set[str | None]:
+        """Ids of a group's events that are in the log: a repeat spends nothing of what its source may weigh."""
+        if self.admission.source_cap is None or len(group.records) == 1:  # nothing comes after it
+            return set()
+        return set(self._writer.log.known_offsets([str(r.event_id) for r in group.records if not r.is_first]))
 
     def _spent_by(self, source: str) -> float:
         """The total weight granted to a source's events, but for those that were taken out again."""

@@ -81,7 +81,7 @@ def rows_of(folder: Path) -> dict[str, list[Any]]:
     for name in ("store.db", "store.db.answers"):
         with contextlib.closing(sqlite3.connect(folder / name)) as connection:
             for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                found[table] = connection.execute(f"SELECT * FROM {table} NOT INDEXED ORDER BY 1, 2").fetchall()
+                found[table] = sorted(connection.execute(f"SELECT * FROM {table} NOT INDEXED"), key=repr)
     del found["leases"]  # who had one last
     return found | {"models": [row[:3] for row in found["models"]]}  # when a model's name was first taken
 
@@ -137,8 +137,8 @@ def run(folder: Path, number: int, seed: int = 0) -> Counter[str]:
     shutil.rmtree(folder / "sound")
     rows = rows_of(folder / "made")
     files = sorted(file for file in (folder / "made").rglob("*") if file.is_file() and file.stat().st_size)
-    assert {file.suffix for file in files} == {".db", ".answers", ".safetensors"}
-    weighted = [*files, *[file for file in files if file.suffix != ".safetensors" for _ in range(len(files))]]
+    assert {file.suffix or file.name for file in files} == {".db", ".answers", ".safetensors", "owner"}
+    weighted = [*files, *[file for file in files if file.suffix in (".db", ".answers") for _ in range(len(files))]]
     results: Counter[str] = Counter()
     wrong: list[str] = []
     for file, data, what in damages(weighted, number, seed):
