@@ -58,15 +58,24 @@ class LayerFactors(NamedTuple):
             variance: one non-negative number per weight.
             joint: between all inputs, shape (N K, N K); else for each input alone, shape (N, K, K).
         """
-        if not joint:
-            scaled = self.rows * ((self.inputs * self.inputs) @ variance)[:, None, :]
-            return scaled @ self.rows.mT
-        if self.rows.shape[0] == 1:
-            return self.gram(engine, variance, joint=False)[0]
-        num_rows, num_outputs, _ = self.rows.shape
-        pairs = self.inputs[:, None, :] * self.inputs[None, :, :]
-        gram = engine.xp.einsum("nko,nmo,mlo->nkml", self.rows, pairs @ variance, self.rows)
-        return engine.xp.reshape(gram, (num_rows * num_outputs, num_rows * num_outputs))
+        return self.gram_of(engine, self.spread(engine, variance, joint), joint)
+
+    def spread(self, engine: Engine, variance: Float[Array, "I O"], joint: bool) -> Array:
+        """``Σ_i a_ni a_mi variance_io`` of every pair of inputs, (N, N, O), or of each with itself, (N, O).
+
+        It is all that :meth:`gram` needs of the variances, and adds up over blocks of inputs.
+        """
+        if joint and self.rows.shape[0] > 1:
+            return (self.inputs[:, None, :] * self.inputs[None, :, :]) @ variance
+        return (self.inputs * self.inputs) @ variance
+
+    def gram_of(self, engine: Engine, spread: Array, joint: bool) -> Array:
+        """:meth:`gram`, given the :meth:`spread`."""
+        if spread.ndim == 2:
+            grams = (self.rows * spread[:, None, :]) @ self.rows.mT
+            return grams[0] if joint else grams
+        size = self.rows.shape[0] * self.rows.shape[1]
+        return engine.xp.reshape(engine.xp.einsum("nko,nmo,mlo->nkml", self.rows, spread, self.rows), (size, size))
 
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]
@@ -158,6 +167,14 @@ class SharedFactors(NamedTuple):
         if joint:
             jacobian = jacobian.reshape((-1, jacobian.shape[2]))
         return (jacobian * variance.reshape((-1,))) @ jacobian.mT
+
+    def spread(self, engine: Engine, variance: Float[Array, "I O"], joint: bool) -> Array:
+        """See :meth:`LayerFactors.spread`: with positions of its own for every row, the gram itself."""
+        return self.gram(engine, variance, joint)
+
+    def gram_of(self, engine: Engine, spread: Array, joint: bool) -> Array:
+        """See :meth:`LayerFactors.gram_of`."""
+        return spread
 
     def joint_covariances(self, engine: Engine, precision: Float[Array, "I O"]) -> tuple[Array, None]:
         """See :meth:`LayerFactors.joint_covariances`."""

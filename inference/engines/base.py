@@ -228,13 +228,14 @@ class Engine(ABC):
     def scan(self, body: Callable[[State, Any], tuple[State, Any]], state: State, sequence: Any) -> tuple[State, Any]:
         """Fold ``body`` over the leading axis of ``sequence``; per-step results are stacked."""
 
-    def sum_blocks(self, body: Callable[..., Any], arrays: Sequence[Array], size: int) -> Any:
+    def sum_blocks(self, body: Callable[..., Any], arrays: Sequence[Array], size: int, *, narrow: bool = True) -> Any:
         """Σ of ``body``, a tree of arrays, over blocks of the arrays' rows: where these are too large for a cache.
 
         Args:
             body: of a block of each array.
             arrays: whose last axis but one is the rows.
             size: rows of a block; the last one may have fewer.
+            narrow: whether what is multiplied has few columns; compilers take other products as a whole.
         """
         parts = (
             body(*(array[..., start : start + size, :] for array in arrays))

@@ -123,7 +123,9 @@ class JaxEngine(Engine):
     def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any) -> tuple[Any, Any]:
         return jax.lax.scan(body, state, sequence)
 
-    def sum_blocks(self, body: Callable[..., Any], arrays: Sequence[Any], size: int) -> Any:
+    def sum_blocks(self, body: Callable[..., Any], arrays: Sequence[Any], size: int, *, narrow: bool = True) -> Any:
+        if not narrow:
+            return body(*arrays)
         if self.device.platform == "cpu":  # XLA's products of narrow float64 matrices are quick while they are short
             size = min(size, max(1, 256 // arrays[0].shape[-1]))
         whole, rest = divmod(arrays[0].shape[-2], size)

@@ -366,10 +366,14 @@ def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Ar
         scaled = columns / diagonal
         return wide._replace(inputs=inputs.mT).moves(engine, scaled), _flat(engine, scaled) @ _flat(engine, columns).mT
 
+    def spreads(diagonal: Array, inputs: Array) -> Array:
+        return wide._replace(inputs=inputs.mT).spread(engine, 1 / engine.widen(diagonal), joint)
+
     wide = engine.widen(factor)
-    blocks = (diagonal, columns, wide.inputs.mT)
-    moves, core = engine.sum_blocks(products, blocks, _block_rows(columns))
-    return _Products(wide.gram(engine, 1 / engine.widen(diagonal), joint), wide.outputs_of(engine, moves), core)
+    inputs = wide.inputs.mT
+    spread = engine.sum_blocks(spreads, (diagonal, inputs), _block_rows(diagonal[None]), narrow=False)
+    moves, core = engine.sum_blocks(products, (diagonal, columns, inputs), _block_rows(columns))
+    return _Products(wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moves), core)
 
 
 def _of_the_new(
