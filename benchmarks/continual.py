@@ -34,7 +34,7 @@ STRUCTURES: dict[str, bm.Diagonal | bm.LowRank] = {"Diagonal": bm.Diagonal(), "L
 PLANS = ("permuted, one head", "split, masked", "split, one head")
 BATCH = 8  # rows of one Bayes step
 STORED = 200  # images that each task may keep
-METHOD = bm.Consolidate(bm.TrainingOptions(epochs=6, batch_size=256, learning_rate=2e-3))
+METHOD = bm.Consolidate(bm.TrainingOptions(epochs=4, batch_size=256, learning_rate=2e-3))
 STRENGTH = 2.5  # of what is stored, for the share of the posterior's own pull that a consolidation gives up
 NEWEST = 200  # images of each task that decide whether a consolidation is put in place
 WAYS = ("one pass", "memory", "consolidated")
