@@ -29,8 +29,9 @@ class Admission:
 
     An event goes into quarantine if it is less likely than the most expected outcome (the predictive mean, the
     likeliest class) by more than ``quarantine_above`` nats: half the squared distance in standard deviations where the
-    predictive is normal. A model that knows little expects little, so that hardly anything is quarantined early. Of
-    several rows the least likely decides.
+    predictive is normal. It is judged by the predictive at its own time, by which its step would score it. A model that
+    knows little expects little, so that hardly anything is quarantined early. Of several rows the least likely decides;
+    those of weight 0 say nothing.
 
     Args:
         source_cap: c, the largest total weight of a source; None for no cap.
@@ -49,6 +50,11 @@ class Admission:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise InvalidInput(f"Admission.{name} must be positive and finite, or None, got {value!r}")
+
+    @property
+    def decides(self) -> bool:
+        """Whether anything is decided of an event that is stored."""
+        return self.source_cap is not None or self.quarantine_above is not None
 
     def granted(self, weight: float, spent: float) -> float:
         """The share of its weight that an event is granted, in [0, 1].

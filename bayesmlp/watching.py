@@ -12,7 +12,7 @@ from .predictive import Predictive
 from .stepper import Effect, Stepper
 from .validation import check_inputs
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "expectation"]
 
 
 class Watch:
@@ -41,7 +41,8 @@ class Watch:
         model = stepper.model
         predicted: dict[str, Any] = {}
         if self.calibration and len(observation.x) == 1:
-            answer = model.predict(observation.x, output_mask=observation.output_mask, kind=observation.kind)
+            elapsed = model.elapsed_until(observation.clock_time)
+            answer = expectation(model, observation, elapsed)
             predicted = _predicted(answer, observation.y)
         if self.probe is None:
             return stepper.apply(observation)._replace(**predicted)
@@ -49,6 +50,12 @@ class Watch:
         effect = stepper.apply(observation)
         self._before = model.predict(self.probe).mean
         return effect._replace(change=float(np.abs(self._before - before).max()), **predicted)
+
+
+def expectation(model: BayesianMLP, observation: Observation, elapsed: float) -> Predictive:
+    """How a model predicts an observation that comes after so many units of its dynamics, as its step will score it."""
+    mask, kind = observation.output_mask, observation.kind
+    return model.predict(observation.x, elapsed=elapsed, output_mask=mask, kind=kind)
 
 
 def _predicted(answer: Predictive, y: np.ndarray) -> dict[str, Any]:

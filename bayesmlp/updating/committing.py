@@ -23,6 +23,7 @@ from ..inference.errors import ConflictingEvent, InvalidInput, StoreError
 from ..keeping import Keeper, Retention, SnapshotPolicy
 from ..line import Line, Waiting
 from ..model import BayesianMLP
+from ..modelling.clock import Clock
 from ..receipts import Receipt
 from ..replay import Replay, replay
 from ..stepper import Effect, step_fingerprint
@@ -32,7 +33,7 @@ from ..store.database import records
 from ..store.log import NewRecord, StoredEvent
 from ..store.store import PosteriorStore
 from ..tasks import WAITS, Tasks
-from ..watching import Watch
+from ..watching import Watch, expectation
 
 __all__ = ["Committer", "Group", "Told"]
 
@@ -225,7 +226,7 @@ class Committer:
 
         Where something is decided of events, each call is judged with those before it in the posterior: one by one.
         """
-        if self.admission != Admission():
+        if self.admission.decides:
             return [result for group in groups for result in self._commit_together([group])]
         return self._commit_together(groups)
 
@@ -252,31 +253,57 @@ class Committer:
         return checked
 
     def _admit(self, group: Group) -> list[NewRecord]:
-        """The records with what :attr:`admission` decides of each; all are judged by the posterior before the call."""
+        """The records with what :attr:`admission` decides of each; all are judged by the posterior before the call.
+
+        Time passes between them: each is judged at its own, as those before it let it pass that are not in quarantine.
+        """
+        if not self.admission.decides:
+            return group.records
         if self.admission.quarantine_above is not None and not self._folding:
             self._apply_waiting()
+        clock = self.model.clock
+        for one in self._line.waiting:  # behind a fold
+            if one.observation is not None:
+                clock.advance(one.observation.clock_time)
         spent: dict[str, float] = {}
         decided = []
         seen = self._stored_before(group)
         for record, observation in zip(group.records, group.observations, strict=True):
-            is_capped = self.admission.source_cap is not None and record.event_id not in seen
-            seen.add(record.event_id)
-            if is_capped and (source := record.source) is not None:
-                weight = float(observation.weight.sum())
-                before = spent.get(source, self._spent_by(source))
-                record = record._replace(granted=self.admission.granted(weight, before))
-                spent[source] = before + record.granted * weight
-            if self.admission.quarantine_above is not None:
-                answer = self.model.predict(observation.x, output_mask=observation.output_mask, kind=observation.kind)
-                excess = float(excess_surprise(answer, observation.y).max())
-                if excess > self.admission.quarantine_above:
-                    record = record._replace(excess_surprise=excess)
+            if record.event_id not in seen:
+                seen.add(record.event_id)
+                record = self._judge(self._grant(record, observation, spent), observation, clock)
             decided.append(record)
         return decided
 
+    def _grant(self, record: NewRecord, observation: Observation, spent: dict[str, float]) -> NewRecord:
+        """A record with what its source is granted of its weight; ``spent`` is what each has spent, and is kept up."""
+        source = record.source
+        if self.admission.source_cap is None or source is None:
+            return record
+        weight = float(observation.weight.sum())
+        before = spent.get(source, self._spent_by(source))
+        granted = self.admission.granted(weight, before)
+        spent[source] = before + granted * weight
+        return record._replace(granted=granted)
+
+    def _judge(self, record: NewRecord, observation: Observation, clock: Clock) -> NewRecord:
+        """A record, in quarantine where it is too surprising; the clock goes on by it where it is not."""
+        limit = self.admission.quarantine_above
+        if limit is None:
+            return record
+        time = observation.granted(record.granted).clock_time
+        told = observation.weight > 0
+        if told.any():
+            answer = expectation(self.model, observation, clock.until(time))
+            excess = float(excess_surprise(answer, observation.y)[told].max())
+            if excess > limit:
+                return record._replace(excess_surprise=excess)
+        clock.advance(time)
+        return record
+
     def _stored_before(self, group: Group) -> set[str | None]:
         """Ids of a group's events that are in the log: a repeat spends nothing of what its source may weigh."""
-        if self.admission.source_cap is None or len(group.records) == 1:  # nothing comes after it
+        if len(group.records) == 1:  # nothing comes after it
             return set()
         return set(self._writer.log.known_offsets([str(r.event_id) for r in group.records if not r.is_first]))
 
