@@ -94,8 +94,8 @@ def test_of_several_in_one_call_each_is_judged_at_its_time(tmp_path: Path, dynam
         updater.observe_many(x[:50], y[:50], times=np.zeros(50))
         after = [updater.model.predict(x[:1], elapsed=elapsed).std[0] for elapsed in (1.0, 3.0)]
         between = 2 * float(np.mean(after))  # two deviations are two nats: unlikely after one unit, likely after three
-        y = [between, 0.0, 0.0, between]
-        receipts = updater.observe_many(x[:4], y, times=[1.0, 1.0, 2.0, 3.0])
+        told = [between, 0.0, 0.0, between]
+        receipts = updater.observe_many(x[:4], told, times=[1.0, 1.0, 2.0, 3.0])
     assert [receipt.status for receipt in receipts] == ["quarantined", "applied", "applied", "applied"]
 
 
@@ -117,3 +117,32 @@ def test_an_event_of_weight_0_does_not_move_the_clock(tmp_path: Path, dynamics: 
         assert updater.observe(x[0], 0.0, weight=0.0, time=1e6, source="evil").status == "applied"
         assert updater.model.newest_time == 2.0
         np.testing.assert_allclose(updater.model.predict(x).std, before, rtol=1e-12)
+
+
+# -- the future -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("weight", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("dynamics", [bm.Forgetting(0.999, time_unit=1.0), bm.ChangePoint(time_unit=1.0)], ids=repr)
+def test_an_event_of_the_future_is_refused(tmp_path: Path, dynamics: Any, weight: float) -> None:
+    x, y = wandering(3, walk=0.0)
+    with opened(tmp_path, dynamics) as updater:
+        updater.observe_many(x, y, times=[0.0, 1.0, 2.0])  # counted from 0
+        digest, version = updater.digest(), updater.version
+        with pytest.raises(bm.errors.InvalidInput, match=r"at most Admission\.max_ahead \(86400 s\) after"):
+            updater.observe(x[0], y[0], weight=weight, time=1e11, source="evil")
+        with pytest.raises(bm.errors.InvalidInput, match="time must be at most"):
+            updater.observe_many(x, y, times=[3.0, 4.0, 1e11])
+        assert (updater.digest(), updater.version) == (digest, version)
+        assert updater.observe(x[0], y[0], time=3.0).status == "applied"
+        assert updater.model.newest_time == 3.0
+
+
+def test_how_far_ahead_is_for_a_team_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    for ahead, times in ((60.0, [0.0, 1e9, 1e9 + 60]), (None, [1e9 + 61, 1e11])):
+        folder = tmp_path / str(ahead)
+        folder.mkdir()
+        with opened(folder, bm.Static(), admission=bm.Admission(max_ahead=ahead)) as updater:
+            updater.observe_many(np.ones((len(times), 2)), np.zeros(len(times)), times=times)
+            if ahead is not None:
+                with pytest.raises(bm.errors.InvalidInput, match="60 s"):
+                    updater.observe([1.0, 1.0], 0.0, time=1e9 + 61)

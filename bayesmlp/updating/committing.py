@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -175,11 +176,11 @@ class Committer:
         if self._broken:
             raise StoreError(f"a fold or step of model {self.name!r} failed; close this updater and open a new one")
 
-    def _known_time(self, time: Any) -> float:
-        check_time(time)
+    def _known_time(self, when: Any) -> float:
+        check_time(when)
         if self.model.dynamics.time_unit is None:
             raise InvalidInput(f"time needs dynamics with a time_unit, and these count events: {self.model.dynamics}")
-        return float(time)
+        return float(when)
 
     def _own_tasks(self) -> Tasks[Group, list[Receipt]]:
         if self._tasks is not None and not self._closed:  # an event loop must not wait for a step or a snapshot
@@ -250,6 +251,7 @@ class Committer:
         checked = Observation.check(x, y, *rest, model=self.model)
         if record == "event" and len(checked.x) != 1:
             raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")
+        self.admission.check_time(checked.time, time.time())
         return checked
 
     def _admit(self, group: Group) -> list[NewRecord]:
@@ -291,14 +293,14 @@ class Committer:
         limit = self.admission.quarantine_above
         if limit is None:
             return record
-        time = observation.granted(record.granted).clock_time
+        when = observation.granted(record.granted).clock_time
         told = observation.weight > 0
         if told.any():
-            answer = expectation(self.model, observation, clock.until(time))
+            answer = expectation(self.model, observation, clock.until(when))
             excess = float(excess_surprise(answer, observation.y)[told].max())
             if excess > limit:
                 return record._replace(excess_surprise=excess)
-        clock.advance(time)
+        clock.advance(when)
         return record
 
     def _stored_before(self, group: Group) -> set[str | None]:
