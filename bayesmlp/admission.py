@@ -23,8 +23,8 @@ __all__ = ["Admission", "Quarantined", "excess_surprise"]
 class Admission:
     """Limits on what one source, and one event, may do.
 
-    An event whose time is more than ``max_ahead`` seconds after the clock of the machine that is to store it is
-    refused: where time passes by time stamps (``time_unit``), one from the far future would leave nothing of what was
+    Where time passes by time stamps (``time_unit``), an event whose time is more than ``max_ahead`` seconds after the
+    clock of the machine that is to store it is refused: one from the far future would leave nothing of what was
     learned, and later events no time to pass. It is not stored, so that a replay knows nothing of it. Any time of the
     past is let in.
 
@@ -42,7 +42,8 @@ class Admission:
         source_cap: c, the largest total weight of a source; None for no cap.
         quarantine_above: in nats; 12.5 is five standard deviations; None for no quarantine. It costs one prediction
             for each event.
-        max_ahead: in seconds; None lets any time in, as for a simulated stream that runs ahead of the clock.
+        max_ahead: in seconds; None lets any time in, as for a simulated stream that runs ahead of the clock, or
+            where the clock is not kept.
 
     Raises:
         InvalidInput: a limit that is not positive and finite.

@@ -11,6 +11,7 @@ import pytest
 import bayesmlp as bm
 
 NOISE = 0.1
+WALK = bm.RandomWalk(1e-4, time_unit=1.0)
 
 
 def opened(folder: Path, dynamics: Any, **options: Any) -> bm.OnlineUpdater:
@@ -141,7 +142,7 @@ def test_how_far_ahead_is_for_a_team_to_say(tmp_path: Path, monkeypatch: pytest.
     for ahead, times in ((60.0, [0.0, 1e9, 1e9 + 60]), (None, [1e9 + 61, 1e11])):
         folder = tmp_path / str(ahead)
         folder.mkdir()
-        with opened(folder, bm.Static(), admission=bm.Admission(max_ahead=ahead)) as updater:
+        with opened(folder, WALK, admission=bm.Admission(max_ahead=ahead)) as updater:
             updater.observe_many(np.ones((len(times), 2)), np.zeros(len(times)), times=times)
             if ahead is not None:
                 with pytest.raises(bm.errors.InvalidInput, match="60 s"):

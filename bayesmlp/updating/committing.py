@@ -251,7 +251,8 @@ class Committer:
         checked = Observation.check(x, y, *rest, model=self.model)
         if record == "event" and len(checked.x) != 1:
             raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")
-        self.admission.check_time(checked.time, time.time())
+        if self.model.dynamics.time_unit is not None:
+            self.admission.check_time(checked.time, time.time())
         return checked
 
     def _admit(self, group: Group) -> list[NewRecord]:
