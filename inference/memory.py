@@ -26,8 +26,9 @@ class Memory:
 
     A row is kept for what it would tell if it came again: its leverage tr(LᵀCL) under the posterior, with L Lᵀ the
     Fisher information of its outputs and C their covariance, and its surprise sᵀCs with s its own score, whose average
-    the leverage is. Beside it its outputs are kept, as the posterior saw them when it predicted it best. Where there is
-    too little room, sources share it evenly, and within each source its classes.
+    the leverage is. Under a bounded influence both count only as far as the row may, so that outliers are not kept for
+    being surprising. Beside it its outputs are kept, as the posterior saw them when it predicted it best. Where there
+    is too little room, sources share it evenly, and within each source its classes.
 
     At every update some rows are rehearsed: the mean moves by what brings their outputs back (see
     :func:`~.remembering.rehearse`). Each stands for as many rows as its source has sent for each that is kept. No
@@ -40,7 +41,8 @@ class Memory:
         rehearsed: rows that are rehearsed at an update, at least 0; an update costs as much as one of so many rows
             more.
         strength: factor on the number of rows that each stands for, above 0.
-        surprise: share of the surprise in what a row is worth, in [0, 1]; where labels may be wrong it should be small.
+        surprise: share of the surprise in what a row is worth, in [0, 1]; where labels may be wrong it should be small,
+            or the model's ``influence`` bounded.
 
     Raises:
         InvalidInput: a number out of its range.
