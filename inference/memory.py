@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .checks import is_count, is_number
 from .errors import InvalidInput
 
 __all__ = ["Memory", "MemoryState", "NewRows", "keep", "levelled", "source_key"]
@@ -59,12 +60,12 @@ class Memory:
             value = getattr(self, name)
             if value is None and name == "per_source":
                 continue
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            if not is_count(value, least):
                 raise InvalidInput(f"Memory.{name} must be an integer of at least {least}, got {value!r}")
-        if not 0 < self.strength < np.inf:
+        if not is_number(self.strength) or self.strength <= 0:
             raise InvalidInput(f"Memory.strength must be positive and finite, got {self.strength!r}")
-        if not 0 <= self.surprise <= 1:
-            raise InvalidInput(f"Memory.surprise must be in [0, 1], got {self.surprise!r}")
+        if not is_number(self.surprise) or not 0 <= self.surprise <= 1:
+            raise InvalidInput(f"Memory.surprise must be a number in [0, 1], got {self.surprise!r}")
 
     def worth(self, leverage: np.ndarray, surprise: np.ndarray) -> np.ndarray:
         """What rows are worth."""

@@ -113,7 +113,7 @@ def outlook(engine: Engine, model: FilterModel, posterior: Posterior, x: Array, 
     covariance = structure.output_covariance(engine, posterior.weights, factors)
 
     def seen(wide: Engine, *given: Any) -> Outlook:
-        return outlook_of(wide, model.likelihood, *given, influence=model.influence)
+        return outlook_of(wide, model.likelihood, *given, model.influence)
 
     return engine.in_float64(seen, outputs, covariance, y, _state(model, posterior))
 
