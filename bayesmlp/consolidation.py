@@ -47,9 +47,9 @@ class Consolidate:
         if self.training.validation or self.training.kl_warmup:
             raise InvalidInput("Consolidate.training must be without validation and kl_warmup")
         if not is_number(self.held_back) or not 0 < self.held_back < 1:
-            raise InvalidInput(f"Consolidate.held_back must be a number in (0, 1), got {self.held_back!r}")
+            raise InvalidInput(f"Consolidate.held_back must be in (0, 1), got {self.held_back!r}")
         if self.tether is not None and not (is_number(self.tether) and 0 < self.tether <= 1):
-            raise InvalidInput(f"Consolidate.tether must be a number in (0, 1] or None, got {self.tether!r}")
+            raise InvalidInput(f"Consolidate.tether must be in (0, 1] or None, got {self.tether!r}")
 
     def describe(self) -> dict[str, Any]:
         """As JSON values, for the log."""

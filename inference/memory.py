@@ -65,7 +65,7 @@ class Memory:
         if not is_number(self.strength) or self.strength <= 0:
             raise InvalidInput(f"Memory.strength must be positive and finite, got {self.strength!r}")
         if not is_number(self.surprise) or not 0 <= self.surprise <= 1:
-            raise InvalidInput(f"Memory.surprise must be a number in [0, 1], got {self.surprise!r}")
+            raise InvalidInput(f"Memory.surprise must be in [0, 1], got {self.surprise!r}")
 
     def worth(self, leverage: np.ndarray, surprise: np.ndarray) -> np.ndarray:
         """What rows are worth."""

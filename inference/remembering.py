@@ -112,8 +112,8 @@ def outlook(engine: Engine, model: FilterModel, posterior: Posterior, x: Array, 
     outputs, factors = model.network.factors(engine, structure.mean(posterior.weights), x, needed=needed)
     covariance = structure.output_covariance(engine, posterior.weights, factors)
 
-    def seen(wide: Engine, *given: Any) -> Outlook:
-        return outlook_of(wide, model.likelihood, *given, model.influence)
+    def seen(wide: Engine, f: Array, c: Array, y: Array, state: Any) -> Outlook:
+        return outlook_of(wide, model.likelihood, f, c, y, state, model.influence)
 
     return engine.in_float64(seen, outputs, covariance, y, _state(model, posterior))
 

@@ -10,12 +10,12 @@ import pytest
 import bayesmlp as bm
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "forgetting": (lambda: bm.Forgetting("a"), r"Forgetting\.factor must be a number in \(0, 1\], got 'a'"),
-    "random walk": (lambda: bm.RandomWalk("a"), r"RandomWalk\.growth must be a finite number of at least 0, got 'a'"),
-    "hazard": (lambda: bm.ChangePoint("x"), r"ChangePoint\.hazard must be a number in \(0, 1\), got 'x'"),
+    "forgetting": (lambda: bm.Forgetting("a"), r"Forgetting\.factor must be in \(0, 1\], got 'a'"),
+    "random walk": (lambda: bm.RandomWalk("a"), r"RandomWalk\.growth must be finite and at least 0, got 'a'"),
+    "hazard": (lambda: bm.ChangePoint("x"), r"ChangePoint\.hazard must be in \(0, 1\), got 'x'"),
     "hypotheses": (lambda: bm.ChangePoint(hypotheses=2.5), r"ChangePoint\.hypotheses must be an integer of at least 2"),
     "candidates": (lambda: bm.AdaptiveForgetting(3), r"candidates must be at least two of Static\(\), .* got 3"),
-    "share": (lambda: bm.AdaptiveForgetting(share="x"), r"AdaptiveForgetting\.share must be a number in \[0, 1\)"),
+    "share": (lambda: bm.AdaptiveForgetting(share="x"), r"AdaptiveForgetting\.share must be in \[0, 1\)"),
     "rank": (lambda: bm.LowRank("a"), r"LowRank\.rank must be an integer of at least 1, got 'a'"),
     "half a rank": (lambda: bm.LowRank(2.5), r"LowRank\.rank must be an integer of at least 1, got 2\.5"),
     "members": (lambda: bm.Mixture(bm.Full(), "a"), r"Mixture\.members must be an integer of at least 1, got 'a'"),
@@ -30,12 +30,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"Mixture\.prune_below must be a negative number or None, got 'a'",
     ),
     "strength": (lambda: bm.Memory(strength="x"), r"Memory\.strength must be positive and finite, got 'x'"),
-    "surprise": (lambda: bm.Memory(surprise="x"), r"Memory\.surprise must be a number in \[0, 1\], got 'x'"),
+    "surprise": (lambda: bm.Memory(surprise="x"), r"Memory\.surprise must be in \[0, 1\], got 'x'"),
     "held back": (
         lambda: bm.Consolidate(held_back="x"),
-        r"Consolidate\.held_back must be a number in \(0, 1\), got 'x'",
+        r"Consolidate\.held_back must be in \(0, 1\), got 'x'",
     ),
-    "tether": (lambda: bm.Consolidate(tether="x"), r"Consolidate\.tether must be a number in \(0, 1\] or None"),
+    "tether": (lambda: bm.Consolidate(tether="x"), r"Consolidate\.tether must be in \(0, 1\] or None"),
     "scale": (lambda: bm.StudentT(scale="x"), r"StudentT\.scale must be positive and finite, got 'x'"),
     "degrees": (
         lambda: bm.StudentT(degrees_of_freedom="x"),

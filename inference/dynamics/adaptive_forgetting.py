@@ -67,7 +67,7 @@ class AdaptiveForgetting(Hypotheses):
         if any(one.time_unit is not None for one in self.candidates):
             raise InvalidInput("AdaptiveForgetting.candidates must have no time_unit: give it to AdaptiveForgetting")
         if not is_number(self.share) or not 0 <= self.share < 1:
-            raise InvalidInput(f"AdaptiveForgetting.share must be a number in [0, 1), got {self.share!r}")
+            raise InvalidInput(f"AdaptiveForgetting.share must be in [0, 1), got {self.share!r}")
         check_time_unit(self)
 
     @property

@@ -52,7 +52,7 @@ class ChangePoint(Hypotheses):
 
     def __post_init__(self) -> None:
         if not is_number(self.hazard) or not 0 < self.hazard < 1:
-            raise InvalidInput(f"ChangePoint.hazard must be a number in (0, 1), got {self.hazard!r}")
+            raise InvalidInput(f"ChangePoint.hazard must be in (0, 1), got {self.hazard!r}")
         if not is_count(self.hypotheses, 2):
             raise InvalidInput(f"ChangePoint.hypotheses must be an integer of at least 2, got {self.hypotheses!r}")
         check_time_unit(self)

@@ -32,7 +32,7 @@ class Forgetting(Dynamics):
 
     def __post_init__(self) -> None:
         if not is_number(self.factor) or not 0 < self.factor <= 1:
-            raise InvalidInput(f"Forgetting.factor must be a number in (0, 1], got {self.factor!r}")
+            raise InvalidInput(f"Forgetting.factor must be in (0, 1], got {self.factor!r}")
         check_time_unit(self)
 
     @property

@@ -36,7 +36,7 @@ class RandomWalk(Dynamics):
 
     def __post_init__(self) -> None:
         if not is_number(self.growth) or self.growth < 0:
-            raise InvalidInput(f"RandomWalk.growth must be a finite number of at least 0, got {self.growth!r}")
+            raise InvalidInput(f"RandomWalk.growth must be finite and at least 0, got {self.growth!r}")
         check_time_unit(self)
 
     @property
