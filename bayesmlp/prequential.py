@@ -59,9 +59,10 @@ class Prequential:
         information: gained, in nats.
         seconds: of the step.
         change: largest change of the predictions on the updater's probe set: of a mean, or of a class's probability.
-        pit: probability integral transform P(Y < y) + ½ P(Y = y) of a number; uniform where the model is calibrated.
-        confidence: probability of the predicted class.
-        hit: 1 where that was the class, else 0.
+        pit: probability integral transform P(Y < y) + ½ P(Y = y) of the one number that was observed; uniform where the
+            model is calibrated.
+        confidence: probability of the predicted class; of several yes or no, the mean over those observed.
+        hit: 1 where that was the class, else 0; of several yes or no, the share that was right.
         rows: of the event that count, those of a weight above 0: a batch is one event, of whose rows surprise and
             information are sums. NaN where they went with an erased payload: means over rows leave such an event out.
     """

@@ -100,6 +100,44 @@ def test_of_several_in_one_call_each_is_judged_at_its_time(tmp_path: Path, dynam
     assert [receipt.status for receipt in receipts] == ["quarantined", "applied", "applied", "applied"]
 
 
+# -- several targets --------------------------------------------------------------------------------------------------
+def calibrated(folder: Path, likelihood: Any, *events: tuple[list[float], list[bool] | None]) -> bm.Prequential:
+    """What is noted of events at one input, each by the prior: nothing is learned in between."""
+    model = bm.BayesianMLP(bm.MLP((4,)), likelihood, engine="numpy", dtype="float64", standardize=False)
+    model.start_from_prior(2)
+    with bm.open_store(folder / "store.db") as store:
+        store.publish("m", model)
+        for number, (y, mask) in enumerate(events):
+            with bm.OnlineUpdater(store, "m", engine="numpy", calibration=True) as updater:
+                updater.observe([1.0, -0.5], y, output_mask=mask, event_id=str(number), weight=1e-9)
+        return store.prequential("m")
+
+
+def test_the_one_number_that_was_observed_is_calibrated(tmp_path: Path) -> None:
+    y = [0.3, -0.7]
+    seen = calibrated(tmp_path, bm.Gaussian(2), (y, None), (y, [True, False]), (y, [False, True]))
+    prior = bm.load(tmp_path / "store.db", "m", engine="numpy", version=1).predict([[1.0, -0.5]])
+    first, second = prior.probability_integral_transform([y])[0]
+    np.testing.assert_allclose(seen.pit, [np.nan, first, second], rtol=1e-6)
+
+
+def test_of_several_yes_or_no_the_share_that_was_right_counts(tmp_path: Path) -> None:
+    mask = [True, False, True]
+    seen = calibrated(tmp_path, bm.Bernoulli(3), ([1, 0, 1], None), ([1, 0, 1], mask), ([0, 1, 0], mask))
+    share = bm.load(tmp_path / "store.db", "m", engine="numpy", version=1).predict([[1.0, -0.5]]).mean[0]
+    right, confidence = (share > 0.5) == np.array([1, 0, 1]), np.maximum(share, 1 - share)
+    told = np.array(mask)
+    np.testing.assert_allclose(seen.hit, [right.mean(), right[told].mean(), 1 - right[told].mean()])
+    np.testing.assert_allclose(seen.confidence, [confidence.mean(), *2 * [confidence[told].mean()]], rtol=1e-6)
+
+
+def test_an_event_of_weight_0_is_no_part_of_the_calibration(tmp_path: Path) -> None:
+    with opened(tmp_path, bm.Static(), calibration=True) as updater:
+        updater.observe([1.0, 1.0], 0.3, weight=0.0)
+        updater.observe([1.0, 1.0], 0.3, weight=0.5)
+        np.testing.assert_array_equal(np.isfinite(updater.prequential().pit), [False, True])
+
+
 # -- weight 0 ---------------------------------------------------------------------------------------------------------
 def test_rows_of_weight_0_are_not_judged(tmp_path: Path) -> None:
     with opened(tmp_path, bm.Static(), admission=bm.Admission(quarantine_above=12.5)) as updater:
