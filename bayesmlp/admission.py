@@ -23,19 +23,27 @@ __all__ = ["Admission", "Quarantined", "excess_surprise"]
 class Admission:
     """Limits on what one source, and one event, may do.
 
+    Where time passes by time stamps (``time_unit``), an event whose time is more than ``max_ahead`` seconds after the
+    clock of the machine that is to store it is refused: one from the far future would leave nothing of what was
+    learned, and later events no time to pass. It is not stored, so that a replay knows nothing of it. Any time of the
+    past is let in.
+
     A source that has asked for a total weight of W has been granted c (1 - exp(-W/c)), with c the cap: its first events
     count in full, all of them together never more than c, and how they are split into calls makes no difference. Events
     that name no source are not capped.
 
     An event goes into quarantine if it is less likely than the most expected outcome (the predictive mean, the
     likeliest class) by more than ``quarantine_above`` nats: half the squared distance in standard deviations where the
-    predictive is normal. A model that knows little expects little, so that hardly anything is quarantined early. Of
-    several rows the least likely decides.
+    predictive is normal. It is judged by the predictive at its own time, by which its step would score it. A model that
+    knows little expects little, so that hardly anything is quarantined early. Of several rows the least likely decides;
+    those of weight 0 say nothing.
 
     Args:
         source_cap: c, the largest total weight of a source; None for no cap.
         quarantine_above: in nats; 12.5 is five standard deviations; None for no quarantine. It costs one prediction
             for each event.
+        max_ahead: in seconds; None lets any time in, as for a simulated stream that runs ahead of the clock, or
+            where the clock is not kept.
 
     Raises:
         InvalidInput: a limit that is not positive and finite.
@@ -43,12 +51,31 @@ class Admission:
 
     source_cap: float | None = None
     quarantine_above: float | None = None
+    max_ahead: float | None = 86400.0
 
     def __post_init__(self) -> None:
-        for name in ("source_cap", "quarantine_above"):
+        for name in ("source_cap", "quarantine_above", "max_ahead"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise InvalidInput(f"Admission.{name} must be positive and finite, or None, got {value!r}")
+
+    @property
+    def decides(self) -> bool:
+        """Whether anything is decided of an event that is stored."""
+        return self.source_cap is not None or self.quarantine_above is not None
+
+    def check_time(self, time: float | None, now: float) -> None:
+        """Raises :class:`InvalidInput` for an event from the future.
+
+        Args:
+            time: of the event, in seconds since the epoch; None for none.
+            now: likewise.
+        """
+        if time is not None and self.max_ahead is not None and time > now + self.max_ahead:
+            raise InvalidInput(
+                f"time must be at most Admission.max_ahead ({self.max_ahead:g} s) after the clock, "
+                f"got {time!r}, {time - now:.6g} s after it"
+            )
 
     def granted(self, weight: float, spent: float) -> float:
         """The share of its weight that an event is granted, in [0, 1].

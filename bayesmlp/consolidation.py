@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .feedback import Observation
+from .inference.checks import is_number
 from .inference.dynamics import Hypotheses
 from .inference.errors import InvalidInput, NumericalFailure
 from .inference.refitting import Refit, RefitRows
@@ -20,6 +21,7 @@ from .rehearsal import offer, see_again
 from .replay import Replay, observed, replay
 from .store.fold import STARTS, Fold
 from .store.store import PosteriorStore
+from .validation import check_source
 
 __all__ = ["Consolidate", "Consolidation", "consolidate", "consolidate_log"]
 
@@ -44,9 +46,9 @@ class Consolidate:
             raise InvalidInput(f"Consolidate.training must be TrainingOptions, got {self.training!r}")
         if self.training.validation or self.training.kl_warmup:
             raise InvalidInput("Consolidate.training must be without validation and kl_warmup")
-        if not 0 < self.held_back < 1:
+        if not is_number(self.held_back) or not 0 < self.held_back < 1:
             raise InvalidInput(f"Consolidate.held_back must be in (0, 1), got {self.held_back!r}")
-        if self.tether is not None and not 0 < self.tether <= 1:
+        if self.tether is not None and not (is_number(self.tether) and 0 < self.tether <= 1):
             raise InvalidInput(f"Consolidate.tether must be in (0, 1] or None, got {self.tether!r}")
 
     def describe(self) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def consolidate(
 ) -> Consolidation:
     """See :meth:`BayesianMLP.consolidate`; rows are inputs, targets, weights and mask."""
     started, method = time.perf_counter(), _checked(model, method)
+    check_source(source)
     if base is None:
         base = BayesianMLP.from_parts(model.spec(), {}, model.engine, model.network)
         base.start_from_prior(model.num_inputs, model.scaling)

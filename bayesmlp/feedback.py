@@ -127,6 +127,11 @@ class Observation(NamedTuple):
             None if propensity is None else float(propensity),
         )
 
+    @property
+    def clock_time(self) -> float | None:
+        """Its time for the clock of the dynamics: none where all of it weighs nothing."""
+        return self.time if self.weight.any() else None
+
     def to_body(self) -> dict[str, Any]:
         """As JSON values; every number survives the way there and back."""
         body: dict[str, Any] = {"x": self.x.tolist(), "y": self.y.tolist()}

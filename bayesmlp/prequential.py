@@ -22,15 +22,15 @@ class Window(NamedTuple):
 
     Attributes:
         events: number of events up to its end.
-        log_score: mean log predictive density or probability of what came, in nats.
+        log_score: mean log predictive density or probability of what came, in nats per row.
         error: standard error of that mean.
-        cumulative: mean log score of all events up to its end.
+        cumulative: mean log score of all rows up to its end.
         drift: change of the log score since the window before, in standard errors of the difference: far below 0,
             the world has moved away from the model.
         accuracy: share of right classes; NaN for numbers.
         calibration_error: expected calibration error of the predicted classes; NaN for numbers.
         coverage: share of numbers within their central 90% intervals; NaN for classes.
-        information: gained, nats per event.
+        information: gained, in nats per row.
         change: the largest change of a prediction on the probe set.
         seconds: of a step, mean.
     """
@@ -59,9 +59,12 @@ class Prequential:
         information: gained, in nats.
         seconds: of the step.
         change: largest change of the predictions on the updater's probe set: of a mean, or of a class's probability.
-        pit: probability integral transform P(Y < y) + ½ P(Y = y) of a number; uniform where the model is calibrated.
-        confidence: probability of the predicted class.
-        hit: 1 where that was the class, else 0.
+        pit: probability integral transform P(Y < y) + ½ P(Y = y) of the one number that was observed; uniform where the
+            model is calibrated.
+        confidence: probability of the predicted class; of several yes or no, the mean over those observed.
+        hit: 1 where that was the class, else 0; of several yes or no, the share that was right.
+        rows: of the event that count, those of a weight above 0: a batch is one event, of whose rows surprise and
+            information are sums. NaN where they went with an erased payload: means over rows leave such an event out.
     """
 
     version: np.ndarray
@@ -72,14 +75,15 @@ class Prequential:
     pit: np.ndarray
     confidence: np.ndarray
     hit: np.ndarray
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.version)
 
     @property
     def log_score(self) -> float:
-        """Mean log score of the stream, in nats per event."""
-        return float(-np.mean(self.surprise)) if len(self) else float("nan")
+        """Mean log score of the stream, in nats per row."""
+        return -_per_row(self.surprise, self.rows)
 
     @property
     def coverage(self) -> float:
@@ -108,22 +112,21 @@ class Prequential:
             found.append(self._window(slice(start, stop), found[-1] if found else None))
         return found
 
-    def _window(self, rows: slice, before: Window | None) -> Window:
-        scores = -self.surprise[rows]
-        mean, error = float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(len(scores)))
+    def _window(self, part: slice, before: Window | None) -> Window:
+        mean, error = -_per_row(self.surprise[part], self.rows[part]), _error(self.surprise[part], self.rows[part])
         spread = np.hypot(error, before.error) if before else 0.0
         return Window(
-            events=rows.stop,
+            events=part.stop,
             log_score=mean,
             error=error,
-            cumulative=float(-self.surprise[: rows.stop].mean()),
+            cumulative=-_per_row(self.surprise[: part.stop], self.rows[: part.stop]),
             drift=float((mean - before.log_score) / spread) if before and spread > 0 else float("nan"),
-            accuracy=_mean(self.hit[rows]),
-            calibration_error=_calibration_error(self.confidence[rows], self.hit[rows]),
-            coverage=_mean(_covered(self.pit[rows])),
-            information=_mean(self.information[rows]),
-            change=float(np.nanmax(self.change[rows])) if np.isfinite(self.change[rows]).any() else float("nan"),
-            seconds=_mean(self.seconds[rows]),
+            accuracy=_mean(self.hit[part]),
+            calibration_error=_calibration_error(self.confidence[part], self.hit[part]),
+            coverage=_mean(_covered(self.pit[part])),
+            information=_per_row(self.information[part], self.rows[part]),
+            change=float(np.nanmax(self.change[part])) if np.isfinite(self.change[part]).any() else float("nan"),
+            seconds=_mean(self.seconds[part]),
         )
 
     def table(self, size: int = 100) -> Table:
@@ -162,6 +165,19 @@ def _covered(pit: np.ndarray) -> np.ndarray:
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def _per_row(totals: np.ndarray, rows: np.ndarray) -> float:
+    """Mean over the rows of events, given what is summed over those of each."""
+    known = np.isfinite(totals) & (rows > 0)
+    return float(totals[known].sum() / rows[known].sum()) if known.any() else float("nan")
+
+
+def _error(totals: np.ndarray, rows: np.ndarray) -> float:
+    """Standard error of that mean, a ratio of two sums over events; of single rows it is that of a mean."""
+    known = np.isfinite(totals) & (rows > 0)
+    count, beyond = int(known.sum()), (totals - _per_row(totals, rows) * rows)[known]
+    return float(np.sqrt(count / (count - 1) * (beyond @ beyond)) / rows[known].sum()) if count > 1 else float("nan")
 
 
 def _calibration_error(confidence: np.ndarray, hit: np.ndarray) -> float:

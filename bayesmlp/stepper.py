@@ -88,7 +88,7 @@ class Stepper:
         model.project()
         x = scaled_items(model.scaling, observation.x)
         y = observation.y if observation.kind else model.scaling.targets(observation.y)
-        elapsed = model.elapsed_until(observation.time)
+        elapsed = model.elapsed_until(observation.clock_time)
         batch = model.batch(x, y, observation.weight, elapsed, observation.output_mask)
         items = x.shape[1] // model.num_inputs if observation.kind else 1
         step = self._step_for(observation.kind, items, observation.output_mask is not None)
@@ -102,7 +102,7 @@ class Stepper:
         if not observation.kind:
             model.remember(x, y, observation.weight, observation.output_mask, observation.source)
             seconds = time.perf_counter() - started
-        model.note_time(observation.time)
+        model.note_time(observation.clock_time)
         return Effect("applied", -float(info.log_predictive), float(info.information), seconds)
 
     def to_arrays(self, *, copy: bool = True) -> dict[str, np.ndarray]:

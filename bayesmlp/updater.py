@@ -34,7 +34,8 @@ class OnlineUpdater(Reviser):
         answer_time_to_live: how long answers with a prediction id wait for feedback, in seconds.
         keep_inputs: whether inputs of answers are kept for their feedback; if not, :meth:`feedback` must bring them.
         answer_quota: how many answers may wait; the oldest expire. None: no limit.
-        admission: limits on what one source and one event may do; None for none.
+        admission: limits on what one source and one event may do; None: ``Admission()``, which refuses events
+            of more than a day ahead of the clock where time passes by time stamps, and nothing else.
         probe: inputs, (rows, inputs), whose predictions are compared before and after every event; None for none. It
             costs a prediction of them for each event.
         calibration: whether to note how each event of one row was predicted, for :meth:`prequential`. It costs a

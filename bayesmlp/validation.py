@@ -17,6 +17,7 @@ __all__ = [
     "as_host_array",
     "check_elapsed",
     "check_inputs",
+    "check_source",
     "check_weights",
     "is_positive",
     "with_row_axis",
@@ -103,6 +104,12 @@ def check_weights(values: Any, rows: int, argument: str = "weight") -> np.ndarra
     if wrong.any():
         raise InvalidInput(f"{argument} must be from 0 to {MAX_MAGNITUDE:g}, got {array[wrong][0]}")
     return array
+
+
+def check_source(source: Any) -> None:
+    """Raise :class:`InvalidInput` unless ``source`` is a name, or None."""
+    if not isinstance(source, str | None):
+        raise InvalidInput(f"source must be a string or None, got {source!r:.60}")
 
 
 def check_elapsed(elapsed: Any) -> None:

@@ -12,7 +12,7 @@ from .predictive import Predictive
 from .stepper import Effect, Stepper
 from .validation import check_inputs
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "expectation"]
 
 
 class Watch:
@@ -21,7 +21,7 @@ class Watch:
     Args:
         model: that the probe set is for.
         probe: inputs whose predictions are compared before and after each event, (rows, inputs); None for none.
-        calibration: whether to note how each event of one row was predicted.
+        calibration: whether to note how each event of one row, of a weight above 0, was predicted.
 
     Raises:
         InvalidInput: a bad probe set.
@@ -40,9 +40,10 @@ class Watch:
         """Fold one observation."""
         model = stepper.model
         predicted: dict[str, Any] = {}
-        if self.calibration and len(observation.x) == 1:
-            answer = model.predict(observation.x, output_mask=observation.output_mask, kind=observation.kind)
-            predicted = _predicted(answer, observation.y)
+        if self.calibration and len(observation.x) == 1 and observation.weight.all():
+            elapsed = model.elapsed_until(observation.clock_time)
+            answer = expectation(model, observation, elapsed)
+            predicted = _predicted(answer, observation.y, observation.output_mask)
         if self.probe is None:
             return stepper.apply(observation)._replace(**predicted)
         before = model.predict(self.probe).mean if self._before is None else self._before
@@ -51,13 +52,25 @@ class Watch:
         return effect._replace(change=float(np.abs(self._before - before).max()), **predicted)
 
 
-def _predicted(answer: Predictive, y: np.ndarray) -> dict[str, Any]:
-    """Confidence and hit of a class, or the probability integral transform of a single number."""
+def expectation(model: BayesianMLP, observation: Observation, elapsed: float) -> Predictive:
+    """How a model predicts an observation that comes after so many units of its dynamics, as its step will score it."""
+    mask, kind = observation.output_mask, observation.kind
+    return model.predict(observation.x, elapsed=elapsed, output_mask=mask, kind=kind)
+
+
+def _predicted(answer: Predictive, y: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
+    """Confidence and hit of a class, their means over several yes or no, or the transform of a single number.
+
+    Of several targets those count that were observed; for several numbers there is nothing.
+    """
     likelihood = answer.likelihood
     if likelihood.has_logits or y.ndim == 1:
         probabilities = answer.probabilities[0]
         chosen = int(probabilities.argmax())
         return {"confidence": float(probabilities[chosen]), "hit": float(chosen == int(y.reshape(-1)[0]))}
-    if likelihood.num_targets > 1:
-        return {}
-    return {"pit": float(answer.probability_integral_transform(y)[0, 0])}
+    told = np.ones(likelihood.num_targets, dtype=bool) if mask is None else mask[0]
+    if told.any() and len(told) > 1 and not likelihood.scales_targets:
+        share = answer.mean[0, told]
+        confidence, hit = np.maximum(share, 1 - share), (share > 0.5) == y[0, told]
+        return {"confidence": float(confidence.mean()), "hit": float(hit.mean())}
+    return {"pit": float(answer.probability_integral_transform(y)[0, told][0])} if told.sum() == 1 else {}

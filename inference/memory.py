@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .checks import is_count, is_number
 from .errors import InvalidInput
 
 __all__ = ["Memory", "MemoryState", "NewRows", "keep", "levelled", "source_key"]
@@ -26,8 +27,9 @@ class Memory:
 
     A row is kept for what it would tell if it came again: its leverage tr(LᵀCL) under the posterior, with L Lᵀ the
     Fisher information of its outputs and C their covariance, and its surprise sᵀCs with s its own score, whose average
-    the leverage is. Beside it its outputs are kept, as the posterior saw them when it predicted it best. Where there is
-    too little room, sources share it evenly, and within each source its classes.
+    the leverage is. Under a bounded influence both count only as far as the row may, so that outliers are not kept for
+    being surprising. Beside it its outputs are kept, as the posterior saw them when it predicted it best. Where there
+    is too little room, sources share it evenly, and within each source its classes.
 
     At every update some rows are rehearsed: the mean moves by what brings their outputs back (see
     :func:`~.remembering.rehearse`). Each stands for as many rows as its source has sent for each that is kept. No
@@ -40,7 +42,8 @@ class Memory:
         rehearsed: rows that are rehearsed at an update, at least 0; an update costs as much as one of so many rows
             more.
         strength: factor on the number of rows that each stands for, above 0.
-        surprise: share of the surprise in what a row is worth, in [0, 1]; where labels may be wrong it should be small.
+        surprise: share of the surprise in what a row is worth, in [0, 1]; where labels may be wrong it should be small,
+            or the model's ``influence`` bounded.
 
     Raises:
         InvalidInput: a number out of its range.
@@ -57,11 +60,11 @@ class Memory:
             value = getattr(self, name)
             if value is None and name == "per_source":
                 continue
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            if not is_count(value, least):
                 raise InvalidInput(f"Memory.{name} must be an integer of at least {least}, got {value!r}")
-        if not 0 < self.strength < np.inf:
+        if not is_number(self.strength) or self.strength <= 0:
             raise InvalidInput(f"Memory.strength must be positive and finite, got {self.strength!r}")
-        if not 0 <= self.surprise <= 1:
+        if not is_number(self.surprise) or not 0 <= self.surprise <= 1:
             raise InvalidInput(f"Memory.surprise must be in [0, 1], got {self.surprise!r}")
 
     def worth(self, leverage: np.ndarray, surprise: np.ndarray) -> np.ndarray:

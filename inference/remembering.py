@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from .engines.base import Array, Engine
 from .filtering import FilterModel, Posterior
+from .influence import InverseMultiquadric
 from .laplace_step import LaplaceStep
 from .likelihoods.base import Likelihood
 from .output_space import OutputProblem, own_covariance
@@ -51,6 +52,9 @@ class Outlook(NamedTuple):
         log_prob: of y given these, at unit dispersion, (N,).
         leverage: tr(LᵀCL), what a row like it would tell on average, twice in nats to second order, (N,).
         surprise: sᵀCs, what this very row would tell; its average is the leverage, (N,).
+
+    Where influence is bounded, a row counts for a share w of its log likelihood: its information is w L Lᵀ, its score
+    w s. What is far from all that was expected then tells next to nothing.
     """
 
     outputs: Float[Array, "N K"]
@@ -78,17 +82,27 @@ def divergence(
 
 
 def outlook_of(
-    engine: Engine, likelihood: Likelihood, outputs: Array, covariance: Float[Array, "N K K"], y: Array, state: Any
+    engine: Engine,
+    likelihood: Likelihood,
+    outputs: Array,
+    covariance: Float[Array, "N K K"],
+    y: Array,
+    state: Any,
+    influence: InverseMultiquadric | None = None,
 ) -> Outlook:
     """How rows are seen, given their outputs and these outputs' unit-dispersion covariance C.
 
-    L Lᵀ is the Fisher information of the outputs, s the score of y.
+    L Lᵀ is the Fisher information of the outputs, s the score of y; ``influence`` bounds what a row may do.
     """
     xp = engine.xp
     log_prob, score, factor = likelihood.unit_terms(engine, outputs, y, state)
     leverage = xp.sum(factor * (covariance @ factor), axis=(-2, -1))
-    surprise = xp.sum(score[:, None, :] @ covariance @ score[:, :, None], axis=(-2, -1))
-    return Outlook(outputs, log_prob, leverage, surprise / likelihood.dispersion(state))
+    dispersion = likelihood.dispersion(state)
+    surprise = xp.sum(score[:, None, :] @ covariance @ score[:, :, None], axis=(-2, -1)) / dispersion
+    if influence is not None:
+        share = influence.row_factors(engine, likelihood, outputs, covariance * dispersion, y, state).weight
+        leverage, surprise = share * leverage, share * share * surprise
+    return Outlook(outputs, log_prob, leverage, surprise)
 
 
 def outlook(engine: Engine, model: FilterModel, posterior: Posterior, x: Array, y: Array) -> Outlook:
@@ -98,8 +112,8 @@ def outlook(engine: Engine, model: FilterModel, posterior: Posterior, x: Array, 
     outputs, factors = model.network.factors(engine, structure.mean(posterior.weights), x, needed=needed)
     covariance = structure.output_covariance(engine, posterior.weights, factors)
 
-    def seen(wide: Engine, *given: Any) -> Outlook:
-        return outlook_of(wide, model.likelihood, *given)
+    def seen(wide: Engine, f: Array, c: Array, y: Array, state: Any) -> Outlook:
+        return outlook_of(wide, model.likelihood, f, c, y, state, model.influence)
 
     return engine.in_float64(seen, outputs, covariance, y, _state(model, posterior))
 
@@ -134,7 +148,7 @@ def rehearse(
         residual = LaplaceStep().site(wide, tilted, problem).residual  # type: ignore[arg-type]
         size = residual @ (c @ residual)
         ok = xp.isfinite(size) & (size <= _LARGEST_MOVE)
-        before = outlook_of(wide, model.likelihood, f, own_covariance(wide, c, f), y, state)
+        before = outlook_of(wide, model.likelihood, f, own_covariance(wide, c, f), y, state, model.influence)
         return xp.reshape(residual, f.shape), ok, before
 
     state = _state(model, posterior)

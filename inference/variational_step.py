@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from .checks import is_count, is_number
 from .engines.base import Array, Engine
 from .errors import InvalidInput
 from .laplace_step import LaplaceStep
@@ -73,10 +74,12 @@ class VariationalStep(OutputStep):
     max_iterations: int = 30
 
     def __post_init__(self) -> None:
-        if not self.tolerance > 0:
+        if not is_number(self.tolerance) or self.tolerance <= 0:
             raise InvalidInput(f"VariationalStep.tolerance must be positive, got {self.tolerance!r}")
-        if self.max_iterations < 1:
-            raise InvalidInput(f"VariationalStep.max_iterations must be at least 1, got {self.max_iterations!r}")
+        if not is_count(self.max_iterations):
+            raise InvalidInput(
+                f"VariationalStep.max_iterations must be an integer of at least 1, got {self.max_iterations!r}"
+            )
 
     def site(self, engine: Engine, likelihood: Likelihood, problem: OutputProblem) -> Site:
         if not likelihood.averaged_by_nodes:

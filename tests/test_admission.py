@@ -64,7 +64,7 @@ def test_excess_surprise_of_the_expected_is_nothing(likelihood: Any) -> None:
     np.testing.assert_allclose(excess_surprise(answer, likelihood.prepare(expected)), 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["source_cap", "quarantine_above"])
+@pytest.mark.parametrize("name", ["source_cap", "quarantine_above", "max_ahead"])
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), "much"])
 def test_bad_limits_are_refused(name: str, value: Any) -> None:
     with pytest.raises(bm.errors.InvalidInput, match=rf"Admission\.{name} must be positive and finite"):

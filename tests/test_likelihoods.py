@@ -430,7 +430,7 @@ def test_curvature_is_taken_at_the_learned_thresholds() -> None:
 # -- what is refused and what is stored -------------------------------------------------------------------------------
 BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: bm.HeteroscedasticGaussian(0), "HeteroscedasticGaussian.num_targets must be an integer of at least 1"),
-    (lambda: bm.StudentT(0), "StudentT.num_outputs must be at least 1, got 0"),
+    (lambda: bm.StudentT(0), "StudentT.num_outputs must be an integer of at least 1, got 0"),
     (lambda: bm.StudentT(degrees_of_freedom=1.0), "StudentT.degrees_of_freedom must be finite and above 1, got 1.0"),
     (lambda: bm.StudentT(scale=-1.0), "StudentT.scale must be positive and finite, got -1.0"),
     (lambda: bm.Ordinal(1), "Ordinal.num_levels must be an integer of at least 2, got 1"),

@@ -75,6 +75,44 @@ def test_leverage_is_the_surprise_that_is_expected() -> None:
     assert relative_error(average, each[0].leverage) < 1e-12
 
 
+def test_under_a_bounded_influence_rows_count_as_far_as_they_may() -> None:
+    rng = np.random.default_rng(2)
+    outputs, root = rng.standard_normal((6, 1)), rng.standard_normal((6, 1, 1))
+    covariance, likelihood = root * root, bm.Gaussian(noise_variance=0.3)
+    y = outputs + np.array([0.0, 0.5, 1.0, 3.0, 30.0, 300.0])[:, None]
+    influence = bm.InverseMultiquadric()
+    state = likelihood.initial_state()
+    plain = outlook_of(HOST, likelihood, outputs, covariance, y, state)
+    bounded = outlook_of(HOST, likelihood, outputs, covariance, y, state, influence)
+    own = covariance * likelihood.dispersion(state)
+    share = influence.row_factors(HOST, likelihood, outputs, own, y, state).weight
+    assert relative_error(bounded.leverage, share * plain.leverage) < 1e-12
+    assert relative_error(bounded.surprise[1:], (share**2 * plain.surprise)[1:]) < 1e-12
+    assert bounded.surprise[5] < bounded.surprise[4]  # it falls again
+
+
+@pytest.mark.parametrize("size", [6.0, 50.0])
+@pytest.mark.parametrize("noise", [None, 0.1], ids=["learned", "known"])
+def test_poison_does_not_fill_a_memory(noise: float | None, size: float) -> None:
+    rng = np.random.default_rng(0)
+    x, poisoned = rng.standard_normal((400, 2)), rng.random(400) < 0.1
+    y = np.sin(x[:, 0]) + 0.3 * rng.standard_normal(400)
+    y[poisoned] += 0.3 * size * rng.choice([-1, 1], poisoned.sum())
+    model = bm.BayesianMLP(
+        bm.MLP((8,)),
+        bm.Gaussian() if noise is None else bm.Gaussian(noise_variance=noise),
+        structure=bm.Diagonal(),
+        influence=bm.InverseMultiquadric(),
+        memory=bm.Memory(40),
+        engine="numpy",
+        standardize=False,
+    )
+    model.update_each(x, y)
+    kept = model.memory_state
+    assert kept is not None
+    assert np.mean(poisoned[kept.arrival]) <= 0.1
+
+
 # -- rehearsing -------------------------------------------------------------------------------------------------------
 def rehearsed(framework: str, structure: Any, likelihood: Likelihood, drift: float) -> tuple[Any, ...]:
     """A random posterior, before and after it has rehearsed four rows, one of which is padding."""

@@ -335,7 +335,7 @@ def test_blocks_refuse_layers_that_are_not_there(parts: Any, message: str) -> No
 
 
 def test_low_rank_refuses_no_rank() -> None:
-    with pytest.raises(InvalidInput, match=r"LowRank\.rank must be at least 1, got 0"):
+    with pytest.raises(InvalidInput, match=r"LowRank\.rank must be an integer of at least 1, got 0"):
         bm.LowRank(0)
 
 

@@ -22,7 +22,7 @@ from ..kinds import check_items, observed_kind, scaled_items
 from ..masking import check_output_mask
 from ..rehearsal import learn_by_heart
 from ..scaling import Scaling
-from ..validation import check_elapsed, check_inputs, check_weights
+from ..validation import check_elapsed, check_inputs, check_source, check_weights
 from .fitting import FittedModel
 
 __all__ = ["LearningModel"]
@@ -78,6 +78,7 @@ class LearningModel(FittedModel):
         targets = self._prepare(y, len(x), mask, likelihood)
         weights = check_weights(weight, len(x))
         check_elapsed(elapsed)
+        check_source(source)
         with self._all_or_nothing(x.shape[1]):
             x = scaled_items(self.scaling, x)
             targets = targets if observed else self.scaling.targets(targets)
@@ -114,6 +115,7 @@ class LearningModel(FittedModel):
         targets = self._prepare(y, len(x))
         weights = check_weights(weight, len(x))
         check_elapsed(elapsed)
+        check_source(source)
         with self._all_or_nothing(x.shape[1]):
             x, targets = self.scaling.inputs(x), self.scaling.targets(targets)
             return self._fold(x, targets, weights, float(elapsed), source)

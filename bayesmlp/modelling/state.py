@@ -31,6 +31,7 @@ from ..inference.structures.particles import Particles, ParticlesState
 from ..inference.variational_step import VariationalStep
 from ..kinds import resolve_kinds
 from ..scaling import Scaling
+from .clock import Clock
 
 __all__ = ["ModelState", "default_engine"]
 
@@ -172,24 +173,24 @@ class ModelState:
         self.num_inputs  # noqa: B018 (raises)
         self._posterior = posterior
 
+    @property
+    def clock(self) -> Clock:
+        """A clock that starts at the posterior."""
+        return Clock(self.dynamics.time_unit, self.newest_time)
+
     def elapsed_until(self, time: float | None) -> float:
         """Units of the dynamics that pass until an event: 1 where they count events, else by the time stamps.
 
         Args:
-            time: of the event, in seconds since the epoch. Late events, those without a time and the first one with a
-                time let nothing pass.
+            time: of the event, in seconds since the epoch; see :class:`Clock`.
         """
-        unit = self.dynamics.time_unit
-        if unit is None:
-            return 1.0
-        if time is None or self.newest_time is None:
-            return 0.0
-        return max(0.0, time - self.newest_time) / unit
+        return self.clock.until(time)
 
     def note_time(self, time: float | None) -> None:
         """An event of that time was learned."""
-        if time is not None and self.dynamics.time_unit is not None:
-            self.newest_time = time if self.newest_time is None else max(time, self.newest_time)
+        clock = self.clock
+        clock.advance(time)
+        self.newest_time = clock.newest
 
     @property
     def filter_model(self) -> FilterModel:

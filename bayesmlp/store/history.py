@@ -6,7 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import Engine, case, select
+from sqlalchemy import Engine, and_, case, or_, select
 
 from ..prequential import PER_EVENT, Prequential
 from .connections import unavailable_as_such
@@ -99,13 +99,31 @@ def _note(row: Any, fold: Fold) -> str:
     return f"of version {body['offset']}" if row.kind == "release" else f"to version {body['version']}"
 
 
-def prequential_of(engine: Engine, model_id: int, fold: Fold) -> Prequential:
-    """How the events of a line were predicted before they were learned."""
-    learned = [record.offset for record in fold.line if record.learned is not None]
-    query = select(effects).where(effects.c.model_id == model_id, effects.c.outcome == "applied")
+def prequential_of(engine: Engine, log: Log) -> Prequential:
+    """How the events of a model's line were predicted before they were learned."""
+    learned = {record.offset: record.learned for record in log.fold().line if record.learned is not None}
+    query = select(effects).where(effects.c.model_id == log.model_id, effects.c.outcome == "applied")
     with unavailable_as_such("the store"), engine.connect() as connection:
         rows = {row.offset: row for row in connection.execute(query) if is_sound_effect(row)}
     done = [rows[offset] for offset in learned if offset in rows]
-    numbers = [name for name in PER_EVENT if name != "version"]
+    numbers = [name for name in PER_EVENT if name not in ("version", "rows")]
     columns = {name: np.array([getattr(row, name) for row in done], dtype=np.float64) for name in numbers}
+    counts = _rows_that_count(log)
+    columns["rows"] = np.array([counts.get(learned[row.offset], 1.0) for row in done])
     return Prequential(version=np.array([row.offset for row in done], dtype=np.int64), **columns)
+
+
+def _rows_that_count(log: Log) -> dict[int, float]:
+    """How many rows of a record have a weight above 0, by offset, where that is not one; NaN of an erased batch."""
+    has_weight = or_(*(records.c.body.contains(f'"{name}"') for name in ("weight", "granted")))
+    where = or_(records.c.kind.in_(("batch", "quarantine")), and_(records.c.kind == "event", has_weight))
+    columns = (records.c.offset, records.c.body, records.c.purged)
+    counts: dict[int, float] = {}
+    for row in log.rows(columns, where, last=log.head()):
+        if row.purged is not None:
+            counts[row.offset] = float("nan")
+            continue
+        body = json.loads(row.body)
+        weight = np.asarray(body.get("weight", np.ones(len(body["x"])))) * body.get("granted", 1.0)
+        counts[row.offset] = float(np.count_nonzero(weight))
+    return counts

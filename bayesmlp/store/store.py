@@ -182,8 +182,7 @@ class PosteriorStore:
         Raises:
             UnknownModel: no such model.
         """
-        log = self.log(name)
-        return prequential_of(self.reader, log.model_id, log.fold())
+        return prequential_of(self.reader, self.log(name))
 
     def rollback(self, name: str, version: int) -> int:
         """Go back to an earlier version; the records since stay in the log, rolled back.

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -23,6 +24,7 @@ from ..inference.errors import ConflictingEvent, InvalidInput, StoreError
 from ..keeping import Keeper, Retention, SnapshotPolicy
 from ..line import Line, Waiting
 from ..model import BayesianMLP
+from ..modelling.clock import Clock
 from ..receipts import Receipt
 from ..replay import Replay, replay
 from ..stepper import Effect, step_fingerprint
@@ -32,7 +34,7 @@ from ..store.database import records
 from ..store.log import NewRecord, StoredEvent
 from ..store.store import PosteriorStore
 from ..tasks import WAITS, Tasks
-from ..watching import Watch
+from ..watching import Watch, expectation
 
 __all__ = ["Committer", "Group", "Told"]
 
@@ -174,11 +176,11 @@ class Committer:
         if self._broken:
             raise StoreError(f"a fold or step of model {self.name!r} failed; close this updater and open a new one")
 
-    def _known_time(self, time: Any) -> float:
-        check_time(time)
+    def _known_time(self, when: Any) -> float:
+        check_time(when)
         if self.model.dynamics.time_unit is None:
             raise InvalidInput(f"time needs dynamics with a time_unit, and these count events: {self.model.dynamics}")
-        return float(time)
+        return float(when)
 
     def _own_tasks(self) -> Tasks[Group, list[Receipt]]:
         if self._tasks is not None and not self._closed:  # an event loop must not wait for a step or a snapshot
@@ -225,7 +227,7 @@ class Committer:
 
         Where something is decided of events, each call is judged with those before it in the posterior: one by one.
         """
-        if self.admission != Admission():
+        if self.admission.decides:
             return [result for group in groups for result in self._commit_together([group])]
         return self._commit_together(groups)
 
@@ -249,34 +251,62 @@ class Committer:
         checked = Observation.check(x, y, *rest, model=self.model)
         if record == "event" and len(checked.x) != 1:
             raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")
+        if self.model.dynamics.time_unit is not None:
+            self.admission.check_time(checked.time, time.time())
         return checked
 
     def _admit(self, group: Group) -> list[NewRecord]:
-        """The records with what :attr:`admission` decides of each; all are judged by the posterior before the call."""
+        """The records with what :attr:`admission` decides of each; all are judged by the posterior before the call.
+
+        Time passes between them: each is judged at its own, as those before it let it pass that are not in quarantine.
+        """
+        if not self.admission.decides:
+            return group.records
         if self.admission.quarantine_above is not None and not self._folding:
             self._apply_waiting()
+        clock = self.model.clock
+        for one in self._line.waiting:  # behind a fold
+            if one.observation is not None:
+                clock.advance(one.observation.clock_time)
         spent: dict[str, float] = {}
         decided = []
         seen = self._stored_before(group)
         for record, observation in zip(group.records, group.observations, strict=True):
-            is_capped = self.admission.source_cap is not None and record.event_id not in seen
-            seen.add(record.event_id)
-            if is_capped and (source := record.source) is not None:
-                weight = float(observation.weight.sum())
-                before = spent.get(source, self._spent_by(source))
-                record = record._replace(granted=self.admission.granted(weight, before))
-                spent[source] = before + record.granted * weight
-            if self.admission.quarantine_above is not None:
-                answer = self.model.predict(observation.x, output_mask=observation.output_mask, kind=observation.kind)
-                excess = float(excess_surprise(answer, observation.y).max())
-                if excess > self.admission.quarantine_above:
-                    record = record._replace(excess_surprise=excess)
+            if record.event_id not in seen:
+                seen.add(record.event_id)
+                record = self._judge(self._grant(record, observation, spent), observation, clock)
             decided.append(record)
         return decided
 
+    def _grant(self, record: NewRecord, observation: Observation, spent: dict[str, float]) -> NewRecord:
+        """A record with what its source is granted of its weight; ``spent`` is what each has spent, and is kept up."""
+        source = record.source
+        if self.admission.source_cap is None or source is None:
+            return record
+        weight = float(observation.weight.sum())
+        before = spent.get(source, self._spent_by(source))
+        granted = self.admission.granted(weight, before)
+        spent[source] = before + granted * weight
+        return record._replace(granted=granted)
+
+    def _judge(self, record: NewRecord, observation: Observation, clock: Clock) -> NewRecord:
+        """A record, in quarantine where it is too surprising; the clock goes on by it where it is not."""
+        limit = self.admission.quarantine_above
+        if limit is None:
+            return record
+        when = observation.granted(record.granted).clock_time
+        told = observation.weight > 0
+        if told.any():
+            answer = expectation(self.model, observation, clock.until(when))
+            excess = float(excess_surprise(answer, observation.y)[told].max())
+            if excess > limit:
+                return record._replace(excess_surprise=excess)
+        clock.advance(when)
+        return record
+
     def _stored_before(self, group: Group) -> set[str | None]:
         """Ids of a group's events that are in the log: a repeat spends nothing of what its source may weigh."""
-        if self.admission.source_cap is None or len(group.records) == 1:  # nothing comes after it
+        if len(group.records) == 1:  # nothing comes after it
             return set()
         return set(self._writer.log.known_offsets([str(r.event_id) for r in group.records if not r.is_first]))
 

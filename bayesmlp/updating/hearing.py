@@ -48,8 +48,8 @@ class Hearer(Committer):
             weight: 2 counts as two observations, 0.5 as half of one.
             source: who sent it, for :meth:`retract`.
             time: of the event, in seconds since the epoch; kept with it. Where the dynamics have a ``time_unit`` they
-                let the time pass since the newest event so far, none for one that comes late or says no time;
-                without one, every event is a unit.
+                let the time pass since the newest event so far, none for one that comes late, says no time or weighs
+                nothing; without one, every event is a unit.
             output_mask: the outputs that y tells of, see :meth:`BayesianMLP.update`; kept with the event.
             kind: of the feedback, for a model that hears several; None for the first.
             propensity: probability of the action that led to y, above 0; kept in the log for off-policy estimates, no

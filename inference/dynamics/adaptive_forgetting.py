@@ -8,12 +8,14 @@ expert"; dynamic model averaging of Raftery, Kárný and Ettler 2010).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ..checks import is_number
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import SMALLEST_WEIGHT, Dynamics, Hypotheses, Passed, Rates, check_time_unit
@@ -53,16 +55,18 @@ class AdaptiveForgetting(Hypotheses):
     time_unit: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "candidates", tuple(self.candidates))
+        if isinstance(self.candidates, Iterable):
+            object.__setattr__(self, "candidates", tuple(self.candidates))
         known = (Static, Forgetting, RandomWalk)
-        if len(self.candidates) < 2 or not all(isinstance(one, known) for one in self.candidates):
+        given = self.candidates if isinstance(self.candidates, tuple) else ()
+        if len(given) < 2 or not all(isinstance(one, known) for one in given):
             raise InvalidInput(
                 "AdaptiveForgetting.candidates must be at least two of Static(), Forgetting() and RandomWalk(), "
                 f"got {self.candidates!r}"
             )
         if any(one.time_unit is not None for one in self.candidates):
             raise InvalidInput("AdaptiveForgetting.candidates must have no time_unit: give it to AdaptiveForgetting")
-        if not 0 <= self.share < 1:
+        if not is_number(self.share) or not 0 <= self.share < 1:
             raise InvalidInput(f"AdaptiveForgetting.share must be in [0, 1), got {self.share!r}")
         check_time_unit(self)
 

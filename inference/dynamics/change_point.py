@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ..checks import is_count, is_number
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import SMALLEST_WEIGHT, Hypotheses, Passed, check_time_unit
@@ -50,9 +51,9 @@ class ChangePoint(Hypotheses):
     time_unit: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.hazard < 1:
+        if not is_number(self.hazard) or not 0 < self.hazard < 1:
             raise InvalidInput(f"ChangePoint.hazard must be in (0, 1), got {self.hazard!r}")
-        if not isinstance(self.hypotheses, int) or self.hypotheses < 2:
+        if not is_count(self.hypotheses, 2):
             raise InvalidInput(f"ChangePoint.hypotheses must be an integer of at least 2, got {self.hypotheses!r}")
         check_time_unit(self)
 

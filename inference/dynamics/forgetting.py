@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import is_number
 from ..engines.base import Engine
 from ..errors import InvalidInput
 from .base import Dynamics, Rates, check_time_unit
@@ -30,7 +31,7 @@ class Forgetting(Dynamics):
     time_unit: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor <= 1:
+        if not is_number(self.factor) or not 0 < self.factor <= 1:
             raise InvalidInput(f"Forgetting.factor must be in (0, 1], got {self.factor!r}")
         check_time_unit(self)
 

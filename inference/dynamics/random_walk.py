@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import is_number
 from ..engines.base import Engine
 from ..errors import InvalidInput
 from .base import Dynamics, Rates, check_time_unit
@@ -35,7 +35,7 @@ class RandomWalk(Dynamics):
     time_unit: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.growth) and self.growth >= 0):
+        if not is_number(self.growth) or self.growth < 0:
             raise InvalidInput(f"RandomWalk.growth must be finite and at least 0, got {self.growth!r}")
         check_time_unit(self)
 

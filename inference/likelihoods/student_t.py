@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ..checks import is_count, is_number
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from ..quadrature import log_gamma_nodes
@@ -53,15 +54,15 @@ class StudentT(ScaleMixture):
     prior_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.num_outputs < 1:
-            raise InvalidInput(f"StudentT.num_outputs must be at least 1, got {self.num_outputs!r}")
-        if not 1 < self.degrees_of_freedom < math.inf:
+        if not is_count(self.num_outputs):
+            raise InvalidInput(f"StudentT.num_outputs must be an integer of at least 1, got {self.num_outputs!r}")
+        if not is_number(self.degrees_of_freedom) or self.degrees_of_freedom <= 1:
             raise InvalidInput(
                 f"StudentT.degrees_of_freedom must be finite and above 1, got {self.degrees_of_freedom!r}"
             )
         for name in ("scale", "prior_shape", "prior_rate"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is not None and not (is_number(value) and value > 0):
                 raise InvalidInput(f"StudentT.{name} must be positive and finite, got {value!r}")
 
     @property

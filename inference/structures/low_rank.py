@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float
 
+from ..checks import is_count
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layers, sum_float64
@@ -83,8 +84,8 @@ class LowRank(Structure):
     per_layer = frozenset({"mean", "diagonal", "columns"})
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InvalidInput(f"LowRank.rank must be at least 1, got {self.rank!r}")
+        if not is_count(self.rank):
+            raise InvalidInput(f"LowRank.rank must be an integer of at least 1, got {self.rank!r}")
 
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> LowRankState:
         xp = engine.xp

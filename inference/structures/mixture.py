@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from ..checks import is_count, is_number
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import Structure
@@ -61,9 +62,7 @@ class Mixture:
             raise InvalidInput(f"Mixture.of must be a structure, got {self.of!r}")
         for name in ("scales", "dispersions"):
             if (given := getattr(self, name)) is not None:
-                factors = tuple(float(factor) for factor in given)
-                if not factors or not all(0 < factor < np.inf for factor in factors):
-                    raise InvalidInput(f"Mixture.{name} must be positive numbers, got {given!r}")
+                factors = _positive_numbers(given, f"Mixture.{name}")
                 object.__setattr__(self, name, factors)
                 object.__setattr__(self, "members", len(factors))
         if self.scales and self.dispersions and len(self.scales) != len(self.dispersions):
@@ -71,10 +70,11 @@ class Mixture:
                 f"Mixture.scales and dispersions must be equally long, got {len(self.scales)} and "
                 f"{len(self.dispersions)}"
             )
-        if self.members < 1:
-            raise InvalidInput(f"Mixture.members must be at least 1, got {self.members!r}")
-        if self.prune_below is not None and not self.prune_below < 0:
-            raise InvalidInput(f"Mixture.prune_below must be negative, got {self.prune_below!r}")
+        if not is_count(self.members):
+            raise InvalidInput(f"Mixture.members must be an integer of at least 1, got {self.members!r}")
+        limit = self.prune_below
+        if limit is not None and not (is_number(limit) and limit < 0):
+            raise InvalidInput(f"Mixture.prune_below must be a negative number or None, got {limit!r}")
 
     def resolve(self, num_layers: int) -> Mixture:
         """The mixture for a network of ``num_layers`` layers."""
@@ -116,8 +116,20 @@ def EvidenceGrid(  # noqa: N802
         scales: factors on the scale of the model's prior.
         dispersions: factors on the dispersion that the likelihood starts from, where it learns one.
         prune_below: see :class:`Mixture`.
+
+    Raises:
+        InvalidInput: no structure, or factors that are not positive numbers.
     """
+    scales = _positive_numbers(scales, "EvidenceGrid.scales")
+    dispersions = _positive_numbers(dispersions, "EvidenceGrid.dispersions")
     pairs = [(scale, dispersion) for scale in scales for dispersion in dispersions]
     return Mixture(
         of, scales=tuple(s for s, _ in pairs), dispersions=tuple(d for _, d in pairs), prune_below=prune_below
     )
+
+
+def _positive_numbers(values: Any, argument: str) -> tuple[float, ...]:
+    given = tuple(values) if isinstance(values, Iterable) else ()
+    if not given or not all(is_number(value) and value > 0 for value in given):
+        raise InvalidInput(f"{argument} must be positive numbers, got {values!r}")
+    return tuple(float(value) for value in given)
