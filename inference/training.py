@@ -48,8 +48,8 @@ class TrainingOptions:
         steps: least number of steps when ``epochs`` is None.
         batch_size: rows of a step; None for as many, from 32 to 256, as bring about 75 passes in ``steps`` steps.
         learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0).
-        validation: share of the rows to hold out, in [0, 1); the weights of the epoch that predicts them best, by
-            their mean log probability at the mean weights, are the ones kept.
+        validation: share of the rows (of those of weight above 0) to hold out, in [0, 1); the weights of the epoch that
+            predicts them best, by their mean log probability at the mean weights, are the ones kept.
         patience: how many looks at the held-out rows (at most 100 over a fit) may pass without an improvement before
             training ends; None: never.
         kl_warmup: share of the steps over which the weight of the KL term rises from 0 to 1, in [0, 1].
@@ -219,10 +219,11 @@ def minimise(
         mean_of: the mean weights of parameters, which held-out rows are predicted with.
 
     Raises:
+        InvalidInput: too few rows to hold any out.
         NumericalFailure: as for :func:`train`.
     """
     engine = problem.engine
-    rows, held_out = _hold_out(rows, options.validation, problem.seed)
+    rows, held_out = _hold_out(rows, problem.weight, options.validation, problem.seed)
     num_epochs, plan = batch_plan(options, rows, problem.seed)
     watch = _Watch(problem, held_out, num_epochs, options.patience, mean_of)
     state = watch.resume(start)
@@ -269,13 +270,22 @@ def _batch_size(num_rows: int, steps: int) -> int:
     return int(np.clip(math.ceil(_PASSES * num_rows / steps), 32, 256))
 
 
-def _hold_out(rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to learn from, and rows to look at; the same shares of each member's rows."""
-    count = min(round(share * rows.shape[-1]), rows.shape[-1] - 1)
-    if count == 0:
+def _hold_out(rows: np.ndarray, weight: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from, and rows to look at: the same number of each member's rows, of those that weigh something."""
+    if not share:
         return rows, rows[..., :0]
+    count = (weight[rows] > 0).sum(axis=-1).min()
+    held = min(round(share * count), count - 1)
+    if held < 1:
+        raise InvalidInput(
+            f"TrainingOptions.validation must hold out at least one row of weight above 0 and leave one, "
+            f"got {share!r} of {count}"
+        )
     shuffled = np.random.default_rng(seed).permuted(rows, axis=-1)
-    return shuffled[..., count:], shuffled[..., :count]
+    weighs = weight[shuffled] > 0
+    chosen = weighs & (np.cumsum(weighs, axis=-1) <= held)
+    leading = rows.shape[:-1]
+    return shuffled[~chosen].reshape(*leading, -1), shuffled[chosen].reshape(*leading, -1)
 
 
 def batch_plan(
