@@ -325,6 +325,24 @@ def test_the_rest_is_trained_and_constants_are_not(own: Own) -> None:
     assert own.name != "conv" or sum(not p.trained for p in points) == 2  # the batch normalisation's mean and variance
 
 
+@needs("torch")
+def test_frozen_parameters_are_constants_and_may_be_frozen_to_serve(tmp_path: Path) -> None:
+    own = Own("torch", "conv")
+    module = own.module()
+    module.conv.weight.requires_grad_(False)
+    network = own.home.bayesianize(module, own.case.input_shape)
+    x = own.inputs(32)
+    model = bm.BayesianMLP(network, bm.Categorical(3)).fit(x, own.labels(x), method=bm.Laplace(TRAINING))
+    after = dict(zip((p.name for p in network.skeleton.parameters), model.mean_weights()[1:], strict=True))
+    np.testing.assert_array_equal(after["conv.weight"], module.conv.weight.numpy())
+    assert not np.allclose(after["conv.bias"], module.conv.bias.detach().numpy(), atol=1e-6)
+    assert module.conv.bias.requires_grad
+    with bm.open_store(tmp_path / "store.db") as store:
+        store.publish("image", model)
+        served = bm.load(store, "image", network=own.module().requires_grad_(False))
+    np.testing.assert_array_equal(served.predict(x).probabilities, model.predict(x).probabilities)
+
+
 # -- layers in the user's own training loop ----------------------------------------------------------------------------
 @pytest.fixture(params=[pytest.param("torch", marks=needs("torch")), pytest.param("jax", marks=needs("jax"))])
 def variational(request: pytest.FixtureRequest) -> tuple[str, Any]:

@@ -63,7 +63,7 @@ class Parameter(NamedTuple):
     Attributes:
         name: by which the module knows it.
         value: its values, in float64.
-        trained: False for constants, such as the statistics of a batch normalisation.
+        trained: False for constants: the statistics of a batch normalisation, or what the user has frozen.
     """
 
     name: str

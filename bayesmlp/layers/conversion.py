@@ -156,6 +156,9 @@ def _bayesianize_as(spec: Mapping[str, Any], module: Any) -> ModuleNetwork:
         num_tokens=spec["num_tokens"],
         train=spec["train"],
     )
+    stored = {parameter["name"]: parameter["trained"] for parameter in spec["parameters"]}
+    skeleton = network.skeleton  # what a fit trained is not for the module to say again: it may be frozen to serve
+    skeleton.parameters = tuple(p._replace(trained=stored.get(p.name, p.trained)) for p in skeleton.parameters)
     methods = [layer["method"] for layer in spec["layers"]]
     marked = tuple(layer._replace(method=method) for layer, method in zip(network.layers, methods, strict=True))
     return replace(network, layers=marked)

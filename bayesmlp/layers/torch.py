@@ -118,8 +118,9 @@ def bayesianize(
     """A module as a network whose dense layers have a posterior; the module itself is left as it is.
 
     Everything else of the module (convolutions, embeddings, normalisations, other dense layers) is a point: trained by
-    ``fit`` under a standard normal prior, stored beside the posterior, and not moved by updates. The copy runs in
-    evaluation mode: no dropout, and batch normalisation with the statistics that the module has now, as constants.
+    ``fit`` under a standard normal prior, stored beside the posterior, and not moved by updates; a constant where it
+    does not require gradients. The copy runs in evaluation mode: no dropout, and batch normalisation with the
+    statistics that the module has now, as constants.
 
     Args:
         module: takes a batch ``(rows, *input_shape)`` to outputs (rows, outputs); its rows must not depend on each
@@ -152,8 +153,9 @@ class TorchSkeleton(Skeleton):
         self._lock = threading.Lock()
         self._layers: Mapping[str, Layer] = {}
         own = {f"{name}.{own}" for name in taken_out for own, _ in self._module.get_submodule(name).named_parameters()}
-        trained = [(name, value, True) for name, value in self._module.named_parameters() if name not in own]
-        arrays = [*trained, *((name, value, False) for name, value in self._module.named_buffers())]
+        trains = {name: value.requires_grad for name, value in module.named_parameters()}
+        points = [(name, value, trains[name]) for name, value in self._module.named_parameters() if name not in own]
+        arrays = [*points, *((name, value, False) for name, value in self._module.named_buffers())]
         self.parameters = tuple(
             Parameter(name, _to_numpy(value), flag) for name, value, flag in arrays if value.is_floating_point()
         )
