@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import needs, relative_error
+from cases import needs, on, relative_error
 from test_packaging import run_python
 
 import bayesmlp as bm
@@ -323,6 +323,41 @@ def test_the_rest_is_trained_and_constants_are_not(own: Own) -> None:
         # a variational layer that is left a point has deviations that nothing uses, and keys' biases shift no attention
         assert moved == parameter.trained or "deviation" in parameter.name or "key.bias" in parameter.name
     assert own.name != "conv" or sum(not p.trained for p in points) == 2  # the batch normalisation's mean and variance
+
+
+@pytest.mark.parametrize("train", ["all", "bayesian"])
+def test_another_start_is_the_modules_weights_in_another_order(own: Own, train: str) -> None:
+    network = own.network("last", train=train)
+    size = own.inputs(1)[0].size
+    first, other, again, third = (network.initialise(size, 3, 0), *(network.restart(size, 3, s) for s in (1, 1, 2)))
+    assert network.layers[0].bias
+    np.testing.assert_array_equal(np.sort(other[0][:-1], axis=None), np.sort(first[0][:-1], axis=None))
+    np.testing.assert_array_equal(np.sort(other[0][-1]), np.sort(first[0][-1]))
+    assert not np.array_equal(other[0], first[0])
+    assert not np.array_equal(other[0], third[0])
+    for a, b, c, parameter in zip(first[1:], other[1:], again[1:], network.skeleton.parameters, strict=True):
+        np.testing.assert_array_equal(b, c)
+        np.testing.assert_array_equal(b == 0, a == 0)
+        np.testing.assert_array_equal(np.sort(b, axis=None), np.sort(a, axis=None))
+        stays = train == "bayesian" or not parameter.trained or len(np.unique(a[a != 0])) < 2
+        assert np.array_equal(b, a) == stays
+
+
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_members_of_an_ensemble_start_apart_and_the_first_at_the_module(framework: str) -> None:
+    own = Own(framework, "conv")
+    network, x = own.network("last"), own.inputs(32)
+    still = bm.Laplace(bm.TrainingOptions(epochs=1, batch_size=32, learning_rate=1e-30))
+    model = bm.BayesianMLP(network, bm.Categorical(3), structure=bm.Diagonal())
+    model.fit(x, own.labels(x), method=bm.Ensemble(still, members=3))
+    learned = model.mean_weights()
+    mixed = bm.BayesianMLP(network, bm.Categorical(3), structure=bm.Mixture(bm.Diagonal(), 3))
+    mixed.start_from_prior()
+    starts = [network.initialise(16, 3, 0), network.restart(16, 3, 1), network.restart(16, 3, 2)]
+    for got in (learned, mixed.mean_weights()):
+        for index, layer in enumerate(got):
+            for member in range(3):
+                np.testing.assert_allclose(layer[member], starts[member][index], rtol=1e-6, atol=1e-29)
 
 
 @needs("torch")

@@ -189,6 +189,17 @@ class ModuleNetwork(Network):
         """The module's own weights."""
         return self._start()
 
+    def restart(self, num_inputs: int, num_outputs: int, seed: int) -> tuple[np.ndarray, ...]:
+        """The module's own weights in another order, but for constants: weights of the same distribution.
+
+        Frameworks do not say how an array was initialised; where its entries were drawn independently of each other,
+        their order is random. A 0, such as a bias or the embedding of the padding, stays where it is.
+        """
+        rng = np.random.default_rng(seed)
+        matrices = (_shuffled_matrix(rng, layer) for layer in self.layers)
+        points = (_shuffled(rng, p.value) if self._trains(p) else p.value for p in self.skeleton.parameters)
+        return (*matrices, *points)
+
     def prior_precision(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> tuple[np.ndarray, ...]:
         """The prior's for Bayesian layers; 1 for other parameters that are trained; 0, no prior, for constants."""
         self.shapes(num_inputs, num_outputs)
@@ -354,6 +365,20 @@ class ModuleNetwork(Network):
                 )
             )
         )
+
+
+def _shuffled_matrix(rng: np.random.Generator, layer: DenseLayer) -> np.ndarray:
+    """A dense layer's weights in another order, and its biases in one of theirs."""
+    if not layer.bias:
+        return _shuffled(rng, layer.matrix)
+    return np.concatenate([_shuffled(rng, layer.matrix[:-1]), _shuffled(rng, layer.matrix[-1:])])
+
+
+def _shuffled(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    """An array whose entries other than 0 have changed places."""
+    shuffled = values.copy()
+    shuffled[values != 0] = rng.permutation(values[values != 0])
+    return shuffled
 
 
 def _positions(engine: Engine, array: Array, row_axis: int | None, leading: int) -> Array:
