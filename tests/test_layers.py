@@ -640,6 +640,20 @@ def test_inputs_have_the_modules_shape(tmp_path: Path) -> None:
 
 
 @needs("torch")
+def test_modules_of_another_precision() -> None:
+    """Attention reads the weights of its last layer without calling it."""
+    own = Own("torch", "transformer")
+    network = own.home.bayesianize(own.module().double(), (5,), layers="all", num_tokens=7)
+    assert [layer.name for layer in network.layers] == ["encoder.linear1", "encoder.linear2", "head"]
+    x = own.inputs(4)
+    for dtype in ("float32", "float64"):
+        model = bm.BayesianMLP(network, bm.Categorical(3), dtype=dtype)
+        model.start_from_prior()
+        expected = torch_model("transformer").predict(x, method="mean").probabilities
+        np.testing.assert_allclose(model.predict(x, method="mean").probabilities, expected, atol=1e-6)
+
+
+@needs("torch")
 def test_tied_weights_stay_points() -> None:
     from torch import nn
 

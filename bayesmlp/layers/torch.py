@@ -164,6 +164,7 @@ class TorchSkeleton(Skeleton):
         for name in taken_out:
             layer = self._module.get_submodule(name)
             layer.forward = partial(self._call, name)
+            layer.to("cpu", torch.float32)  # as the engine of a first look, which may read it without a call
             layer.register_forward_pre_hook(_nothing)  # fused kernels of transformer layers pass hooked layers by
 
     @classmethod
