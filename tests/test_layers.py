@@ -672,5 +672,34 @@ def test_tied_weights_stay_points() -> None:
     assert [layer.name for layer in network.layers] == ["body"]
     model = bm.BayesianMLP(network, bm.Categorical(7))
     model.update([[0, 1, 2, 3, 4]], [1])
-    with pytest.raises(InvalidInput, match="got \\['head'\\]"):
-        layers.bayesianize(Tied(), (5,), layers=["head"], num_tokens=7)
+    for chosen in (["head"], "last", None):
+        with pytest.raises(InvalidInput, match=r"those of 'head' in .*Tied are tied; others that it calls are body"):
+            layers.bayesianize(Tied(), (5,), layers=chosen, num_tokens=7)
+    parametrised = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 1)))
+    with pytest.raises(InvalidInput, match="those of '1' in Sequential are tied; others that it calls are 0"):
+        layers.bayesianize(parametrised, (2,))
+
+
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_a_layers_own_prior_must_be_the_models(framework: str) -> None:
+    if framework == "torch":
+        from torch import nn
+
+        import bayesmlp.layers.torch as layers
+
+        module: Any = nn.Sequential(layers.VariationalLinear(2, 3, prior=bm.NormalPrior(50.0)), nn.Linear(3, 1))
+        names = ["0", "1"]
+    else:
+        from flax import nnx
+
+        import bayesmlp.layers.flax as layers  # type: ignore[no-redef]
+
+        rngs = nnx.Rngs(0)
+        own = layers.VariationalLinear(2, 3, prior=bm.NormalPrior(50.0), rngs=rngs)
+        module = nnx.Sequential(own, nnx.Linear(3, 1, rngs=rngs))
+        names = ["layers.0", "layers.1"]
+    network = layers.bayesianize(module, (2,), layers=names)
+    with pytest.raises(InvalidInput, match=rf"scale of layer '{names[0]}', which was made with NormalPrior\(scale=50"):
+        bm.BayesianMLP(network, bm.Gaussian(), prior=bm.NormalPrior(2.0))
+    bm.BayesianMLP(network, bm.Gaussian(), prior=bm.NormalPrior((50.0, 2.0)))
+    bm.BayesianMLP(layers.bayesianize(module, (2,), layers=names[1:]), bm.Gaussian(), prior=bm.NormalPrior(2.0))

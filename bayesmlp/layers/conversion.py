@@ -101,21 +101,29 @@ def _select(
     owner: str, found: Mapping[str, DenseLayer], uses: Mapping[str, Use], layers: str | Sequence[str] | None
 ) -> list[str]:
     """Names of the chosen layers, in the order of their calls."""
-    called = list(uses)
-    if not called:
+    free = [name for name in uses if found[name].is_free]
+    if not free:
         raise InvalidInput(f"module {owner} calls no dense layer that could be Bayesian")
+    marked = [name for name in free if found[name].method is not None]
+    if layers == "last" or (layers is None and not marked):
+        layers = list(uses)[-1:]
     if layers is None:
-        return [name for name in called if found[name].method is not None] or called[-1:]
-    if layers == "last":
-        return called[-1:]
+        return marked
     if layers == "all":
-        return called
-    if isinstance(layers, str) or not layers or not set(layers) <= set(called):
+        return free
+    names = isinstance(layers, Sequence) and not isinstance(layers, str) and [n for n in layers if isinstance(n, str)]
+    tied = [name for name in names or () if name in found and not found[name].is_free]
+    if tied:
+        raise InvalidInput(
+            f"layers must have weights of their own, those of {tied[0]!r} in {owner} are tied; "
+            f"others that it calls are {', '.join(free)}"
+        )
+    if not names or len(names) != len(layers) or not set(names) <= set(free):
         raise InvalidInput(
             f"layers must be 'last', 'all' or a list of dense layers that {owner} calls "
-            f"({', '.join(called)}), got {layers!r}"
+            f"({', '.join(free)}), got {layers!r}"
         )
-    return [name for name in called if name in set(layers)]
+    return [name for name in free if name in set(names)]
 
 
 def restore_network(spec: Mapping[str, Any], network: Any = None) -> Network:
