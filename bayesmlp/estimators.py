@@ -169,6 +169,8 @@ class _BayesianMLPEstimator(BaseEstimator, ABC):
 
     def _new_model(self, num_inputs: int, default: Likelihood) -> BayesianMLP:
         likelihood = self.likelihood or default
+        if not isinstance(likelihood, Likelihood):
+            raise InvalidInput(f"likelihood must be a Likelihood, got {likelihood!r}")
         self._check_likelihood(likelihood)
         hidden = np.atleast_1d(self.hidden_layer_sizes).tolist() if np.size(self.hidden_layer_sizes) else ()
         network = MLP(tuple(hidden), self.activation)

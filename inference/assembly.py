@@ -20,7 +20,7 @@ from .priors import NormalPrior
 from .steps import Optimizer, optimizer_named
 from .structures.base import Structure
 from .structures.mixture import MixtureState
-from .training import Trained, TrainingOptions, share_of, start_parameters, train
+from .training import Trained, TrainingOptions, check_training, share_of, start_parameters, train
 
 __all__ = ["AsMarked", "Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "mixture_of"]
 
@@ -163,6 +163,7 @@ class AsMarked(LayerMethod):
     initial_deviation: float = 0.02
 
     def __post_init__(self) -> None:
+        check_training(self)
         if not self.initial_deviation > 0:
             raise InvalidInput(f"AsMarked.initial_deviation must be positive, got {self.initial_deviation!r}")
 

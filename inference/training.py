@@ -25,6 +25,7 @@ __all__ = [
     "Trained",
     "TrainingOptions",
     "batch_plan",
+    "check_training",
     "learning_rate_schedule",
     "minimise",
     "share_of",
@@ -69,13 +70,15 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is None and name != "steps":
                 continue
-            number = isinstance(value, int | float | np.number) and math.isfinite(value) and value > 0
+            number = _is_number(value) and math.isfinite(value) and value > 0
             if not number or (name != "learning_rate" and value != int(value)):
                 kind = "a positive number" if name == "learning_rate" else "a positive integer"
                 raise InvalidInput(f"TrainingOptions.{name} must be {kind}, got {value!r}")
-        if not 0 <= self.validation < 1:
+            if name != "learning_rate":
+                object.__setattr__(self, name, int(value))
+        if not _is_number(self.validation) or not 0 <= self.validation < 1:
             raise InvalidInput(f"TrainingOptions.validation must be in [0, 1), got {self.validation!r}")
-        if not 0 <= self.kl_warmup <= 1:
+        if not _is_number(self.kl_warmup) or not 0 <= self.kl_warmup <= 1:
             raise InvalidInput(f"TrainingOptions.kl_warmup must be in [0, 1], got {self.kl_warmup!r}")
         if self.patience is not None and not self.validation:
             raise InvalidInput("TrainingOptions.patience needs held-out rows: set validation, for instance to 0.1")
@@ -84,6 +87,16 @@ class TrainingOptions:
     def peak_rate(self) -> float:
         """The learning rate; that of Adam where it is not told."""
         return Adam.learning_rate if self.learning_rate is None else self.learning_rate
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def check_training(method: Any) -> None:
+    """Raise :class:`InvalidInput` unless a method's ``training`` is :class:`TrainingOptions`."""
+    if not isinstance(method.training, TrainingOptions):
+        raise InvalidInput(f"{type(method).__name__}.training must be TrainingOptions, got {method.training!r}")
 
 
 class Trained(NamedTuple):

@@ -12,7 +12,7 @@ from .assembly import LayerMethod
 from .errors import InvalidInput
 from .network import Network
 from .steps import Optimizer, optimizer_named
-from .training import TrainingOptions
+from .training import TrainingOptions, check_training
 
 __all__ = ["Variational"]
 
@@ -42,6 +42,7 @@ class Variational(LayerMethod):
     optimizer: Optimizer | str = "adam"
 
     def __post_init__(self) -> None:
+        check_training(self)
         if not self.initial_deviation > 0:
             raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
         if self.initial_curvature is not None and not self.initial_curvature >= 0:

@@ -233,6 +233,9 @@ def test_automatic_structure(shape: tuple[int, ...], expected: type) -> None:
         ({"method": bm.Laplace(), "epochs": 3}, "epochs can't go with a method that has a training of its own"),
         ({"engine": "numpy"}, "engine 'numpy' has no gradients"),
         ({"activation": "step"}, "activation must be one of"),
+        ({"likelihood": "gaussian"}, "likelihood must be a Likelihood, got 'gaussian'"),
+        ({"prior_scale": "wide"}, "NormalPrior.scale must be positive and finite, got 'wide'"),
+        ({"standardize": "yes"}, "standardize must be True, False or None, got 'yes'"),
     ],
 )
 def test_bad_parameters_are_refused_by_fit(parameters: dict[str, Any], message: str) -> None:

@@ -594,6 +594,7 @@ def test_bad_arguments_are_named() -> None:
         (["head", "tail"], "layers must be 'last', 'all' or a list of dense layers that Transformer calls"),
         (["encoder.self_attn.out_proj"], "layers must be .*encoder.linear1, encoder.linear2, head"),
         ("first", "got 'first'"),
+        (3, "got 3"),
         ([], "got \\[\\]"),
     ):
         with pytest.raises(InvalidInput, match=message):
@@ -604,10 +605,12 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(InvalidInput, match=message):
             own.network(**options)
-    with pytest.raises(InvalidInput, match="input_shape must hold integers of at least 1, got \\(0,\\)"):
-        own.home.bayesianize(own.module(), (0,), num_tokens=7)
-    with pytest.raises(InvalidInput, match="num_tokens must be from 1"):
-        own.home.bayesianize(own.module(), (5,), num_tokens=0)
+    for shape in ((0,), 4, ("a", 8), "5", None):
+        with pytest.raises(InvalidInput, match="input_shape must hold integers of at least 1, got "):
+            own.home.bayesianize(own.module(), shape, num_tokens=7)
+    for tokens in (0, "3", 3.5):
+        with pytest.raises(InvalidInput, match="num_tokens must be an integer from 1"):
+            own.home.bayesianize(own.module(), (5,), num_tokens=tokens)
     with pytest.raises(InvalidInput, match="Transformer has 3 outputs, the likelihood needs 4"):
         bm.BayesianMLP(own.network(), bm.Categorical(4))
     with pytest.raises(InvalidInput, match="standardize must be off"):
@@ -682,17 +685,14 @@ def test_tied_weights_stay_points() -> None:
 
 @pytest.mark.parametrize("framework", on("torch", "jax"))
 def test_a_layers_own_prior_must_be_the_models(framework: str) -> None:
+    layers: Any = importlib.import_module(f"bayesmlp.layers.{HOMES[framework]}")
     if framework == "torch":
         from torch import nn
-
-        import bayesmlp.layers.torch as layers
 
         module: Any = nn.Sequential(layers.VariationalLinear(2, 3, prior=bm.NormalPrior(50.0)), nn.Linear(3, 1))
         names = ["0", "1"]
     else:
         from flax import nnx
-
-        import bayesmlp.layers.flax as layers  # type: ignore[no-redef]
 
         rngs = nnx.Rngs(0)
         own = layers.VariationalLinear(2, 3, prior=bm.NormalPrior(50.0), rngs=rngs)

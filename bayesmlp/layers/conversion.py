@@ -40,11 +40,9 @@ def bayesianize(
         raise InvalidInput(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if train not in ("all", "bayesian"):
         raise InvalidInput(f"train must be 'all' or 'bayesian', got {train!r}")
-    shape = tuple(int(size) for size in input_shape)
-    if any(size < 1 for size in shape) or shape != tuple(input_shape):
-        raise InvalidInput(f"input_shape must hold integers of at least 1, got {input_shape!r}")
-    if num_tokens is not None and not 1 <= num_tokens <= 2**24:
-        raise InvalidInput(f"num_tokens must be from 1 to 2**24, got {num_tokens!r}")
+    shape = _checked_shape(input_shape)
+    if num_tokens is not None and not (isinstance(num_tokens, int | np.integer) and 1 <= num_tokens <= 2**24):
+        raise InvalidInput(f"num_tokens must be an integer from 1 to 2**24, got {num_tokens!r}")
     found = skeleton_type.dense_layers(module)
     probe = ModuleNetwork(skeleton_type(module, tuple(found)), tuple(found.values()), (), shape, num_tokens, 0, train)
     uses, num_outputs = _uses(probe)
@@ -52,6 +50,13 @@ def bayesianize(
     named = tuple(found[name]._replace(method=found[name].method or method) for name in chosen)
     skeleton = skeleton_type(module, tuple(chosen))
     return ModuleNetwork(skeleton, named, tuple(uses[name] for name in chosen), shape, num_tokens, num_outputs, train)
+
+
+def _checked_shape(input_shape: Any) -> tuple[int, ...]:
+    is_sequence = isinstance(input_shape, Sequence) and not isinstance(input_shape, str)
+    if not is_sequence or not all(isinstance(size, int | np.integer) and size >= 1 for size in input_shape):
+        raise InvalidInput(f"input_shape must hold integers of at least 1, got {input_shape!r}")
+    return tuple(int(size) for size in input_shape)
 
 
 def _uses(probe: ModuleNetwork) -> tuple[dict[str, Use], int]:
