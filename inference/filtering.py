@@ -52,7 +52,8 @@ class UpdateInfo(NamedTuple):
     """What one step did.
 
     Attributes:
-        log_predictive: log predictive density of the batch before it was learned, in nats (the prequential score).
+        log_predictive: Σ over the rows of the log predictive density before the batch was learned, in nats (the
+            prequential score), whatever they weigh.
         information: information gained, in nats; see :class:`~.output_space.OutputSolution`.
         iterations: taken in output space.
         ok: False if the step would not have been finite; then the posterior is the one before.
@@ -169,17 +170,28 @@ def _learn_in_one(
 ) -> tuple[Posterior, UpdateInfo]:
     """The step of a single Gaussian."""
     rates = None if model.dynamics.is_static else model.dynamics.rates(engine, elapsed)
-    return _learn(engine, model, posterior, _transition(engine, model, posterior.weights, prior, rates), batch)
+    learned, info, _ = _learn(
+        engine, model, posterior, _transition(engine, model, posterior.weights, prior, rates), batch
+    )
+    return learned, info
 
 
 def _learn(
-    engine: Engine, model: FilterModel, before: Posterior, weights: Any, batch: tuple[Array, ...]
-) -> tuple[Posterior, UpdateInfo]:
-    """Learn a batch from weights that time has passed for; if it can't be learned, the posterior is the one before."""
+    engine: Engine,
+    model: FilterModel,
+    before: Posterior,
+    weights: Any,
+    batch: tuple[Array, ...],
+    compared: bool = False,
+) -> tuple[Posterior, UpdateInfo, Array]:
+    """Learn a batch from weights that time has passed for; if it can't be learned, the posterior is the one before.
+
+    The third result is the batch's evidence, where the posterior is compared with others.
+    """
     x, y, weight = batch
     structure = model.of_member
     mean = structure.mean(weights)
-    solve = partial(_solve, model, _LARGEST_STEP[engine.dtype])
+    solve = partial(_solve, model, _LARGEST_STEP[engine.dtype], compared)
     place, state = model.place, before.likelihood
     ratio: tuple[Any, ...] = ()
     if place is not None:
@@ -193,7 +205,7 @@ def _learn(
         return factors, cross, engine.in_float64(solve, outputs, covariance, y, weight, state, *ratio)
 
     factors, cross, solution = taken_in(None)
-    log_predictive = solution.log_predictive
+    log_predictive, evidence = solution.log_predictive, solution.evidence
     for _ in range(model.relinearizations):
         own = replace(engine, in_place=False)
         moved = structure.shift(own, weights, factors, engine.cast(solution.residual))
@@ -207,13 +219,14 @@ def _learn(
         states = solution.state if place is None else place.replaced(before.likelihood, solution.state)
         return before._replace(weights=sharpened, likelihood=states)
 
-    return engine.guarded(solution.ok, learned, before), info
+    return engine.guarded(solution.ok, learned, before), info, evidence
 
 
 def _learn_in_mixture(
     engine: Engine, model: FilterModel, posterior: Posterior, prior: Any, batch: tuple[Array, ...], elapsed: Array
 ) -> tuple[Posterior, UpdateInfo]:
-    """The step of every member of a mixture; a member's weight is multiplied by its predictive density.
+    """The step of every member of a mixture; a member's weight is multiplied by its evidence, which is the batch's
+    predictive density as far as the rows weigh and may do.
 
     The reported information is the members' average plus the KL divergence of the new weights from the old.
     """
@@ -224,20 +237,21 @@ def _learn_in_mixture(
     log_weights = began.weights.log_weights
     pure = replace(engine, in_place=False)  # a member may fail after others were written
 
-    def step(member: Posterior, own_prior: Any, own: Rates | None) -> tuple[Posterior, UpdateInfo]:
+    def step(member: Posterior, own_prior: Any, own: Rates | None) -> tuple[Posterior, UpdateInfo, Array]:
         relaxed = _transition(pure, model, member.weights, own_prior, own or shared)
-        return _learn(pure, model, member, relaxed, batch)
+        return _learn(pure, model, member, relaxed, batch, compared=True)
 
     members = Posterior(began.weights.members, began.likelihood)
-    learned, infos = engine.batched(step)(members, prior, each)
-    evidence, gained, ok = infos.log_predictive, infos.information, xp.all(infos.ok)
+    learned, infos, evidence = engine.batched(step)(members, prior, each)
+    densities, gained, ok = infos.log_predictive, infos.information, xp.all(infos.ok)
     assert isinstance(model.structure, Mixture)
     if model.structure.prune_below is not None:  # a candidate that diverges is out; it does not take the others along
-        evidence, gained = xp.where(infos.ok, evidence, _HOPELESS), xp.where(infos.ok, gained, 0.0)
+        densities, evidence = (xp.where(infos.ok, values, _HOPELESS) for values in (densities, evidence))
+        gained = xp.where(infos.ok, gained, 0.0)
         ok = xp.any(infos.ok)
+    log_predictive = engine.logsumexp(log_weights + densities, axis=0)
     scored = log_weights + evidence
-    log_predictive = engine.logsumexp(scored, axis=0)
-    after = scored - log_predictive
+    after = scored - engine.logsumexp(scored, axis=0)
     shares = xp.exp(after)
     information = xp.sum(shares * (gained + after - log_weights))
     info = UpdateInfo(log_predictive, information, xp.max(infos.iterations), ok)
@@ -250,6 +264,7 @@ def _learn_in_mixture(
 def _solve(
     model: FilterModel,
     largest: float,
+    compared: bool,
     engine: Engine,
     f: Array,
     c: Array,
@@ -269,7 +284,9 @@ def _solve(
     if model.influence is not None:
         own = own_covariance(engine, c, f) * model.likelihood.dispersion(state)
         bounds = model.influence.row_factors(engine, model.likelihood, f, own, y, state)
-    solved = model.step.solve(engine, model.likelihood, largest, f, c, y, weight, state, influence=bounds)
+    solved = model.step.solve(
+        engine, model.likelihood, largest, f, c, y, weight, state, influence=bounds, compared=compared
+    )
     if ratio is None:
         return solved
     factor = engine.xp.sqrt(ratio) * solved.fisher_factor

@@ -61,6 +61,8 @@ class OutputSolution(NamedTuple):
         fisher_factor: L, shape (N, K, R); see :class:`Site`.
         state: of the likelihood, after the batch.
         log_predictive: Σ over the rows of the log predictive density of y before it was learned.
+        evidence: what the batch, as it is weighted, says of the model, in nats; see :meth:`Likelihood.log_evidence`.
+            ``log_predictive`` where models are not compared.
         information: KL divergence in nats of the posterior of the linearised model from its prior; for a structure
             that holds every correlation this is its own KL.
         iterations: taken.
@@ -71,6 +73,7 @@ class OutputSolution(NamedTuple):
     fisher_factor: Float[Array, "N K R"]
     state: Any
     log_predictive: Float[Array, ""]
+    evidence: Float[Array, ""]
     information: Float[Array, ""]
     iterations: Float[Array, ""]
     ok: Bool[Array, ""]
@@ -91,6 +94,7 @@ class OutputStep(ABC):
         largest: float,
         *problem: Any,
         influence: RowFactors | None = None,
+        compared: bool = False,
     ) -> OutputSolution:
         """The site, the likelihood's state after the batch, and the diagnostics.
 
@@ -102,6 +106,7 @@ class OutputStep(ABC):
                 rᵀCr the move of each weight, relative to its standard deviation.
             problem: the fields of an :class:`OutputProblem`.
             influence: what is made of the rows, where their influence is bounded.
+            compared: whether the evidence is asked for.
         """
         xp = engine.xp
         outputs, covariance, y, weight, state = given = OutputProblem(*problem)
@@ -111,14 +116,18 @@ class OutputStep(ABC):
         after = likelihood.update_state(engine, state, outputs, covariance, y, weight, influence)
         squares = residual @ (residual @ covariance)
         information, growth, ok = _information(engine, likelihood, covariance, factor, squares, after, state)
-        log_predictive = _log_predictive(engine, likelihood, outputs, covariance, y, weight, state)
+        densities = _log_densities(engine, likelihood, outputs, covariance, y, state)
+        log_predictive = evidence = xp.sum(xp.where(weight > 0, densities, 0.0))
+        if compared:
+            evidence = likelihood.log_evidence(engine, densities, outputs, covariance, y, given.weight, state)
         size_of_step = xp.sqrt(residual @ residual) + xp.sum(factor * factor) + growth + squares
-        representable = xp.isfinite(log_predictive + information) & (size_of_step <= largest)
+        representable = xp.isfinite(log_predictive + evidence + information) & (size_of_step <= largest)
         return OutputSolution(
             xp.reshape(residual, outputs.shape),
             factor,
             after,
             log_predictive,
+            evidence,
             information,
             iterations,
             ok & representable,
@@ -147,13 +156,11 @@ def _information(
     return gained, xp.sum(gram * identity), ok
 
 
-def _log_predictive(
-    engine: Engine, likelihood: Likelihood, outputs: Array, covariance: Array, y: Array, weight: Array, state: Any
-) -> Array:
-    xp = engine.xp
+def _log_densities(
+    engine: Engine, likelihood: Likelihood, outputs: Array, covariance: Array, y: Array, state: Any
+) -> Float[Array, " N"]:
     own = own_covariance(engine, covariance, outputs) * likelihood.dispersion(state)
-    values = likelihood.predictive_log_prob(engine, outputs, own, y, state)
-    return xp.sum(xp.where(weight > 0, values, 0.0))
+    return likelihood.predictive_log_prob(engine, outputs, own, y, state)
 
 
 def own_covariance(engine: Engine, covariance: Float[Array, "M M"], outputs: Float[Array, "N K"]) -> Array:

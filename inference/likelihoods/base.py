@@ -238,6 +238,32 @@ class Likelihood(ABC):
         """Information (nats) gained by the state itself."""
         return 0.0
 
+    def log_evidence(
+        self,
+        engine: Engine,
+        densities: Float[Array, " N"],
+        outputs: Float[Array, "N K"],
+        covariance: Float[Array, "M M"],
+        y: Array,
+        weight: Float[Array, " N"],
+        state: Any,
+    ) -> Float[Array, ""]:
+        """What a batch says of the model that predicts it, in nats: log E[Π p(y | outputs)^weight].
+
+        The rows' log predictive densities are added up, each as often as it weighs: that is a bound where a row weighs
+        less than 1, and leaves out what rows of a batch have in common. Override it where there is a closed form.
+
+        Args:
+            engine: of float64 arrays.
+            densities: log predictive density of each row.
+            outputs: at the mean.
+            covariance: of all rows' outputs, at unit dispersion, M = N K.
+            y: targets, as :meth:`prepare` made them.
+            weight: of each row, at least 0, with what its influence is bounded to.
+            state: before the batch.
+        """
+        return engine.xp.sum(engine.xp.where(weight > 0, weight * densities, 0.0))
+
     # -- densities ------------------------------------------------------------------------------------------------
     @abstractmethod
     def unit_log_prob(
