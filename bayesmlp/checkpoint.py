@@ -40,10 +40,12 @@ class FileCheckpoint(Checkpoint):
         seconds: between two writes.
 
     Raises:
-        InvalidInput: the file is no checkpoint, or another fit's.
+        InvalidInput: the file is no checkpoint, or another fit's, or can't be one.
     """
 
     def __init__(self, path: str | os.PathLike[str], digest: str, seconds: float) -> None:
+        if not isinstance(path, str | os.PathLike) or Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+            raise InvalidInput(f"checkpoint must be a file in an existing folder, got {path!r}")
         self._path, self._digest, self._seconds = Path(path), digest, seconds
         self._training = -1
         self._written = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -113,9 +113,21 @@ class _BayesianMLPEstimator(BaseEstimator, ABC):
             The estimator itself.
 
         Raises:
-            InvalidInput: bad data or parameters; a ``ValueError``.
-            NumericalFailure: the fit diverged.
+            InvalidInput: bad data or parameters; a ``ValueError``; what was fitted before is as it was.
+            NumericalFailure: the fit diverged; what was fitted before is as it was.
         """
+        fitted = self._unfinished()
+        fitted._fit(X, y, sample_weight)
+        self.__dict__ = fitted.__dict__
+        return self
+
+    def _unfinished(self) -> Self:
+        """What learns in place of the estimator until it has learned, so that nothing changes where it can't."""
+        estimator = object.__new__(type(self))
+        estimator.__dict__ = dict(self.__dict__)
+        return estimator
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> None:  # noqa: N803
         x, y = self._validated(X, y, reset=True)
         weight = check_weights(sample_weight, len(x), "sample_weight")
         seen = weight > 0
@@ -127,9 +139,15 @@ class _BayesianMLPEstimator(BaseEstimator, ABC):
         x, targets, weight = _merge_equal_rows(x, self._targets(y), weight)
         self.model_ = model.fit(x, targets, method=method, weight=weight, progress=bool(self.verbose))
         self.history_ = self.model_.history
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:  # noqa: N803
+        fitted = self._unfinished()
+        fitted._update(X, y, sample_weight, classes)
+        self.__dict__ = fitted.__dict__
         return self
 
-    def _partial_fit(self, x: np.ndarray, y: np.ndarray, sample_weight: Any, classes: Any = None) -> None:
+    def _update(self, X: Any, y: Any, sample_weight: Any, classes: Any) -> None:  # noqa: N803
+        x, y = self._validated(X, y, reset=not hasattr(self, "model_"))
         weight = check_weights(sample_weight, len(x), "sample_weight")
         if hasattr(self, "model_"):
             self.model_.update(x, self._targets(y), weight=weight)
@@ -151,6 +169,8 @@ class _BayesianMLPEstimator(BaseEstimator, ABC):
 
     def _new_model(self, num_inputs: int, default: Likelihood) -> BayesianMLP:
         likelihood = self.likelihood or default
+        if not isinstance(likelihood, Likelihood):
+            raise InvalidInput(f"likelihood must be a Likelihood, got {likelihood!r}")
         self._check_likelihood(likelihood)
         hidden = np.atleast_1d(self.hidden_layer_sizes).tolist() if np.size(self.hidden_layer_sizes) else ()
         network = MLP(tuple(hidden), self.activation)
@@ -271,8 +291,7 @@ class BayesianMLPRegressor(RegressorMixin, _BayesianMLPEstimator):
             InvalidInput: bad data; a ``ValueError``; the posterior is as it was.
             NumericalFailure: the update would not have been finite; the posterior is as it was.
         """
-        self._partial_fit(*self._validated(X, y, reset=not hasattr(self, "model_")), sample_weight)
-        return self
+        return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:  # noqa: N803
         """Predictive mean, and with ``return_std`` the standard deviation of y beside it.
@@ -378,8 +397,7 @@ class BayesianMLPClassifier(ClassifierMixin, _BayesianMLPEstimator):
             raise InvalidInput("classes must be passed to the first call of partial_fit")
         if not first and classes is not None and not np.array_equal(classes, self.classes_):
             raise InvalidInput(f"classes must be what they were, {self.classes_.tolist()}, got {classes.tolist()}")
-        self._partial_fit(*self._validated(X, y, reset=first), sample_weight, classes)
-        return self
+        return self._partial_fit(X, y, sample_weight, classes)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The most probable class of each row, (rows,)."""

@@ -19,6 +19,7 @@ import numpy as np
 from .estimators import BayesianMLPClassifier, BayesianMLPRegressor
 from .inference.errors import InvalidInput, NotFitted
 from .predictive import Predictive
+from .validation import MAX_MAGNITUDE, MAX_RAW_MAGNITUDE
 
 __all__ = ["RiverClassifier", "RiverRegressor"]
 
@@ -75,7 +76,7 @@ class _River(ABC):
         """
         if not self.is_ready:
             raise NotFitted(f"the warm-up is at row {len(self._rows)} of {self.warm_up}: nothing is learned yet")
-        return self._model.predict(self._inputs(_numbers(x)))
+        return self._model.predict(self._inputs(_numbers(x, self.estimator.standardize)))
 
     def learn_one(self, x: Mapping[Hashable, Any], y: Any, w: float = 1.0) -> None:
         """Learn from one row.
@@ -90,9 +91,9 @@ class _River(ABC):
             InvalidInput: a feature that is not a number, a target that can't be learned or a bad weight; nothing is
                 learned.
         """
-        if not isinstance(w, Real) or not 0 <= w < math.inf:
-            raise InvalidInput(f"w must be a number of at least 0, got {w!r}")
-        row = _Row(_numbers(x), self._checked(y), float(w))
+        if not isinstance(w, Real) or not 0 <= w <= MAX_MAGNITUDE:
+            raise InvalidInput(f"w must be a number from 0 to {MAX_MAGNITUDE:g}, got {w!r}")
+        row = _Row(_numbers(x, self.estimator.standardize), self._checked(y), float(w))
         if self.is_ready:
             self._learn(row)
             return
@@ -157,11 +158,12 @@ class RiverRegressor(_River):
         return float(np.mean([row.y for row in self._rows])) if self._rows else 0.0
 
     def _checked(self, y: Any) -> float:
-        if not isinstance(y, Real) or not math.isfinite(y):
-            raise InvalidInput(f"y must be a finite number, got {y!r}")
-        if self.estimator.likelihood is not None:
-            self.estimator.likelihood.prepare(np.array([y]))
-        return float(y)
+        likelihood = self.estimator.likelihood
+        is_scaled = self.estimator.standardize and (likelihood is None or likelihood.scales_targets)
+        number = _number(y, "y", is_scaled)
+        if likelihood is not None:
+            likelihood.prepare(np.array([y]))
+        return number
 
 
 class RiverClassifier(_River):
@@ -231,15 +233,23 @@ class RiverClassifier(_River):
         return self.classes.index(y)
 
 
-def _numbers(x: Mapping[Hashable, Any]) -> dict[Hashable, float]:
-    """The features that are there, as finite numbers."""
+def _numbers(x: Mapping[Hashable, Any], is_scaled: bool) -> dict[Hashable, float]:
+    """The features that are there, as numbers that can be learned."""
     if not isinstance(x, Mapping):
         raise InvalidInput(f"x must map names of features to numbers, got {type(x).__name__}")
     values = {}
     for name, value in x.items():
         if value is None or (isinstance(value, Real) and math.isnan(value)):
             continue
-        if not isinstance(value, Real | np.bool_) or not math.isfinite(value):
-            raise InvalidInput(f"x[{name!r}] must be a finite number, got {value!r}")
-        values[name] = float(value)
+        values[name] = _number(value, f"x[{name!r}]", is_scaled)
     return values
+
+
+def _number(value: Any, argument: str, is_scaled: bool) -> float:
+    """A number that an update takes, so that no row of the warm-up can keep it from ending."""
+    if not isinstance(value, Real | np.bool_) or not math.isfinite(value):
+        raise InvalidInput(f"{argument} must be a finite number, got {value!r}")
+    largest = MAX_RAW_MAGNITUDE if is_scaled else MAX_MAGNITUDE
+    if abs(float(value)) > largest:
+        raise InvalidInput(f"{argument} must be at most {largest:g} in magnitude, got {value!r}")
+    return float(value)

@@ -20,7 +20,7 @@ from .priors import NormalPrior
 from .steps import Optimizer, optimizer_named
 from .structures.base import Structure
 from .structures.mixture import MixtureState
-from .training import Trained, TrainingOptions, share_of, start_parameters, train
+from .training import Trained, TrainingOptions, check_training, share_of, start_parameters, train
 
 __all__ = ["AsMarked", "Assemble", "Finished", "LayerMethod", "assembler", "fit_members", "mixture_of"]
 
@@ -109,12 +109,12 @@ class LayerMethod(Method):
         training: how the network is trained.
         curvature: of layers with point weights, see :func:`~.gauss_newton.curvature_of`.
         optimizer: what steps it takes.
-        initial_curvature: see :func:`.training.start_parameters`.
+        initial_curvature: see :func:`.training.start_parameters`; None for the optimizer's own.
     """
 
     training: TrainingOptions
     optimizer: Optimizer | str = "adam"
-    initial_curvature: float = 0.0
+    initial_curvature: float | None = None
 
     curvature: str = "ggn"
 
@@ -163,6 +163,7 @@ class AsMarked(LayerMethod):
     initial_deviation: float = 0.02
 
     def __post_init__(self) -> None:
+        check_training(self)
         if not self.initial_deviation > 0:
             raise InvalidInput(f"AsMarked.initial_deviation must be positive, got {self.initial_deviation!r}")
 
@@ -207,10 +208,9 @@ def fit_members(
     variational = [deviation is not None for deviation in deviations]
     alone = [replace(problem, prior=prior) for prior in priors]
     own_rows = [np.arange(len(problem.weight))] * count if rows is None else list(rows)
-    members = [
-        start_parameters(one, deviations, seed, method.initial_curvature)
-        for one, seed in zip(alone, seeds, strict=True)
-    ]
+    optimizer = optimizer_named(method.optimizer)
+    curvature = optimizer.initial_curvature if method.initial_curvature is None else method.initial_curvature
+    members = [start_parameters(one, deviations, seed, curvature) for one, seed in zip(alone, seeds, strict=True)]
     options = share_of(method.training, method.rounds)
     assemble = assembler(problem, variational, method.curvature)
     for turn in range(method.rounds):
@@ -224,7 +224,7 @@ def fit_members(
             precision,
             variational,
             options,
-            optimizer_named(method.optimizer),
+            optimizer,
             index,
         )
         with engine.scope():

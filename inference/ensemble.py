@@ -22,6 +22,10 @@ __all__ = ["Ensemble"]
 class Ensemble(Method):
     """Fit several networks from different starts and mini-batches, all at once; the posterior is their mixture.
 
+    A module of the user's own is where the first member starts; the others start at its trained weights in another
+    order, so that they know nothing of what it may have learned before. What is to be kept has to be a constant:
+    ``bayesianize(..., train="bayesian")``, or parameters that require no gradient.
+
     Args:
         method: that each member is fitted by: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; unless told
             ``AsMarked()``. With the structure ``Point()`` and ``Laplace()`` this is a plain deep ensemble.

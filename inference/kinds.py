@@ -182,6 +182,10 @@ class View(Network):
         """Of the whole network."""
         return self.network.initialise(num_inputs, self.num_outputs, seed)
 
+    def restart(self, num_inputs: int, num_outputs: int, seed: int) -> tuple[np.ndarray, ...]:
+        """Of the whole network."""
+        return self.network.restart(num_inputs, self.num_outputs, seed)
+
     def prior_precision(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> tuple[np.ndarray, ...]:
         """Of the whole network."""
         return self.network.prior_precision(prior, num_inputs, self.num_outputs)

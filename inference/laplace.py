@@ -18,7 +18,7 @@ from .marginal_likelihood import evidence, evidence_update
 from .methods import FitProblem
 from .network import Network
 from .objective import Parameters
-from .training import TrainingOptions
+from .training import TrainingOptions, check_training
 
 __all__ = ["Laplace"]
 
@@ -48,6 +48,7 @@ class Laplace(LayerMethod):
     curvature: str = "ggn"
 
     def __post_init__(self) -> None:
+        check_training(self)
         if self.curvature not in CURVATURES:
             raise InvalidInput(f"Laplace.curvature must be one of {', '.join(CURVATURES)}, got {self.curvature!r}")
         if self.marginal_likelihood not in (None, "after", "during"):

@@ -71,8 +71,9 @@ class FitProblem:
             return replace(self, x=self.x[rows], y=self.y[rows], weight=self.weight[rows])
 
     def start(self, seed: int) -> tuple[np.ndarray, ...]:
-        """Initial weights, float64, on the host."""
-        return self.network.initialise(int(self.x.shape[1]), self.likelihood.num_outputs, seed)
+        """Initial weights, float64, on the host: the network's own for the problem's seed, others for others."""
+        initialise = self.network.initialise if seed == self.seed else self.network.restart
+        return initialise(int(self.x.shape[1]), self.likelihood.num_outputs, seed)
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,10 @@ class Network(ABC):
     def initialise(self, num_inputs: int, num_outputs: int, seed: int) -> tuple[np.ndarray, ...]:
         """Where training starts, and the prior of an unfitted model is centred; on the host, in float64."""
 
+    def restart(self, num_inputs: int, num_outputs: int, seed: int) -> tuple[np.ndarray, ...]:
+        """Where further members of an ensemble start; as :meth:`initialise`, which a network may not draw at random."""
+        return self.initialise(num_inputs, num_outputs, seed)
+
     def prior_precision(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> tuple[np.ndarray, ...]:
         """Prior precision of every weight, in the weights' shapes, in float64."""
         return prior.precision(self.shapes(num_inputs, num_outputs))  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ class PerLayer(LayerMethod):
     last: Any
     training: TrainingOptions = field(init=False)
     optimizer: Optimizer | str = field(init=False)
-    initial_curvature: float = field(init=False)
+    initial_curvature: float | None = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("hidden", "last"):

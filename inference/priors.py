@@ -36,10 +36,11 @@ class NormalPrior:
     def __post_init__(self) -> None:
         for name in ("scale", "bias_scale", "output_scale"):
             value = getattr(self, name)
+            numbers = np.asarray(value)
+            if numbers.dtype.kind not in "iuf" or not np.all(np.isfinite(numbers)) or not np.all(numbers > 0):
+                raise InvalidInput(f"NormalPrior.{name} must be positive and finite, got {value!r}")
             if isinstance(value, Sequence):
                 object.__setattr__(self, name, tuple(float(v) for v in value))
-            if not np.all(np.isfinite(value)) or not np.all(np.asarray(value) > 0):
-                raise InvalidInput(f"NormalPrior.{name} must be positive and finite, got {value!r}")
 
     def precision(self, shapes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, ...]:
         """Prior precision of every weight, one matrix (inputs + 1, outputs) per layer, in float64."""

@@ -107,7 +107,7 @@ class Refit:
         learned = self._add_curvature(likelihood, around, state, data, len(rows.x))
         arrays = self.structure.to_arrays(self.engine, learned)
         if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise NumericalFailure(f"the consolidation diverged; lower learning_rate ({self.training.learning_rate})")
+            raise NumericalFailure(f"the consolidation diverged; lower learning_rate ({self.training.peak_rate})")
         return learned
 
     def _data(self, rows: RefitRows, remembered: RefitRows | None, has_mask: bool) -> tuple[Array, ...]:
@@ -140,7 +140,7 @@ class Refit:
         state = start._replace(moments=engine.adam_moments(start.mean))
         state, history = engine.train(step, state, data, epochs(), self.seed)
         if not np.isfinite(history[-1]).all():
-            raise NumericalFailure(f"the consolidation diverged; lower learning_rate ({self.training.learning_rate})")
+            raise NumericalFailure(f"the consolidation diverged; lower learning_rate ({self.training.peak_rate})")
         return tuple(state.mean)
 
     def _step(

@@ -67,8 +67,8 @@ class Stacking(Method):
                 raise InvalidInput(f"Stacking.{name} must be positive numbers, got {values!r}")
         if not isinstance(self.members, int) or self.members < 1:
             raise InvalidInput(f"Stacking.members must be an integer of at least 1, got {self.members!r}")
-        if self.folds is not None and self.folds < 1:
-            raise InvalidInput(f"Stacking.folds must be at least 1, got {self.folds!r}")
+        if self.folds is not None and (not isinstance(self.folds, int) or self.folds < 1):
+            raise InvalidInput(f"Stacking.folds must be an integer of at least 1, got {self.folds!r}")
 
     def candidates(self, problem: FitProblem) -> list[NormalPrior]:
         """The priors to choose from."""

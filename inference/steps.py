@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,15 @@ class StepState(NamedTuple):
 
 
 class Optimizer(ABC):
-    """Turns gradients into steps."""
+    """Turns gradients into steps.
+
+    Attributes:
+        learning_rate: peak of the schedule unless the training says another.
+        initial_curvature: κ of the start, see :func:`.training.start_parameters`, unless the method says another.
+    """
+
+    learning_rate: ClassVar[float] = 5e-3
+    initial_curvature: ClassVar[float] = 0.0
 
     @abstractmethod
     def memory(self, problem: FitProblem, parameters: Parameters, prior: Any, variational: Sequence[bool]) -> Any:
@@ -99,18 +107,26 @@ class Adam(Optimizer):
 class IVON(Optimizer):
     """IVON for layers with variational weights, Adam for everything else; see :mod:`.ivon`.
 
-    The learning rate is in units of Newton steps: 0.01 to 0.3. The curvature moves slowly, so that it must not start
-    far below its true size, or steps are too long: start the deviations narrow (``Variational.initial_curvature``).
+    The learning rate is in units of Newton steps: 0.05 to 0.5, and 0.5 unless told. The curvature moves slowly, so that
+    it must not start far below its true size, or steps are too long: the deviations start narrow, with an
+    ``initial_curvature`` of 1 unless told.
 
     Args:
         momentum_decay: β₁, in [0, 1).
         curvature_decay: β₂, in [0, 1): the posterior's precision adapts over about 1 / (1 - β₂) steps.
+        adam_rate: learning rate of Adam for everything else, relative to that of the Newton steps.
     """
+
+    learning_rate: ClassVar[float] = 0.5
+    initial_curvature: ClassVar[float] = 1.0
 
     momentum_decay: float = 0.9
     curvature_decay: float = 0.99999
+    adam_rate: float = 0.02
 
     def __post_init__(self) -> None:
+        if not self.adam_rate > 0:
+            raise InvalidInput(f"IVON.adam_rate must be positive, got {self.adam_rate!r}")
         for name in ("momentum_decay", "curvature_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidInput(f"IVON.{name} must be in [0, 1), got {getattr(self, name)!r}")
@@ -152,7 +168,10 @@ class IVON(Optimizer):
                 self.momentum_decay, self.curvature_decay,
             )  # fmt: skip
             (others, likelihood), moments = engine.adam(
-                self._others(parameters, variational), self._others(gradient, variational), moments, numbers[0]
+                self._others(parameters, variational),
+                self._others(gradient, variational),
+                moments,
+                numbers[0] * self.adam_rate,
             )
             deviation = ivon.deviation(xp, own, prior, effective)
             log_deviation = map_arrays(xp.log, deviation)

@@ -23,7 +23,7 @@ from .methods import FitProblem, FitResult, Method, state_arrays
 from .objective import Terms, WeightPrior
 from .steps import Adam, Step, StepState
 from .structures.base import Layers, Structure, sum_float64
-from .training import TrainingOptions, minimise, share_of, start_parameters, train, weight_prior
+from .training import TrainingOptions, check_training, minimise, share_of, start_parameters, train, weight_prior
 
 __all__ = ["StructuredParameters", "StructuredVariational", "bound_of", "kl_from_prior"]
 
@@ -62,6 +62,7 @@ class StructuredVariational(Method):
     num_draws: int = 1
 
     def __post_init__(self) -> None:
+        check_training(self)
         if not self.initial_deviation > 0:
             raise InvalidInput(
                 f"StructuredVariational.initial_deviation must be positive, got {self.initial_deviation!r}"

@@ -19,12 +19,13 @@ from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem
 from .objective import Parameters, Terms, WeightPrior
 from .resuming import from_leaves, to_leaves
-from .steps import Optimizer, Step, StepState
+from .steps import Adam, Optimizer, Step, StepState
 
 __all__ = [
     "Trained",
     "TrainingOptions",
     "batch_plan",
+    "check_training",
     "learning_rate_schedule",
     "minimise",
     "share_of",
@@ -47,9 +48,10 @@ class TrainingOptions:
         epochs: passes over the data; None for as many as bring about ``steps`` steps.
         steps: least number of steps when ``epochs`` is None.
         batch_size: rows of a step; None for as many, from 32 to 256, as bring about 75 passes in ``steps`` steps.
-        learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0).
-        validation: share of the rows to hold out, in [0, 1); the weights of the epoch that predicts them best, by
-            their mean log probability at the mean weights, are the ones kept.
+        learning_rate: peak of the schedule (linear warm-up over 5% of the steps, then a cosine to 0); None for the
+            optimizer's own: 0.005 for Adam, 0.5 for IVON, which counts in Newton steps.
+        validation: share of the rows (of those of weight above 0) to hold out, in [0, 1); the weights of the epoch that
+            predicts them best, by their mean log probability at the mean weights, are the ones kept.
         patience: how many looks at the held-out rows (at most 100 over a fit) may pass without an improvement before
             training ends; None: never.
         kl_warmup: share of the steps over which the weight of the KL term rises from 0 to 1, in [0, 1].
@@ -58,7 +60,7 @@ class TrainingOptions:
     epochs: int | None = None
     steps: int = 3000
     batch_size: int | None = None
-    learning_rate: float = 5e-3
+    learning_rate: float | None = None
     validation: float = 0.0
     patience: int | None = None
     kl_warmup: float = 0.0
@@ -66,18 +68,35 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "learning_rate", "patience"):
             value = getattr(self, name)
-            if value is None and name not in ("steps", "learning_rate"):
+            if value is None and name != "steps":
                 continue
-            number = isinstance(value, int | float | np.number) and math.isfinite(value) and value > 0
+            number = _is_number(value) and math.isfinite(value) and value > 0
             if not number or (name != "learning_rate" and value != int(value)):
                 kind = "a positive number" if name == "learning_rate" else "a positive integer"
                 raise InvalidInput(f"TrainingOptions.{name} must be {kind}, got {value!r}")
-        if not 0 <= self.validation < 1:
+            if name != "learning_rate":
+                object.__setattr__(self, name, int(value))
+        if not _is_number(self.validation) or not 0 <= self.validation < 1:
             raise InvalidInput(f"TrainingOptions.validation must be in [0, 1), got {self.validation!r}")
-        if not 0 <= self.kl_warmup <= 1:
+        if not _is_number(self.kl_warmup) or not 0 <= self.kl_warmup <= 1:
             raise InvalidInput(f"TrainingOptions.kl_warmup must be in [0, 1], got {self.kl_warmup!r}")
         if self.patience is not None and not self.validation:
             raise InvalidInput("TrainingOptions.patience needs held-out rows: set validation, for instance to 0.1")
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate; that of Adam where it is not told."""
+        return Adam.learning_rate if self.learning_rate is None else self.learning_rate
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def check_training(method: Any) -> None:
+    """Raise :class:`InvalidInput` unless a method's ``training`` is :class:`TrainingOptions`."""
+    if not isinstance(method.training, TrainingOptions):
+        raise InvalidInput(f"{type(method).__name__}.training must be TrainingOptions, got {method.training!r}")
 
 
 class Trained(NamedTuple):
@@ -190,6 +209,8 @@ def train(
     """
     prior = weight_prior(problem, prior_precision, variational, rows)
     memory = optimizer.memory(problem, start, prior_precision, variational)
+    if options.learning_rate is None:
+        options = replace(options, learning_rate=optimizer.learning_rate)
     return minimise(
         problem,
         lambda chosen: optimizer.step(problem, variational, chosen),
@@ -219,10 +240,11 @@ def minimise(
         mean_of: the mean weights of parameters, which held-out rows are predicted with.
 
     Raises:
+        InvalidInput: too few rows to hold any out.
         NumericalFailure: as for :func:`train`.
     """
     engine = problem.engine
-    rows, held_out = _hold_out(rows, options.validation, problem.seed)
+    rows, held_out = _hold_out(rows, problem.weight, options.validation, problem.seed)
     num_epochs, plan = batch_plan(options, rows, problem.seed)
     watch = _Watch(problem, held_out, num_epochs, options.patience, mean_of)
     state = watch.resume(start)
@@ -241,7 +263,7 @@ def minimise(
     if not np.isfinite(last).all(axis=0).any():  # of several, those that failed do so for whoever asks for them
         raise NumericalFailure(
             f"the objective became {last[0, 0]} in epoch {len(reports)} of {num_epochs}; lower learning_rate "
-            f"({options.learning_rate}), or standardise the inputs"
+            f"({options.peak_rate}), or standardise the inputs"
         )
     history = reports.reshape(*reports.shape[:2], -1).mean(axis=-1)
     return Trained(watch.best or state.parameters, history, watch.looks)
@@ -269,13 +291,22 @@ def _batch_size(num_rows: int, steps: int) -> int:
     return int(np.clip(math.ceil(_PASSES * num_rows / steps), 32, 256))
 
 
-def _hold_out(rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to learn from, and rows to look at; the same shares of each member's rows."""
-    count = min(round(share * rows.shape[-1]), rows.shape[-1] - 1)
-    if count == 0:
+def _hold_out(rows: np.ndarray, weight: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from, and rows to look at: the same number of each member's rows, of those that weigh something."""
+    if not share:
         return rows, rows[..., :0]
+    count = (weight[rows] > 0).sum(axis=-1).min()
+    held = min(round(share * count), count - 1)
+    if held < 1:
+        raise InvalidInput(
+            f"TrainingOptions.validation must hold out at least one row of weight above 0 and leave one, "
+            f"got {share!r} of {count}"
+        )
     shuffled = np.random.default_rng(seed).permuted(rows, axis=-1)
-    return shuffled[..., count:], shuffled[..., :count]
+    weighs = weight[shuffled] > 0
+    chosen = weighs & (np.cumsum(weighs, axis=-1) <= held)
+    leading = rows.shape[:-1]
+    return shuffled[~chosen].reshape(*leading, -1), shuffled[chosen].reshape(*leading, -1)
 
 
 def batch_plan(
@@ -292,7 +323,7 @@ def batch_plan(
     batch_size = min(options.batch_size or _batch_size(rows.shape[-1], options.steps), rows.shape[-1])
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
-    rates = learning_rate_schedule(num_epochs * per_epoch, options.learning_rate)
+    rates = learning_rate_schedule(num_epochs * per_epoch, options.peak_rate)
     warm = max(1.0, options.kl_warmup * len(rates))
     kl_weights = np.minimum(1.0, (np.arange(len(rates)) + 1) / warm)
     schedule = np.stack([rates, kl_weights], axis=1).reshape(num_epochs, per_epoch, 2)

@@ -12,7 +12,7 @@ from .assembly import LayerMethod
 from .errors import InvalidInput
 from .network import Network
 from .steps import Optimizer, optimizer_named
-from .training import TrainingOptions
+from .training import TrainingOptions, check_training
 
 __all__ = ["Variational"]
 
@@ -30,20 +30,22 @@ class Variational(LayerMethod):
             prior's.
         initial_curvature: κ, at least 0, by which the data narrows the start: a weight that multiplies inputs a starts
             with precision p / d² + κ Σ a², for the prior's precision p and the initial deviation d. With d = 1 weights
-            of inputs that are always 0 keep their prior, and inputs of another kind than the data's are uncertain.
+            of inputs that are always 0 keep their prior, and inputs of another kind than the data's are uncertain. None
+            for the optimizer's own: 0 for Adam, 1 for IVON.
         optimizer: ``"adam"``, with local reparametrisation, or ``"ivon"``; or either with settings of its own, as
             ``Adam(...)`` or ``IVON(...)``.
     """
 
     training: TrainingOptions = field(default_factory=TrainingOptions)
     initial_deviation: float = 0.02
-    initial_curvature: float = 0.0
+    initial_curvature: float | None = None
     optimizer: Optimizer | str = "adam"
 
     def __post_init__(self) -> None:
+        check_training(self)
         if not self.initial_deviation > 0:
             raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
-        if not self.initial_curvature >= 0:
+        if self.initial_curvature is not None and not self.initial_curvature >= 0:
             raise InvalidInput(f"Variational.initial_curvature must be at least 0, got {self.initial_curvature!r}")
         optimizer_named(self.optimizer)
 

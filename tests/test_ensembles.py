@@ -193,7 +193,7 @@ def test_dispersion_outputs_have_candidates_of_their_own() -> None:
         (lambda: bm.Stacking(bm.Laplace(), members=0), "Stacking.members must be an integer of at least 1, got 0"),
         (lambda: bm.Stacking(bm.Laplace(), scales=()), "Stacking.scales must be positive numbers, got"),
         (lambda: bm.Stacking(bm.Laplace(), output_scales=(0.0,)), "Stacking.output_scales must be positive numbers"),
-        (lambda: bm.Stacking(bm.Laplace(), folds=0), "Stacking.folds must be at least 1, got 0"),
+        (lambda: bm.Stacking(bm.Laplace(), folds=0), "Stacking.folds must be an integer of at least 1, got 0"),
         (lambda: bm.Mixture(bm.Laplace()), "Mixture.of must be a structure"),
         (lambda: bm.Mixture(bm.Full(), 0), "Mixture.members must be an integer of at least 1, got 0"),
     ],

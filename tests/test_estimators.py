@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import bayesmlp as bm
-from bayesmlp.inference.errors import InvalidInput
+from bayesmlp.inference.errors import InvalidInput, NumericalFailure
 
 QUICK: dict[str, Any] = {"hidden_layer_sizes": (8,), "epochs": 40, "learning_rate": 0.03, "random_state": 0}
 LINEAR: dict[str, Any] = {"hidden_layer_sizes": (), "structure": bm.Full(), "random_state": 0}
@@ -177,6 +177,21 @@ def test_a_refused_first_batch_leaves_no_model() -> None:
         estimator.predict([[0.0]])
 
 
+@pytest.mark.parametrize(
+    ("labels", "parameters"), [("xyz", {"activation": "bad"}), ("x", {}), ("xyz", {"learning_rate": 1e300})]
+)
+def test_a_refused_fit_leaves_the_fitted_estimator(labels: str, parameters: dict[str, Any]) -> None:
+    x, y = np.linspace(-1, 1, 12)[:, None], np.repeat(["a", "b"], 6)
+    estimator = bm.BayesianMLPClassifier(**QUICK, engine="torch").fit(x, y)
+    before, expected = dict(vars(estimator)), estimator.predict(x)
+    estimator.set_params(**parameters)
+    with pytest.raises((InvalidInput, NumericalFailure)):
+        estimator.fit(np.ones((12, 2)) * x, np.resize(list(labels), 12))
+    fitted = [name for name in before if name.endswith("_")]
+    assert all(vars(estimator)[name] is before[name] for name in fitted)
+    np.testing.assert_array_equal(estimator.predict(x), expected)
+
+
 @pytest.mark.parametrize("framework", on("numpy", "torch", "jax"))
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda estimator: pickle.loads(pickle.dumps(estimator))])
 def test_a_copied_estimator_learns_on_alike(copied: Any, framework: str) -> None:
@@ -218,6 +233,9 @@ def test_automatic_structure(shape: tuple[int, ...], expected: type) -> None:
         ({"method": bm.Laplace(), "epochs": 3}, "epochs can't go with a method that has a training of its own"),
         ({"engine": "numpy"}, "engine 'numpy' has no gradients"),
         ({"activation": "step"}, "activation must be one of"),
+        ({"likelihood": "gaussian"}, "likelihood must be a Likelihood, got 'gaussian'"),
+        ({"prior_scale": "wide"}, "NormalPrior.scale must be positive and finite, got 'wide'"),
+        ({"standardize": "yes"}, "standardize must be True, False or None, got 'yes'"),
     ],
 )
 def test_bad_parameters_are_refused_by_fit(parameters: dict[str, Any], message: str) -> None:

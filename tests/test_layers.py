@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import needs, relative_error
+from cases import needs, on, relative_error
 from test_packaging import run_python
 
 import bayesmlp as bm
@@ -325,6 +325,59 @@ def test_the_rest_is_trained_and_constants_are_not(own: Own) -> None:
     assert own.name != "conv" or sum(not p.trained for p in points) == 2  # the batch normalisation's mean and variance
 
 
+@pytest.mark.parametrize("train", ["all", "bayesian"])
+def test_another_start_is_the_modules_weights_in_another_order(own: Own, train: str) -> None:
+    network = own.network("last", train=train)
+    size = own.inputs(1)[0].size
+    first, other, again, third = (network.initialise(size, 3, 0), *(network.restart(size, 3, s) for s in (1, 1, 2)))
+    assert network.layers[0].bias
+    np.testing.assert_array_equal(np.sort(other[0][:-1], axis=None), np.sort(first[0][:-1], axis=None))
+    np.testing.assert_array_equal(np.sort(other[0][-1]), np.sort(first[0][-1]))
+    assert not np.array_equal(other[0], first[0])
+    assert not np.array_equal(other[0], third[0])
+    for a, b, c, parameter in zip(first[1:], other[1:], again[1:], network.skeleton.parameters, strict=True):
+        np.testing.assert_array_equal(b, c)
+        np.testing.assert_array_equal(b == 0, a == 0)
+        np.testing.assert_array_equal(np.sort(b, axis=None), np.sort(a, axis=None))
+        stays = train == "bayesian" or not parameter.trained or len(np.unique(a[a != 0])) < 2
+        assert np.array_equal(b, a) == stays
+
+
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_members_of_an_ensemble_start_apart_and_the_first_at_the_module(framework: str) -> None:
+    own = Own(framework, "conv")
+    network, x = own.network("last"), own.inputs(32)
+    still = bm.Laplace(bm.TrainingOptions(epochs=1, batch_size=32, learning_rate=1e-30))
+    model = bm.BayesianMLP(network, bm.Categorical(3), structure=bm.Diagonal())
+    model.fit(x, own.labels(x), method=bm.Ensemble(still, members=3))
+    learned = model.mean_weights()
+    mixed = bm.BayesianMLP(network, bm.Categorical(3), structure=bm.Mixture(bm.Diagonal(), 3))
+    mixed.start_from_prior()
+    starts = [network.initialise(16, 3, 0), network.restart(16, 3, 1), network.restart(16, 3, 2)]
+    for got in (learned, mixed.mean_weights()):
+        for index, layer in enumerate(got):
+            for member in range(3):
+                np.testing.assert_allclose(layer[member], starts[member][index], rtol=1e-6, atol=1e-29)
+
+
+@needs("torch")
+def test_frozen_parameters_are_constants_and_may_be_frozen_to_serve(tmp_path: Path) -> None:
+    own = Own("torch", "conv")
+    module = own.module()
+    module.conv.weight.requires_grad_(False)
+    network = own.home.bayesianize(module, own.case.input_shape)
+    x = own.inputs(32)
+    model = bm.BayesianMLP(network, bm.Categorical(3)).fit(x, own.labels(x), method=bm.Laplace(TRAINING))
+    after = dict(zip((p.name for p in network.skeleton.parameters), model.mean_weights()[1:], strict=True))
+    np.testing.assert_array_equal(after["conv.weight"], module.conv.weight.numpy())
+    assert not np.allclose(after["conv.bias"], module.conv.bias.detach().numpy(), atol=1e-6)
+    assert module.conv.bias.requires_grad
+    with bm.open_store(tmp_path / "store.db") as store:
+        store.publish("image", model)
+        served = bm.load(store, "image", network=own.module().requires_grad_(False))
+    np.testing.assert_array_equal(served.predict(x).probabilities, model.predict(x).probabilities)
+
+
 # -- layers in the user's own training loop ----------------------------------------------------------------------------
 @pytest.fixture(params=[pytest.param("torch", marks=needs("torch")), pytest.param("jax", marks=needs("jax"))])
 def variational(request: pytest.FixtureRequest) -> tuple[str, Any]:
@@ -541,6 +594,7 @@ def test_bad_arguments_are_named() -> None:
         (["head", "tail"], "layers must be 'last', 'all' or a list of dense layers that Transformer calls"),
         (["encoder.self_attn.out_proj"], "layers must be .*encoder.linear1, encoder.linear2, head"),
         ("first", "got 'first'"),
+        (3, "got 3"),
         ([], "got \\[\\]"),
     ):
         with pytest.raises(InvalidInput, match=message):
@@ -551,10 +605,12 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(InvalidInput, match=message):
             own.network(**options)
-    with pytest.raises(InvalidInput, match="input_shape must hold integers of at least 1, got \\(0,\\)"):
-        own.home.bayesianize(own.module(), (0,), num_tokens=7)
-    with pytest.raises(InvalidInput, match="num_tokens must be from 1"):
-        own.home.bayesianize(own.module(), (5,), num_tokens=0)
+    for shape in ((0,), 4, ("a", 8), "5", None):
+        with pytest.raises(InvalidInput, match="input_shape must hold integers of at least 1, got "):
+            own.home.bayesianize(own.module(), shape, num_tokens=7)
+    for tokens in (0, "3", 3.5):
+        with pytest.raises(InvalidInput, match="num_tokens must be an integer from 1"):
+            own.home.bayesianize(own.module(), (5,), num_tokens=tokens)
     with pytest.raises(InvalidInput, match="Transformer has 3 outputs, the likelihood needs 4"):
         bm.BayesianMLP(own.network(), bm.Categorical(4))
     with pytest.raises(InvalidInput, match="standardize must be off"):
@@ -587,6 +643,20 @@ def test_inputs_have_the_modules_shape(tmp_path: Path) -> None:
 
 
 @needs("torch")
+def test_modules_of_another_precision() -> None:
+    """Attention reads the weights of its last layer without calling it."""
+    own = Own("torch", "transformer")
+    network = own.home.bayesianize(own.module().double(), (5,), layers="all", num_tokens=7)
+    assert [layer.name for layer in network.layers] == ["encoder.linear1", "encoder.linear2", "head"]
+    x = own.inputs(4)
+    for dtype in ("float32", "float64"):
+        model = bm.BayesianMLP(network, bm.Categorical(3), dtype=dtype)
+        model.start_from_prior()
+        expected = torch_model("transformer").predict(x, method="mean").probabilities
+        np.testing.assert_allclose(model.predict(x, method="mean").probabilities, expected, atol=1e-6)
+
+
+@needs("torch")
 def test_tied_weights_stay_points() -> None:
     from torch import nn
 
@@ -605,5 +675,31 @@ def test_tied_weights_stay_points() -> None:
     assert [layer.name for layer in network.layers] == ["body"]
     model = bm.BayesianMLP(network, bm.Categorical(7))
     model.update([[0, 1, 2, 3, 4]], [1])
-    with pytest.raises(InvalidInput, match="got \\['head'\\]"):
-        layers.bayesianize(Tied(), (5,), layers=["head"], num_tokens=7)
+    for chosen in (["head"], "last", None):
+        with pytest.raises(InvalidInput, match=r"those of 'head' in .*Tied are tied; others that it calls are body"):
+            layers.bayesianize(Tied(), (5,), layers=chosen, num_tokens=7)
+    parametrised = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 1)))
+    with pytest.raises(InvalidInput, match="those of '1' in Sequential are tied; others that it calls are 0"):
+        layers.bayesianize(parametrised, (2,))
+
+
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_a_layers_own_prior_must_be_the_models(framework: str) -> None:
+    layers: Any = importlib.import_module(f"bayesmlp.layers.{HOMES[framework]}")
+    if framework == "torch":
+        from torch import nn
+
+        module: Any = nn.Sequential(layers.VariationalLinear(2, 3, prior=bm.NormalPrior(50.0)), nn.Linear(3, 1))
+        names = ["0", "1"]
+    else:
+        from flax import nnx
+
+        rngs = nnx.Rngs(0)
+        own = layers.VariationalLinear(2, 3, prior=bm.NormalPrior(50.0), rngs=rngs)
+        module = nnx.Sequential(own, nnx.Linear(3, 1, rngs=rngs))
+        names = ["layers.0", "layers.1"]
+    network = layers.bayesianize(module, (2,), layers=names)
+    with pytest.raises(InvalidInput, match=rf"scale of layer '{names[0]}', which was made with NormalPrior\(scale=50"):
+        bm.BayesianMLP(network, bm.Gaussian(), prior=bm.NormalPrior(2.0))
+    bm.BayesianMLP(network, bm.Gaussian(), prior=bm.NormalPrior((50.0, 2.0)))
+    bm.BayesianMLP(layers.bayesianize(module, (2,), layers=names[1:]), bm.Gaussian(), prior=bm.NormalPrior(2.0))

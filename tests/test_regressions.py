@@ -206,8 +206,60 @@ def test_rows_of_weight_zero_choose_neither_prior_nor_epoch(engine: str) -> None
 
 
 @pytest.mark.parametrize(
-    "options", [{"epochs": 1.5}, {"steps": None}, {"batch_size": 8.5}, {"learning_rate": float("inf")}]
-)
+    "options",
+    [
+        {"epochs": 1.5}, {"epochs": True}, {"steps": None}, {"batch_size": 8.5}, {"batch_size": "8"},
+        {"learning_rate": float("inf")},
+    ],
+)  # fmt: skip
 def test_training_options_are_checked_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(errors.InvalidInput, match=f"TrainingOptions.{next(iter(options))} must be a positive"):
         bm.TrainingOptions(**options)
+
+
+def test_whole_numbers_are_integers() -> None:
+    assert bm.TrainingOptions(batch_size=16.0) == bm.TrainingOptions(batch_size=16)
+    assert isinstance(bm.TrainingOptions(epochs=np.float64(2)).epochs, int)
+
+
+def _fit(checkpoint: Any) -> Any:
+    model = bm.BayesianMLP(bm.MLP((2,)), bm.Gaussian())
+    return model.fit(np.ones((4, 1)), np.ones(4), method=bm.Laplace(bm.TrainingOptions(steps=1)), checkpoint=checkpoint)
+
+
+UNTYPED: Any = bm
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: UNTYPED.BayesianMLP(bm.MLP(), bm.Gaussian(), engine=3), "engine must be 'numpy', .*got 3"),
+        (lambda: UNTYPED.BayesianMLP(bm.MLP(), bm.Gaussian(), standardize=3), "standardize must be True, .*got 3"),
+        (lambda: UNTYPED.NormalPrior("x"), "NormalPrior.scale must be positive and finite, got 'x'"),
+        (lambda: UNTYPED.NormalPrior(1.0, None), "NormalPrior.bias_scale must be positive and finite, got None"),
+        (lambda: UNTYPED.TrainingOptions(validation="x"), r"TrainingOptions.validation must be in \[0, 1\), got 'x'"),
+        (lambda: UNTYPED.TrainingOptions(kl_warmup="x"), r"TrainingOptions.kl_warmup must be in \[0, 1\], got 'x'"),
+        (lambda: UNTYPED.Laplace("x"), "Laplace.training must be TrainingOptions, got 'x'"),
+        (lambda: UNTYPED.Laplace(None), "Laplace.training must be TrainingOptions, got None"),
+        (lambda: UNTYPED.Variational(bm.Laplace()), r"Variational.training must be TrainingOptions, got Laplace\("),
+        (lambda: UNTYPED.AsMarked("x"), "AsMarked.training must be TrainingOptions, got 'x'"),
+        (lambda: UNTYPED.StructuredVariational("x"), "StructuredVariational.training must be TrainingOptions, got 'x'"),
+        (lambda: UNTYPED.LastLayer("x"), "LastLayer.last must be a structure, got 'x'"),
+        (lambda: UNTYPED.LastLayer(hidden=3), "LastLayer.hidden must be a structure, got 3"),
+        (lambda: UNTYPED.Stacking(folds=1.5), "Stacking.folds must be an integer of at least 1, got 1.5"),
+        (lambda: UNTYPED.open_store(3), "path must be an SQLite file or a postgresql:// URL, got '?3"),
+        (lambda: _fit("/nonexistent/x"), "checkpoint must be a file in an existing folder, got '/nonexistent/x'"),
+        (lambda: _fit(3), "checkpoint must be a file in an existing folder, got 3"),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_named(call: Any, message: str) -> None:
+    with pytest.raises(errors.InvalidInput, match=message):
+        call()
+
+
+def test_what_is_published_is_a_model_under_a_name(tmp_path: Path) -> None:
+    with bm.open_store(tmp_path / "store.db") as store:
+        with pytest.raises(errors.InvalidInput, match="name must be a string of 1 to 200 printable characters, got ''"):
+            store.publish("", small_model())
+        with pytest.raises(errors.InvalidInput, match="model must be a BayesianMLP, got 3"):
+            store.publish("m", 3)

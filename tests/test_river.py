@@ -171,7 +171,10 @@ def test_a_pickled_model_learns_on_alike(learned: int) -> None:
         ([1.0], 1.0, 1.0, "x must map names of features to numbers, got list"),
         ({"a": 1.0}, math.nan, 1.0, "y must be a finite number, got nan"),
         ({"a": 1.0}, "tall", 1.0, "y must be a finite number, got 'tall'"),
-        ({"a": 1.0}, 1.0, -1.0, "w must be a number of at least 0, got -1.0"),
+        ({"a": 1.0}, 1.0, -1.0, "w must be a number from 0 to 1e\\+06, got -1.0"),
+        ({"a": 1.0}, 1.0, 1e7, "w must be a number from 0 to 1e\\+06, got 10000000.0"),
+        ({"a": 1e40}, 1.0, 1.0, r"x\['a'\] must be at most 1e\+30 in magnitude, got 1e\+40"),
+        ({"a": 1.0}, -1e40, 1.0, r"y must be at most 1e\+30 in magnitude, got -1e\+40"),
     ],
 )
 def test_bad_rows_are_refused(x: Any, y: Any, w: float, message: str) -> None:
@@ -181,6 +184,18 @@ def test_bad_rows_are_refused(x: Any, y: Any, w: float, message: str) -> None:
             model.learn_one(x, y, w)
         model.learn_one({"a": float(learned)}, 1.0)
     assert model.is_ready
+
+
+def test_what_is_not_scaled_must_be_smaller() -> None:
+    plain = bm.RiverRegressor(bm.BayesianMLPRegressor(**SMALL, engine="numpy", standardize=False), warm_up=2)
+    for x, y, message in [(1e7, 1.0, r"x\['a'\] must be at most 1e\+06"), (1.0, 1e7, r"y must be at most 1e\+06")]:
+        with pytest.raises(InvalidInput, match=message):
+            plain.learn_one({"a": x}, y)
+    scaled = regressor(warm_up=2)
+    for model, large in ((plain, 1e6), (scaled, 1e30)):
+        model.learn_one({"a": large}, large, 1e6)
+        model.learn_one({"a": 1.0}, 1.0)
+        assert model.is_ready
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dense
@@ -13,6 +13,7 @@ from cases import LINEAR, make_inputs, make_targets, on, relative_error
 
 import bayesmlp as bm
 from bayesmlp.inference.engines import get_engine
+from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.methods import FitProblem
 from bayesmlp.inference.objective import Parameters
 from bayesmlp.inference.steps import Adam, Optimizer, StepState
@@ -173,6 +174,21 @@ def test_patience_ends_the_training() -> None:
     assert first < 29
     assert len(patient.history) == first + 1
     assert patient.validation == whole.validation[: first + 1]
+
+
+def test_rows_that_weigh_nothing_are_not_held_out() -> None:
+    """Their score would be 0 at every look, and the first look the best."""
+    weight = np.zeros(ROWS)
+    weight[:20] = 1.0
+    problem = replace(problem_of(), weight=weight)
+    rows = np.stack([np.arange(ROWS), np.arange(ROWS)[::-1]])
+    trained, seen = run(WILD, problem, rows)
+    for member in range(2):
+        held_out = np.setdiff1d(np.arange(ROWS), np.stack(seen.rows)[:, member].ravel())
+        assert np.isin(np.arange(20, ROWS), held_out, invert=True).all()
+    assert len({score for _, score in trained.validation}) > 1
+    with pytest.raises(InvalidInput, match=r"TrainingOptions.validation must hold out at least one .* got 0.2 of 1"):
+        run(WILD, replace(problem_of(), weight=np.arange(ROWS) == 3.0))
 
 
 def test_long_trainings_look_a_hundred_times() -> None:

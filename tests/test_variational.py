@@ -85,7 +85,7 @@ def test_ivon_finds_the_mean_field_posterior_of_a_linear_model(engine: str) -> N
 def test_both_optimizers_report_the_same_bound(optimizer: bm.Adam, engine: str) -> None:
     """At a point where nothing moves: expected log likelihood and KL divergence in closed form."""
     options = bm.TrainingOptions(epochs=400, batch_size=ROWS, learning_rate=1e-30)
-    model, rows, y = fit(bm.Variational(options, initial_deviation=0.7, optimizer=optimizer), engine)
+    model, rows, y = fit(bm.Variational(options, 0.7, 0.0, optimizer), engine)
     precision, mean = prior_precision(LINEAR), dense.flatten(model.mean_weights())
     squares = ((y - rows @ mean) ** 2 + rows**2 @ (0.7**2 / precision)).sum()
     fit_term = -0.5 * squares / NOISE - 0.5 * ROWS * np.log(2 * np.pi * NOISE)
@@ -155,9 +155,26 @@ def test_points_and_members_beside_ivon(engine: str) -> None:
         assert residual.var() < 0.6 * y.var()
 
 
+@pytest.mark.parametrize("engine", on("torch", "jax"))
+@pytest.mark.parametrize("likelihood", [bm.Categorical(3), bm.Gaussian()], ids=["classes", "numbers"])
+def test_both_optimizers_learn_at_their_defaults(likelihood: bm.Likelihood, engine: str) -> None:
+    """Three well separated classes, and a line with little noise."""
+    rng = np.random.default_rng(5)
+    x, labels = rng.standard_normal((600, 2)), rng.integers(0, 3, 600)
+    x += np.array([[0, 3], [3, -2], [-3, -2]])[labels]
+    y = labels if isinstance(likelihood, bm.Categorical) else x @ [1, -2] + 0.1 * rng.standard_normal(600)
+    scores = []
+    for optimizer in ("adam", "ivon"):
+        model = bm.BayesianMLP(bm.MLP((20,)), likelihood, structure=bm.Diagonal(), engine=engine)
+        model.fit(x[:300], y[:300], method=bm.Variational(bm.TrainingOptions(steps=1500), optimizer=optimizer))
+        scores.append(model.predict(x[300:]).log_prob(y[300:]).mean())
+    assert scores[1] > scores[0] - 0.1
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: bm.IVON(adam_rate=0.0), "adam_rate must be positive"),
         (lambda: bm.Variational(initial_curvature=-1.0), "initial_curvature must be at least 0"),
         (lambda: bm.Variational(optimizer="adagrad"), "optimizer must be .*'adagrad'"),
         (lambda: bm.Adam(deviation_rate=0.0), "deviation_rate must be positive"),

@@ -49,12 +49,16 @@ class DenseLayer(NamedTuple):
         matrix: its weights (inputs + 1, outputs) with the bias in the last row, or (inputs, outputs) without a bias.
         bias: whether it has one.
         method: how the module marks it: ``"laplace"``, ``"variational"`` or None.
+        is_free: False where its weights are tied to another part's, or computed from other parameters.
+        prior: that it was made with; None for any.
     """
 
     name: str
     matrix: np.ndarray
     bias: bool
     method: str | None
+    is_free: bool = True
+    prior: NormalPrior | None = None
 
 
 class Parameter(NamedTuple):
@@ -63,7 +67,7 @@ class Parameter(NamedTuple):
     Attributes:
         name: by which the module knows it.
         value: its values, in float64.
-        trained: False for constants, such as the statistics of a batch normalisation.
+        trained: False for constants: the statistics of a batch normalisation, or what the user has frozen.
     """
 
     name: str
@@ -91,7 +95,7 @@ class Skeleton(ABC):
     @classmethod
     @abstractmethod
     def dense_layers(cls, module: Any) -> dict[str, DenseLayer]:
-        """The dense layers of a module that can be taken out, by name."""
+        """The dense layers of a module, by name; those that are free can be taken out."""
 
     @abstractmethod
     def __init__(self, module: Any, taken_out: Sequence[str]) -> None: ...
@@ -189,15 +193,36 @@ class ModuleNetwork(Network):
         """The module's own weights."""
         return self._start()
 
+    def restart(self, num_inputs: int, num_outputs: int, seed: int) -> tuple[np.ndarray, ...]:
+        """The module's own weights in another order, but for constants: weights of the same distribution.
+
+        Frameworks do not say how an array was initialised; where its entries were drawn independently of each other,
+        their order is random. A 0, such as a bias or the embedding of the padding, stays where it is.
+        """
+        rng = np.random.default_rng(seed)
+        matrices = (_shuffled_matrix(rng, layer) for layer in self.layers)
+        points = (_shuffled(rng, p.value) if self._trains(p) else p.value for p in self.skeleton.parameters)
+        return (*matrices, *points)
+
     def prior_precision(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> tuple[np.ndarray, ...]:
         """The prior's for Bayesian layers; 1 for other parameters that are trained; 0, no prior, for constants."""
         self.shapes(num_inputs, num_outputs)
-        sizes = [(layer.matrix.shape[0] + (not layer.bias), layer.matrix.shape[1]) for layer in self.layers]
-        precisions = zip(prior.precision(sizes), self.layers, strict=True)
+        precisions = zip(prior.precision([_size(layer) for layer in self.layers]), self.layers, strict=True)
         return (
             *(precision[: len(layer.matrix)] for precision, layer in precisions),
             *(np.full(p.value.shape, float(self._trains(p))) for p in self.skeleton.parameters),
         )
+
+    def check_prior(self, prior: NormalPrior, num_inputs: int, num_outputs: int) -> None:
+        for layer, got in zip(self.layers, self.prior_precision(prior, num_inputs, num_outputs), strict=False):
+            if layer.prior is None:
+                continue
+            (own,) = layer.prior.precision([_size(layer)])
+            if not np.allclose(got, own[: len(got)], rtol=1e-12):
+                raise InvalidInput(
+                    f"prior must have the scale of layer {layer.name!r}, which was made with {layer.prior}, got {prior}"
+                    "; it takes one scale for each Bayesian layer"
+                )
 
     def _trains(self, parameter: Parameter) -> bool:
         return parameter.trained and self.train == "all"
@@ -354,6 +379,25 @@ class ModuleNetwork(Network):
                 )
             )
         )
+
+
+def _size(layer: DenseLayer) -> tuple[int, int]:
+    """Shape of a layer's matrix if it had a bias."""
+    return layer.matrix.shape[0] + (not layer.bias), layer.matrix.shape[1]
+
+
+def _shuffled_matrix(rng: np.random.Generator, layer: DenseLayer) -> np.ndarray:
+    """A dense layer's weights in another order, and its biases in one of theirs."""
+    if not layer.bias:
+        return _shuffled(rng, layer.matrix)
+    return np.concatenate([_shuffled(rng, layer.matrix[:-1]), _shuffled(rng, layer.matrix[-1:])])
+
+
+def _shuffled(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    """An array whose entries other than 0 have changed places."""
+    shuffled = values.copy()
+    shuffled[values != 0] = rng.permutation(values[values != 0])
+    return shuffled
 
 
 def _positions(engine: Engine, array: Array, row_axis: int | None, leading: int) -> Array:

@@ -40,11 +40,9 @@ def bayesianize(
         raise InvalidInput(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if train not in ("all", "bayesian"):
         raise InvalidInput(f"train must be 'all' or 'bayesian', got {train!r}")
-    shape = tuple(int(size) for size in input_shape)
-    if any(size < 1 for size in shape) or shape != tuple(input_shape):
-        raise InvalidInput(f"input_shape must hold integers of at least 1, got {input_shape!r}")
-    if num_tokens is not None and not 1 <= num_tokens <= 2**24:
-        raise InvalidInput(f"num_tokens must be from 1 to 2**24, got {num_tokens!r}")
+    shape = _checked_shape(input_shape)
+    if num_tokens is not None and not (isinstance(num_tokens, int | np.integer) and 1 <= num_tokens <= 2**24):
+        raise InvalidInput(f"num_tokens must be an integer from 1 to 2**24, got {num_tokens!r}")
     found = skeleton_type.dense_layers(module)
     probe = ModuleNetwork(skeleton_type(module, tuple(found)), tuple(found.values()), (), shape, num_tokens, 0, train)
     uses, num_outputs = _uses(probe)
@@ -52,6 +50,13 @@ def bayesianize(
     named = tuple(found[name]._replace(method=found[name].method or method) for name in chosen)
     skeleton = skeleton_type(module, tuple(chosen))
     return ModuleNetwork(skeleton, named, tuple(uses[name] for name in chosen), shape, num_tokens, num_outputs, train)
+
+
+def _checked_shape(input_shape: Any) -> tuple[int, ...]:
+    is_sequence = isinstance(input_shape, Sequence) and not isinstance(input_shape, str)
+    if not is_sequence or not all(isinstance(size, int | np.integer) and size >= 1 for size in input_shape):
+        raise InvalidInput(f"input_shape must hold integers of at least 1, got {input_shape!r}")
+    return tuple(int(size) for size in input_shape)
 
 
 def _uses(probe: ModuleNetwork) -> tuple[dict[str, Use], int]:
@@ -101,21 +106,29 @@ def _select(
     owner: str, found: Mapping[str, DenseLayer], uses: Mapping[str, Use], layers: str | Sequence[str] | None
 ) -> list[str]:
     """Names of the chosen layers, in the order of their calls."""
-    called = list(uses)
-    if not called:
+    free = [name for name in uses if found[name].is_free]
+    if not free:
         raise InvalidInput(f"module {owner} calls no dense layer that could be Bayesian")
+    marked = [name for name in free if found[name].method is not None]
+    if layers == "last" or (layers is None and not marked):
+        layers = list(uses)[-1:]
     if layers is None:
-        return [name for name in called if found[name].method is not None] or called[-1:]
-    if layers == "last":
-        return called[-1:]
+        return marked
     if layers == "all":
-        return called
-    if isinstance(layers, str) or not layers or not set(layers) <= set(called):
+        return free
+    names = isinstance(layers, Sequence) and not isinstance(layers, str) and [n for n in layers if isinstance(n, str)]
+    tied = [name for name in names or () if name in found and not found[name].is_free]
+    if tied:
+        raise InvalidInput(
+            f"layers must have weights of their own, those of {tied[0]!r} in {owner} are tied; "
+            f"others that it calls are {', '.join(free)}"
+        )
+    if not names or len(names) != len(layers) or not set(names) <= set(free):
         raise InvalidInput(
             f"layers must be 'last', 'all' or a list of dense layers that {owner} calls "
-            f"({', '.join(called)}), got {layers!r}"
+            f"({', '.join(free)}), got {layers!r}"
         )
-    return [name for name in called if name in set(layers)]
+    return [name for name in free if name in set(names)]
 
 
 def restore_network(spec: Mapping[str, Any], network: Any = None) -> Network:
@@ -156,6 +169,9 @@ def _bayesianize_as(spec: Mapping[str, Any], module: Any) -> ModuleNetwork:
         num_tokens=spec["num_tokens"],
         train=spec["train"],
     )
+    stored = {parameter["name"]: parameter["trained"] for parameter in spec["parameters"]}
+    skeleton = network.skeleton  # what a fit trained is not for the module to say again: it may be frozen to serve
+    skeleton.parameters = tuple(p._replace(trained=stored.get(p.name, p.trained)) for p in skeleton.parameters)
     methods = [layer["method"] for layer in spec["layers"]]
     marked = tuple(layer._replace(method=method) for layer, method in zip(network.layers, methods, strict=True))
     return replace(network, layers=marked)

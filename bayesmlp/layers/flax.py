@@ -63,7 +63,7 @@ class VariationalLinear(nnx.Linear):
     Args:
         in_features: number of inputs.
         out_features: number of outputs.
-        prior: of the weights.
+        prior: of the weights; one that is given must be the model's for this layer, too, after :func:`bayesianize`.
         initial_deviation: standard deviation of a weight at the start, relative to its prior's.
         rngs: of the initialisation; the noise comes from its stream ``noise``.
         **options: as for ``nnx.Linear``.
@@ -82,7 +82,7 @@ class VariationalLinear(nnx.Linear):
         **options: Any,
     ) -> None:
         super().__init__(in_features, out_features, rngs=rngs, **options)
-        self.prior = prior or NormalPrior()
+        self.own_prior, self.prior = prior, prior or NormalPrior()
         start = log_deviations(self.prior, in_features, out_features, initial_deviation)
         self.log_deviation = nnx.Param(jnp.asarray(start[: in_features + self.use_bias], self.param_dtype))
         self.deterministic = False
@@ -131,7 +131,8 @@ def bayesianize(
             other.
         input_shape: of one input; a model takes inputs of shape ``(rows, *input_shape)``, or flat rows.
         layers: ``"last"`` or ``"all"`` of the dense layers that the module calls, or their names (paths joined by
-            dots); None: those that are :class:`VariationalLinear` or :class:`LaplaceLinear`, else the last.
+            dots); None: those that are :class:`VariationalLinear` or :class:`LaplaceLinear`, else the last. A layer
+            whose weights are tied to others can't be chosen, and is no part of ``"all"``.
         method: of chosen layers that are a plain ``nnx.Linear``: ``"laplace"`` or ``"variational"``.
         num_tokens: inputs are integers from 0 to below this number, as an ``nnx.Embed`` takes them.
         train: ``"all"``: a fit trains the whole module; ``"bayesian"``: only the Bayesian layers.
@@ -140,7 +141,7 @@ def bayesianize(
         A network for :class:`~bayesmlp.BayesianMLP`.
 
     Raises:
-        InvalidInput: no such layer, or one that the module does not call.
+        InvalidInput: no such layer, or one that the module does not call or has tied.
     """
     return _bayesianize(FlaxSkeleton, module, input_shape, layers, method, num_tokens, train)
 
@@ -188,10 +189,11 @@ class FlaxSkeleton(Skeleton):
         found = {}
         for path, layer in modules:
             plain = isinstance(layer, nnx.Linear) and type(layer).__call__ is nnx.Linear.__call__
-            if (plain or isinstance(layer, VariationalLinear)) and path and owners[id(layer.kernel)] == 1:
+            if (plain or isinstance(layer, VariationalLinear)) and path:
                 name, bias = _name(path), None if layer.bias is None else layer.bias[...]
                 matrix = dense_matrix(np.asarray(layer.kernel[...]), bias)
-                found[name] = DenseLayer(name, matrix, bias is not None, getattr(layer, "method", None))
+                is_free, prior = owners[id(layer.kernel)] == 1, getattr(layer, "own_prior", None)
+                found[name] = DenseLayer(name, matrix, bias is not None, getattr(layer, "method", None), is_free, prior)
         return found
 
     def run(self, arrays: Mapping[str, jax.Array], x: jax.Array, layers: Mapping[str, Layer]) -> jax.Array:

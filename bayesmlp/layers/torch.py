@@ -57,7 +57,7 @@ class VariationalLinear(nn.Linear):
         in_features: number of inputs.
         out_features: number of outputs.
         bias: whether there is one.
-        prior: of the weights.
+        prior: of the weights; one that is given must be the model's for this layer, too, after :func:`bayesianize`.
         initial_deviation: standard deviation of a weight at the start, relative to its prior's.
         device: as for ``nn.Linear``.
         dtype: as for ``nn.Linear``.
@@ -77,7 +77,7 @@ class VariationalLinear(nn.Linear):
         dtype: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.prior = prior or NormalPrior()
+        self.own_prior, self.prior = prior, prior or NormalPrior()
         start = log_deviations(self.prior, in_features, out_features, initial_deviation)
         self.log_deviation = nn.Parameter(self._like(start[: in_features + bias]))
 
@@ -118,15 +118,17 @@ def bayesianize(
     """A module as a network whose dense layers have a posterior; the module itself is left as it is.
 
     Everything else of the module (convolutions, embeddings, normalisations, other dense layers) is a point: trained by
-    ``fit`` under a standard normal prior, stored beside the posterior, and not moved by updates. The copy runs in
-    evaluation mode: no dropout, and batch normalisation with the statistics that the module has now, as constants.
+    ``fit`` under a standard normal prior, stored beside the posterior, and not moved by updates; a constant where it
+    does not require gradients. The copy runs in evaluation mode: no dropout, and batch normalisation with the
+    statistics that the module has now, as constants.
 
     Args:
         module: takes a batch ``(rows, *input_shape)`` to outputs (rows, outputs); its rows must not depend on each
             other.
         input_shape: of one input; a model takes inputs of shape ``(rows, *input_shape)``, or flat rows.
         layers: ``"last"`` or ``"all"`` of the dense layers that the module calls, or their names; None: those that are
-            :class:`VariationalLinear` or :class:`LaplaceLinear`, else the last.
+            :class:`VariationalLinear` or :class:`LaplaceLinear`, else the last. A layer whose weights are tied to
+            others can't be chosen, and is no part of ``"all"``.
         method: of chosen layers that are a plain ``nn.Linear``: ``"laplace"`` or ``"variational"``.
         num_tokens: inputs are integers from 0 to below this number, as an ``nn.Embedding`` takes them.
         train: ``"all"``: a fit trains the whole module; ``"bayesian"``: only the Bayesian layers.
@@ -135,7 +137,7 @@ def bayesianize(
         A network for :class:`~bayesmlp.BayesianMLP`.
 
     Raises:
-        InvalidInput: no such layer, or one that the module does not call.
+        InvalidInput: no such layer, or one that the module does not call or has tied.
     """
     return _bayesianize(TorchSkeleton, module, input_shape, layers, method, num_tokens, train)
 
@@ -152,8 +154,9 @@ class TorchSkeleton(Skeleton):
         self._lock = threading.Lock()
         self._layers: Mapping[str, Layer] = {}
         own = {f"{name}.{own}" for name in taken_out for own, _ in self._module.get_submodule(name).named_parameters()}
-        trained = [(name, value, True) for name, value in self._module.named_parameters() if name not in own]
-        arrays = [*trained, *((name, value, False) for name, value in self._module.named_buffers())]
+        trains = {name: value.requires_grad for name, value in module.named_parameters()}
+        points = [(name, value, trains[name]) for name, value in self._module.named_parameters() if name not in own]
+        arrays = [*points, *((name, value, False) for name, value in self._module.named_buffers())]
         self.parameters = tuple(
             Parameter(name, _to_numpy(value), flag) for name, value, flag in arrays if value.is_floating_point()
         )
@@ -162,6 +165,7 @@ class TorchSkeleton(Skeleton):
         for name in taken_out:
             layer = self._module.get_submodule(name)
             layer.forward = partial(self._call, name)
+            layer.to("cpu", torch.float32)  # as the engine of a first look, which may read it without a call
             layer.register_forward_pre_hook(_nothing)  # fused kernels of transformer layers pass hooked layers by
 
     @classmethod
@@ -172,10 +176,11 @@ class TorchSkeleton(Skeleton):
             plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
             if not (plain or isinstance(layer, VariationalLinear)) or not name:
                 continue
-            if owners[id(layer.weight)] == 1 and not hasattr(layer, "parametrizations"):
-                bias = None if layer.bias is None else _to_numpy(layer.bias)
-                matrix = dense_matrix(_to_numpy(layer.weight).T, bias)
-                found[name] = DenseLayer(name, matrix, bias is not None, getattr(layer, "method", None))
+            bias = None if layer.bias is None else _to_numpy(layer.bias)
+            matrix = dense_matrix(_to_numpy(layer.weight).T, bias)
+            is_free = owners[id(layer.weight)] == 1 and not hasattr(layer, "parametrizations")
+            marks = getattr(layer, "method", None), is_free, getattr(layer, "own_prior", None)
+            found[name] = DenseLayer(name, matrix, bias is not None, *marks)
         return found
 
     def _call(self, name: str, x: torch.Tensor) -> torch.Tensor:

@@ -254,7 +254,8 @@ class LearningModel(FittedModel):
         members = []
         mixture = self.structure if isinstance(self.structure, Mixture) else None
         for member in range(mixture.members if mixture else 1):
-            start = self._seen.initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
+            initialise = self._seen.restart if member else self._seen.initialise
+            start = initialise(num_inputs, self.likelihood.num_outputs, self.seed + member)
             scale, factor = mixture.start(member) if mixture else (1.0, 1.0)
             state = self.likelihood.with_dispersion(self.likelihood.initial_state(), factor)
             dispersion = float(self.likelihood.dispersion(state))

@@ -83,7 +83,9 @@ class ModelState:
         if dtype is None and not isinstance(engine, Engine):
             dtype = "float32"
         self.engine = _engine_for(network, engine, dtype)
-        self.standardize = network.standardize_by_default if standardize is None else standardize
+        if not isinstance(standardize, bool | np.bool_ | None):
+            raise InvalidInput(f"standardize must be True, False or None, got {standardize!r}")
+        self.standardize = network.standardize_by_default if standardize is None else bool(standardize)
         if self.standardize and network.num_tokens is not None:
             raise InvalidInput("standardize must be off for a network whose inputs are tokens")
         self.seed = seed

@@ -150,6 +150,9 @@ class PosteriorStore:
             NotFitted: the model has no posterior.
             LeaseHeld: an updater is writing to the model.
         """
+        check_name(name)
+        if not isinstance(model, BayesianMLP):
+            raise InvalidInput(f"model must be a BayesianMLP, got {model!r}")
         model.num_inputs  # noqa: B018 (raises before any work)
         self.add_name(name)
         fingerprint = step_fingerprint(model.engine)
@@ -463,7 +466,7 @@ def check_name(name: Any) -> None:
 
 
 def _checked_file(path: str | Path) -> Path:
-    if "://" in str(path):
+    if "://" in str(path) or not isinstance(path, str | Path):
         raise InvalidInput(f"path must be an SQLite file or a postgresql:// URL, got {str(path)!r}")
     file = Path(path).absolute()
     if not file.parent.is_dir():

@@ -30,7 +30,7 @@ def get_engine(name: str | Engine, dtype: str | None = None) -> Engine:
     """
     if isinstance(name, Engine):
         return name if dtype is None else replace(name, dtype=dtype)
-    framework, _, device = name.partition(":")
+    framework, _, device = name.partition(":") if isinstance(name, str) else ("", "", "")
     if framework == "numpy" and not device:
         return NumpyEngine(dtype=dtype or "float64")
     if framework == "torch":

@@ -270,5 +270,11 @@ def LastLayer(last: Structure | None = None, hidden: Structure | None = None) ->
     Args:
         last: structure of the last layer; ``Full()`` if not given.
         hidden: structure of the other layers, as one block; ``Diagonal()`` if not given.
+
+    Raises:
+        InvalidInput: something else.
     """
+    for name, part in (("last", last), ("hidden", hidden)):
+        if not isinstance(part, Structure | None):
+            raise InvalidInput(f"LastLayer.{name} must be a structure, got {part!r}")
     return Blocks(((hidden or Diagonal(), "rest"), (last or Full(), (-1,))))
