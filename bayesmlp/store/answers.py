@@ -137,6 +137,12 @@ class Answers:
             rows = connection.execute(select(answers).where(answers.c.model == model))
             return [str(row.prediction_id) for row in rows if not _is_sound(row)]
 
+    def strays(self, models: Iterable[str]) -> list[str]:
+        """Ids of the answers that are of none of these models."""
+        with self._begin() as connection:
+            where = answers.c.model.not_in(list(models))
+            return list(connection.execute(select(answers.c.prediction_id).where(where)).scalars())
+
     def integrity(self) -> list[str]:
         """What SQLite says of the file: ``ok``, or what is wrong."""
         with self._begin() as connection:

@@ -48,6 +48,8 @@ def verify(store: PosteriorStore, name: str | None = None) -> list[Problem]:
         problems += [Problem("", 0, what, True) for what in _database_problems(store)]
         with store.read() as connection:
             names = list(connection.execute(select(models.c.name).order_by(models.c.name)).scalars())
+        strays = [] if store.kept_answers is None else store.kept_answers.strays(names)
+        problems += [Problem("", 0, f"answer {i} is of no model that there is", True) for i in strays]
     else:
         names = [name]
     for each in names:

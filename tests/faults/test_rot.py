@@ -80,8 +80,9 @@ def rows_of(folder: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for name in ("store.db", "store.db.answers"):
         with contextlib.closing(sqlite3.connect(folder / name)) as connection:
+            connection.text_factory = lambda text: text.decode(errors="surrogateescape")
             for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                found[table] = sorted(connection.execute(f"SELECT * FROM {table} NOT INDEXED"), key=repr)
+                found[table.lower()] = sorted(connection.execute(f"SELECT * FROM {table} NOT INDEXED"), key=repr)
     del found["leases"]  # who had one last
     return found | {"models": [row[:3] for row in found["models"]]}  # when a model's name was first taken
 
@@ -162,6 +163,17 @@ def test_rot(tmp_path: Path, number: int | None) -> None:
     print(f"\n{number} flips and truncations: {dict(results.most_common())}")
     assert sum(results.values()) == number
     assert sum(count for result, count in results.items() if result.startswith("refused")) > number / 20
+
+
+@pytest.mark.usefixtures("small_blobs")
+def test_an_answer_of_no_model_is_named(tmp_path: Path) -> None:
+    """As one bit may leave it, with a name that is no text."""
+    make_store(tmp_path / "made")
+    with contextlib.closing(sqlite3.connect(tmp_path / "made" / "store.db.answers")) as connection:
+        connection.execute("UPDATE answers SET model = CAST(x'ed' AS TEXT) WHERE rowid = 2")
+        connection.commit()
+    with bm.open_store(tmp_path / "made" / "store.db") as store:
+        assert ["is of no model" in problem.what for problem in store.verify()] == [True]
 
 
 def test_an_index_whose_definition_rotted_is_refused(tmp_path: Path) -> None:
