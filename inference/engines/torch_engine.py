@@ -251,7 +251,7 @@ class TorchEngine(Engine):
         functional_adam(
             leaves, [g.contiguous() for g in leaves_of(gradient)], leaves_of(moments.first),
             leaves_of(moments.second), [],
-            [moments.count.to(torch.float32)] * len(leaves),
+            list(moments.count.to(torch.float32).repeat(len(leaves)).unbind()),  # each is counted up
             fused=self.device.type in ("cpu", "cuda"), amsgrad=False, beta1=0.9, beta2=0.999, lr=float(rate),
             weight_decay=0.0, eps=1e-8, maximize=False,
         )  # fmt: skip
