@@ -81,7 +81,8 @@ def rows_of(folder: Path) -> dict[str, list[Any]]:
     for name in ("store.db", "store.db.answers"):
         with contextlib.closing(sqlite3.connect(folder / name)) as connection:
             connection.text_factory = lambda text: text.decode(errors="surrogateescape")
-            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            tables = "SELECT name FROM pragma_table_list WHERE schema = 'main' AND name NOT LIKE 'sqlite%'"
+            for (table,) in connection.execute(tables).fetchall():  # as SQLite has read their definitions
                 found[table.lower()] = sorted(connection.execute(f"SELECT * FROM {table} NOT INDEXED"), key=repr)
     del found["leases"]  # who had one last
     return found | {"models": [row[:3] for row in found["models"]]}  # when a model's name was first taken
