@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchTableError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchTableError,
+    OperationalError,
+    SAWarning,
+)
 from sqlalchemy.pool import NullPool, QueuePool
 
 from ..inference.errors import CorruptStore, InvalidInput, MissingDependency, StoreUnavailable
@@ -179,6 +187,8 @@ def _add_what_came_later(connection: Connection, schema: MetaData) -> None:
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
         for index in table.indexes:
             try:
-                index.create(connection, checkfirst=True)
-            except TypeError as error:  # an index is there, and its definition is not
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", SAWarning)  # of an index that is another than was made
+                    index.create(connection, checkfirst=True)
+            except (TypeError, SAWarning) as error:  # an index is there, and its definition is not
                 raise CorruptStore(f"the definition of index {index.name} can not be read: {error}") from error

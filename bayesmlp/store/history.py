@@ -100,7 +100,7 @@ def _note(row: Any, fold: Fold) -> str:
 
 
 def prequential_of(engine: Engine, log: Log) -> Prequential:
-    """How the events of a model's line were predicted before they were learned."""
+    """How the events of a model's line were predicted before they were learned; raises :class:`CorruptStore`."""
     learned = {record.offset: record.learned for record in log.fold().line if record.learned is not None}
     query = select(effects).where(effects.c.model_id == log.model_id, effects.c.outcome == "applied")
     with unavailable_as_such("the store"), engine.connect() as connection:
@@ -117,13 +117,12 @@ def _rows_that_count(log: Log) -> dict[int, float]:
     """How many rows of a record have a weight above 0, by offset, where that is not one; NaN of an erased batch."""
     has_weight = or_(*(records.c.body.contains(f'"{name}"') for name in ("weight", "granted")))
     where = or_(records.c.kind.in_(("batch", "quarantine")), and_(records.c.kind == "event", has_weight))
-    columns = (records.c.offset, records.c.body, records.c.purged)
     counts: dict[int, float] = {}
-    for row in log.rows(columns, where, last=log.head()):
+    for row in log.rows(list(records.c), where, last=log.head()):
         if row.purged is not None:
             counts[row.offset] = float("nan")
             continue
-        body = json.loads(row.body)
+        body = log.body_of(row)
         weight = np.asarray(body.get("weight", np.ones(len(body["x"])))) * body.get("granted", 1.0)
         counts[row.offset] = float(np.count_nonzero(weight))
     return counts
