@@ -177,6 +177,17 @@ def test_an_answer_of_no_model_is_named(tmp_path: Path) -> None:
         assert ["is of no model" in problem.what for problem in store.verify()] == [True]
 
 
+@pytest.mark.usefixtures("small_blobs")
+@pytest.mark.parametrize("body", ["{", '{"x": [[1.0]]}'], ids=["no JSON", "another"])
+def test_rows_are_not_counted_from_a_body_that_rotted(tmp_path: Path, body: str) -> None:
+    make_store(tmp_path / "made")
+    with contextlib.closing(sqlite3.connect(tmp_path / "made" / "store.db")) as connection:
+        connection.execute("UPDATE records SET body = ? WHERE kind = 'batch'", (body,))
+        connection.commit()
+    with bm.open_store(tmp_path / "made" / "store.db") as store, pytest.raises(CorruptStore, match="checksum"):
+        store.prequential("m")
+
+
 def test_an_index_whose_definition_rotted_is_refused(tmp_path: Path) -> None:
     """As one bit may leave it: a partial index that SQLite has by a name under which it has no definition."""
     published(tmp_path).close()
