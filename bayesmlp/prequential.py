@@ -63,7 +63,7 @@ class Prequential:
             model is calibrated.
         confidence: probability of the predicted class; of several yes or no, the mean over those observed.
         hit: 1 where that was the class, else 0; of several yes or no, the share that was right.
-        rows: of the event that count, those of a weight above 0: a batch is one event, of whose rows surprise and
+        num_rows: of the event that count, those of a weight above 0: a batch is one event, of whose rows surprise and
             information are sums. NaN where they went with an erased payload: means over rows leave such an event out.
     """
 
@@ -75,7 +75,7 @@ class Prequential:
     pit: np.ndarray
     confidence: np.ndarray
     hit: np.ndarray
-    rows: np.ndarray
+    num_rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.version)
@@ -83,7 +83,7 @@ class Prequential:
     @property
     def log_score(self) -> float:
         """Mean log score of the stream, in nats per row."""
-        return -_per_row(self.surprise, self.rows)
+        return -_per_row(self.surprise, self.num_rows)
 
     @property
     def coverage(self) -> float:
@@ -113,18 +113,21 @@ class Prequential:
         return found
 
     def _window(self, part: slice, before: Window | None) -> Window:
-        mean, error = -_per_row(self.surprise[part], self.rows[part]), _error(self.surprise[part], self.rows[part])
+        mean, error = (
+            -_per_row(self.surprise[part], self.num_rows[part]),
+            _error(self.surprise[part], self.num_rows[part]),
+        )
         spread = np.hypot(error, before.error) if before else 0.0
         return Window(
             events=part.stop,
             log_score=mean,
             error=error,
-            cumulative=-_per_row(self.surprise[: part.stop], self.rows[: part.stop]),
+            cumulative=-_per_row(self.surprise[: part.stop], self.num_rows[: part.stop]),
             drift=float((mean - before.log_score) / spread) if before and spread > 0 else float("nan"),
             accuracy=_mean(self.hit[part]),
             calibration_error=_calibration_error(self.confidence[part], self.hit[part]),
             coverage=_mean(_covered(self.pit[part])),
-            information=_per_row(self.information[part], self.rows[part]),
+            information=_per_row(self.information[part], self.num_rows[part]),
             change=float(np.nanmax(self.change[part])) if np.isfinite(self.change[part]).any() else float("nan"),
             seconds=_mean(self.seconds[part]),
         )

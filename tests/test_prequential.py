@@ -19,7 +19,7 @@ from bayesmlp.prequential import PER_EVENT
 def record(surprise: Any, **columns: Any) -> bm.Prequential:
     """A stream with the given columns."""
     surprise = np.asarray(surprise, dtype=np.float64)
-    empty = {name: np.full(len(surprise), np.nan) for name in PER_EVENT} | {"rows": np.ones(len(surprise))}
+    empty = {name: np.full(len(surprise), np.nan) for name in PER_EVENT} | {"num_rows": np.ones(len(surprise))}
     return bm.Prequential(**(empty | {"version": np.arange(len(surprise)), "surprise": surprise} | columns))
 
 
@@ -40,13 +40,13 @@ def test_a_batch_counts_for_its_rows() -> None:
     """A window is scored as if its events were single rows: the mean of 100 singles and 5 batches of 20 likewise."""
     surprise = np.random.default_rng(1).standard_normal(200)
     batches = np.concatenate([surprise[:100], surprise[100:].reshape(5, 20).sum(axis=1)])
-    done = record(batches, information=batches, rows=np.concatenate([np.ones(100), np.full(5, 20)]))
+    done = record(batches, information=batches, num_rows=np.concatenate([np.ones(100), np.full(5, 20)]))
     assert done.log_score == pytest.approx(-surprise.mean())
     (window,) = done.windows(105)
     assert (window.log_score, window.cumulative) == (pytest.approx(-surprise.mean()),) * 2
     assert window.information == pytest.approx(surprise.mean())
     assert window.error == pytest.approx(surprise.std(ddof=1) / np.sqrt(200), rel=0.2)
-    even = record(surprise.reshape(50, 4).sum(axis=1), rows=np.full(50, 4.0)).windows(50)[0]
+    even = record(surprise.reshape(50, 4).sum(axis=1), num_rows=np.full(50, 4.0)).windows(50)[0]
     assert even.error == pytest.approx(surprise.reshape(50, 4).mean(axis=1).std(ddof=1) / np.sqrt(50))
 
 
@@ -61,15 +61,15 @@ def test_rows_that_count_are_read_from_the_log(tmp_path: Path) -> None:
         updater.observe(x[8], y[8], weight=0.0)
         updater.observe(x[9], y[9], weight=0.5)
         seen = updater.prequential()
-    np.testing.assert_array_equal(seen.rows, [3, 1, 3, 0, 1])
+    np.testing.assert_array_equal(seen.num_rows, [3, 1, 3, 0, 1])
     assert seen.log_score == pytest.approx(-seen.surprise.sum() / 8)
-    np.testing.assert_array_equal(store.prequential("m").rows, [np.nan, 1, 3, 0, 1])
+    np.testing.assert_array_equal(store.prequential("m").num_rows, [np.nan, 1, 3, 0, 1])
     assert store.prequential("m").log_score == pytest.approx(-seen.surprise[1:].sum() / 5)
     with bm.OnlineUpdater(store, "m", engine="numpy", admission=admission) as updater:
         unlikely = np.argmin(updater.model.predict(x[10:12]).probabilities, axis=1)
         assert updater.observe_batch(x[10:12], unlikely, event_id="odd").status == "quarantined"
         updater.release(["odd"])
-        assert updater.prequential().rows[-1] == 2
+        assert updater.prequential().num_rows[-1] == 2
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 99, 149, 150, 151, 1000])

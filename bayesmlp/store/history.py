@@ -106,10 +106,10 @@ def prequential_of(engine: Engine, log: Log) -> Prequential:
     with unavailable_as_such("the store"), engine.connect() as connection:
         rows = {row.offset: row for row in connection.execute(query) if is_sound_effect(row)}
     done = [rows[offset] for offset in learned if offset in rows]
-    numbers = [name for name in PER_EVENT if name not in ("version", "rows")]
+    numbers = [name for name in PER_EVENT if name not in ("version", "num_rows")]
     columns = {name: np.array([getattr(row, name) for row in done], dtype=np.float64) for name in numbers}
     counts = _rows_that_count(log)
-    columns["rows"] = np.array([counts.get(learned[row.offset], 1.0) for row in done])
+    columns["num_rows"] = np.array([counts.get(learned[row.offset], 1.0) for row in done])
     return Prequential(version=np.array([row.offset for row in done], dtype=np.int64), **columns)
 
 
