@@ -167,16 +167,12 @@ class Gaussian(Likelihood):
     ) -> Any:
         if not self.learns_noise:
             return state
-        xp = engine.xp
         of_outputs, total = self._weights(engine, y, weight)
         error = self._error(engine, outputs, y)[0]
         if influence is not None:
             error = influence.residual[:, None] * error
             _, total = self._weights(engine, y, influence.count * weight)
-        root = xp.sqrt(of_outputs)
-        error = root * xp.reshape(error, (-1,))
-        identity = engine.eye(error.shape[0], error)
-        spread = identity + root[:, None] * covariance * root[None, :]
+        error, spread = self._weighed(engine, error, covariance, of_outputs)
         squares = error @ engine.solve(spread, error[:, None])[:, 0]
         return NoiseState(state.shape + 0.5 * total, state.rate + 0.5 * squares)
 
@@ -198,22 +194,27 @@ class Gaussian(Likelihood):
         """
         xp = engine.xp
         of_outputs, total = self._weights(engine, y, weight)
-        root = xp.sqrt(of_outputs)
-        error = root * xp.reshape(self._error(engine, outputs, y)[0], (-1,))
-        identity = engine.eye(error.shape[0], error)
-        spread = identity + root[:, None] * covariance * root[None, :] / self._fixed
+        error, spread = self._weighed(engine, self._error(engine, outputs, y)[0], covariance, of_outputs)
         factor, _ = engine.cholesky(spread)
         whitened = engine.solve_triangular(factor, error[:, None])[:, 0]
         squares = whitened @ whitened
-        half_determinant = xp.sum(xp.log(xp.sum(factor * identity, axis=-1)))
+        half_determinant = xp.sum(xp.log(xp.linalg.diagonal(factor)))
         if isinstance(state, NoiseState):
             shape = state.shape + 0.5 * total
             ratio = engine.lgamma(shape) - engine.lgamma(state.shape)
             rates = state.shape * xp.log(state.rate) - shape * xp.log(state.rate + 0.5 * squares)
             return ratio + rates - 0.5 * total * math.log(2 * math.pi) - half_determinant
         variance = self._fixed * self.dispersion(state)
-        constant = total * engine.xp.log(2 * math.pi * engine.constant(variance, total))
+        constant = total * xp.log(2 * math.pi * engine.constant(variance, total))
         return -0.5 * (constant + squares / variance) - half_determinant
+
+    def _weighed(
+        self, engine: Engine, error: Array, covariance: Array, of_outputs: Float[Array, " M"]
+    ) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
+        """W^½ e and I + W^½ C W^½, in units of the noise, for the weights W of the outputs."""
+        root = engine.xp.sqrt(of_outputs)
+        error = root * engine.xp.reshape(error, (-1,))
+        return error, engine.eye(error.shape[0], error) + root[:, None] * covariance * root[None, :] / self._fixed
 
     def prior_share(self, state: Any) -> Any:
         return self.prior_shape / state.shape if self.learns_noise else 0.0
