@@ -186,11 +186,11 @@ class Gaussian(Likelihood):
         weight: Array,
         state: Any,
     ) -> Array:
-        """Closed form: with W the weights, C the covariance and e the residuals, at unit dispersion::
+        """Closed form: with W the weights, C the covariance and e the residuals, at unit dispersion:
 
-        A = I + W^½ C W^½,  S = eᵀ W^½ A⁻¹ W^½ e,  n = tr W
-        known φ:    -½ (n log 2πφ + log det A + S / φ)
-        learned φ:  with φ integrated out under its inverse-gamma density
+        - A = I + W^½ C W^½,  S = eᵀ W^½ A⁻¹ W^½ e,  n = tr W
+        - known φ: -½ (n log 2πφ + log det A + S / φ)
+        - learned φ: with φ integrated out under its inverse-gamma density
         """
         xp = engine.xp
         of_outputs, total = self._weights(engine, y, weight)
