@@ -157,13 +157,19 @@ class Log:
             where: more conditions.
             first: lowest offset.
             last: highest offset.
+
+        Raises:
+            CorruptStore: an offset is no number.
         """
         while first <= last:
             query = select(*columns).where(records.c.model_id == self.model_id, records.c.offset >= first, *where)
             query = query.where(records.c.offset <= last).order_by(records.c.offset).limit(PAGE)
             with self._connect() as connection:
                 page = connection.execute(query).all()
-            yield from page
+            for row in page:
+                if not isinstance(row.offset, int):
+                    raise CorruptStore(f"a record of model {self.name!r} has number {row.offset!r}")
+                yield row
             if len(page) < PAGE:
                 return
             first = page[-1].offset + 1

@@ -156,9 +156,10 @@ class Snapshots:
         return self.blobs.collect(connection, used) if collect else 0
 
     def chains(self, connection: Connection, model_id: int) -> dict[int, str]:
-        """The chain of each snapshot, by offset, oldest first."""
+        """The chain of each snapshot, by offset, oldest first; one whose offset has rotted is as good as none."""
         query = select(snapshots.c.offset, snapshots.c.chain).where(snapshots.c.model_id == model_id)
-        return {row.offset: row.chain for row in connection.execute(query.order_by(snapshots.c.offset))}
+        rows = connection.execute(query.order_by(snapshots.c.offset))
+        return {row.offset: row.chain for row in rows if isinstance(row.offset, int)}
 
     def read(self, connection: Connection, model_id: int, offset: int, *, shared: bool = False) -> Snapshot:
         """A snapshot, checked against its digest.

@@ -74,6 +74,13 @@ def _database_problems(store: PosteriorStore) -> list[str]:
 
 
 def _log_problems(log: Log) -> Iterator[Problem]:
+    try:
+        yield from _record_problems(log)
+    except CorruptStore as error:  # the pages of the log can't be followed
+        yield Problem(log.name, 0, str(error), True)
+
+
+def _record_problems(log: Log) -> Iterator[Problem]:
     expected = 1
     for row in log.rows(list(records.c), last=log.head()):
         if row.offset != expected:

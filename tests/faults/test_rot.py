@@ -13,7 +13,8 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,9 @@ def verified(folder: Path) -> bool:
 
 
 def damages(files: list[Path], number: int, seed: int) -> Iterator[tuple[Path, bytes, str]]:
-    """A file, its damaged bytes, and what was done to it."""
+    """A file, its damaged bytes, and what was done to it; databases are damaged most often."""
+    databases = [file for file in files if file.suffix in (".db", ".answers")]
+    files = [*files, *[file for file in databases for _ in range(len(files))]]
     rng = np.random.default_rng(seed)
     for _ in range(number):
         file = files[rng.integers(len(files))]
@@ -111,6 +114,15 @@ def damages(files: list[Path], number: int, seed: int) -> Iterator[tuple[Path, b
             bit = int(rng.integers(8))
             data[place] ^= 1 << bit
             yield file, bytes(data), f"{file.name} bit {bit} of {place}"
+
+
+def lost_numbers(file: Path) -> Iterator[tuple[Path, bytes, str]]:
+    """A database with one byte 1 set to 0, each in its turn: where it said that a column holds a number, it is null."""
+    data = bytearray(file.read_bytes())
+    for place in np.flatnonzero(np.frombuffer(bytes(data), dtype=np.uint8) == 1):
+        data[place] = 0
+        yield file, bytes(data), f"{file.name} byte {place} lost its number"
+        data[place] = 1
 
 
 def what_comes(folder: Path, given: list[str], sound: Content, rows: dict[str, list[Any]], what: str) -> str:
@@ -132,7 +144,8 @@ def what_comes(folder: Path, given: list[str], sound: Content, rows: dict[str, l
     return "same posterior; verify names what else is different"
 
 
-def run(folder: Path, number: int, seed: int = 0) -> Counter[str]:
+def run(folder: Path, drawn: Callable[[list[Path]], Iterator[tuple[Path, bytes, str]]]) -> Counter[str]:
+    """Counts how the damages that are drawn from the files of a store show."""
     given = make_store(folder / "made")
     shutil.copytree(folder / "made", folder / "sound")
     sound = read(folder / "sound", given)
@@ -140,10 +153,9 @@ def run(folder: Path, number: int, seed: int = 0) -> Counter[str]:
     rows = rows_of(folder / "made")
     files = sorted(file for file in (folder / "made").rglob("*") if file.is_file() and file.stat().st_size)
     assert {file.suffix or file.name for file in files} == {".db", ".answers", ".safetensors", "owner"}
-    weighted = [*files, *[file for file in files if file.suffix in (".db", ".answers") for _ in range(len(files))]]
     results: Counter[str] = Counter()
     wrong: list[str] = []
-    for file, data, what in damages(weighted, number, seed):
+    for file, data, what in drawn(files):
         copy = folder / "copy"
         shutil.copytree(folder / "made", copy)
         (copy / file.relative_to(folder / "made")).write_bytes(data)
@@ -152,7 +164,7 @@ def run(folder: Path, number: int, seed: int = 0) -> Counter[str]:
         except (Exception, AssertionError) as error:
             wrong.append(f"{what}: {type(error).__name__}: {error}"[:400])
         shutil.rmtree(copy)
-    assert not wrong, "\n".join([f"{len(wrong)} of {number} damages", *wrong])
+    assert not wrong, "\n".join([f"{len(wrong)} of {len(wrong) + results.total()} damages", *wrong])
     return results
 
 
@@ -160,10 +172,21 @@ def run(folder: Path, number: int, seed: int = 0) -> Counter[str]:
 @pytest.mark.parametrize("number", [25, pytest.param(None, marks=pytest.mark.slow)])
 def test_rot(tmp_path: Path, number: int | None) -> None:
     number = number or int(os.environ.get("BAYESMLP_FLIPS", "300"))
-    results = run(tmp_path, number, seed=int(os.environ.get("BAYESMLP_FIRST_SEED", "0")))
+    seed = int(os.environ.get("BAYESMLP_FIRST_SEED", "0"))
+    results = run(tmp_path, lambda files: damages(files, number, seed))
     print(f"\n{number} flips and truncations: {dict(results.most_common())}")
     assert sum(results.values()) == number
     assert sum(count for result, count in results.items() if result.startswith("refused")) > number / 20
+
+
+@pytest.mark.usefixtures("small_blobs")
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_number_that_becomes_null(tmp_path: Path, every: int) -> None:
+    def drawn(files: list[Path]) -> Iterator[tuple[Path, bytes, str]]:
+        (database,) = (file for file in files if file.name == "store.db")
+        return islice(lost_numbers(database), 0, None, every)
+
+    assert run(tmp_path, drawn).total() > 200 / every
 
 
 @pytest.mark.usefixtures("small_blobs")
