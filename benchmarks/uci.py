@@ -35,18 +35,17 @@ PUBLISHED = {  # root mean squared error and negative log likelihood: dropout, t
 SMALL = ("boston", "concrete", "energy", "yacht")
 
 
-def recommended(num_units: int, engine: str, steps: int) -> tuple[bm.BayesianMLP, Any]:
+def recommended(num_units: int, engine: str, steps: int | None = None) -> tuple[bm.BayesianMLP, Any]:
     """The recommended regression model, and the method that fits it: nothing is set by hand for a data set."""
     model = bm.BayesianMLP(
         bm.MLP(hidden=(num_units,)), bm.HeteroscedasticGaussian(), structure=bm.Full(), engine=engine
     )
-    method = bm.Stacking()  # its own settings
-    if steps != method.method.training.steps:
-        method = bm.Stacking(bm.Laplace(bm.TrainingOptions(steps=steps, learning_rate=1e-2)))
-    return model, method
+    if steps is None:
+        return model, bm.Stacking()
+    return model, bm.Stacking(bm.Laplace(bm.TrainingOptions(steps=steps, learning_rate=1e-2)))
 
 
-def run_split(path: Path, split: int, engine: str, steps: int) -> dict[str, Any]:
+def run_split(path: Path, split: int, engine: str, steps: int | None = None) -> dict[str, Any]:
     """Fit one split and score it."""
     data = np.load(path)
     x, y = data["X"].astype(np.float64), data["y"].astype(np.float64).ravel()
@@ -60,6 +59,7 @@ def run_split(path: Path, split: int, engine: str, steps: int) -> dict[str, Any]
     return {
         "set": path.stem,
         "split": split,
+        "engine": engine,
         "rmse": float(np.sqrt(np.mean((answer.mean - y[test]) ** 2))),
         "nll": float(-answer.log_prob(y[test]).mean()),
         "coverage": float(np.mean((low <= y[test]) & (y[test] <= high))),
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=sorted(PUBLISHED), default=sorted(PUBLISHED))
     parser.add_argument("--splits", type=int, help="only the first ones")
     parser.add_argument("--engine", default="jax")
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, help="of training, for all sets; else Stacking's own choice")
     parser.add_argument("--quick", action="store_true", help="two splits of the small sets, fewer steps")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/uci.json"))
     options = parser.parse_args()

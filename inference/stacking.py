@@ -11,7 +11,7 @@ its weight stands for; an ensemble that varies its priors is also the better ens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,11 +21,13 @@ from .methods import FitProblem, FitResult, Method
 from .predicting import log_predictive
 from .priors import NormalPrior
 from .structures.mixture import Mixture
-from .training import TrainingOptions, share_of
+from .training import TrainingOptions, batch_size_for, share_of
 
-__all__ = ["Stacking", "apportion", "stacking_weights"]
+__all__ = ["Stacking", "apportion", "long_training", "stacking_weights"]
 
-_LONG = TrainingOptions(steps=12_000, learning_rate=1e-2)
+_STEPS, _LEARNING_RATE = 12_000, 1e-2
+_ROWS_OF_STEPS = 5_000  # so many rows are trained for _STEPS; more rows for more steps, in proportion
+_MOST_TIMES = 8  # as many steps
 _FEW_ROWS = 2000  # up to here every row is held out once; beyond, one fold says enough
 _FOLDS = 5
 _SEARCH_SHARES = 3  # to compare candidates takes a third of the steps
@@ -37,8 +39,8 @@ class Stacking(Method):
     """A mixture over prior scales, weighted by stacking.
 
     Args:
-        method: that each member is fitted by: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; unless told
-            ``AsMarked()``, trained for 12,000 steps at a learning rate of 0.01.
+        method: that each member is fitted by: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None:
+            ``AsMarked()`` with :func:`long_training`.
         scales: candidates for the scale of the prior (see :class:`NormalPrior`).
         output_scales: candidates for the prior's relative scale of the likelihood's dispersion outputs, as of
             ``HeteroscedasticGaussian``; it has no effect where the likelihood has none.
@@ -49,14 +51,14 @@ class Stacking(Method):
         InvalidInput: another method, no candidates, or a number out of its range.
     """
 
-    method: LayerMethod = field(default_factory=lambda: AsMarked(_LONG))
-    scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+    method: LayerMethod | None = None
+    scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     output_scales: tuple[float, ...] = (0.05, 0.3, 1.0)
     members: int = 10
     folds: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, LayerMethod):
+        if self.method is not None and not isinstance(self.method, LayerMethod):
             raise InvalidInput(
                 f"Stacking.method must be Laplace(), Variational() or PerLayer(...), got {self.method!r}"
             )
@@ -86,15 +88,20 @@ class Stacking(Method):
             for relative in self.output_scales
         ]
 
+    def method_for(self, num_rows: int) -> LayerMethod:
+        """What each member is fitted by, to so many rows."""
+        return self.method or AsMarked(long_training(num_rows))
+
     def fit(self, problem: FitProblem) -> FitResult:
         candidates = self.candidates(problem)
-        scores, rows = self._held_out_scores(problem, candidates)
+        method = self.method_for(len(problem.weight))
+        scores, rows = self._held_out_scores(method, problem, candidates)
         weights = stacking_weights(scores, problem.weight[rows])
         counts = apportion(weights, self.members)
         weights = np.where(counts > 0, weights, 0.0) / weights[counts > 0].sum()
         chosen = np.repeat(np.arange(len(candidates)), counts)
         seeds = [problem.seed + member for member in range(len(chosen))]
-        finished, trained = fit_members(self.method, problem, [candidates[c] for c in chosen], seeds)
+        finished, trained = fit_members(method, problem, [candidates[c] for c in chosen], seeds)
         posterior = mixture_of(
             problem.engine, [done.posterior for done in finished], np.log(weights[chosen] / counts[chosen])
         )
@@ -106,7 +113,9 @@ class Stacking(Method):
         best = candidates[int(np.argmax(weights))]
         return FitResult(posterior, best, Mixture(problem.structure, len(chosen)), trained.history, details)
 
-    def _held_out_scores(self, problem: FitProblem, candidates: Sequence[NormalPrior]) -> tuple[np.ndarray, np.ndarray]:
+    def _held_out_scores(
+        self, method: LayerMethod, problem: FitProblem, candidates: Sequence[NormalPrior]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Log predictive density of every held-out row under every candidate, (candidates, rows held out); the rows."""
         num_rows = len(problem.weight)
         if num_rows < max(self.folds or 1, _FOLDS):
@@ -121,7 +130,7 @@ class Stacking(Method):
         rows = [part for _ in candidates for part in kept]
         seeds = [problem.seed] * len(priors)
         silent = replace(problem, on_epoch=None)
-        search = self.method.with_training(share_of(self.method.training, _SEARCH_SHARES))
+        search = method.with_training(share_of(method.training, _SEARCH_SHARES))
         finished, _ = fit_members(search, silent, priors, seeds, rows)
         density = log_predictive(problem)
         scores = [density(done.posterior, held_out[index % folds]) for index, done in enumerate(finished)]
@@ -130,6 +139,13 @@ class Stacking(Method):
         if np.isneginf(table).all():
             raise NumericalFailure("no candidate prior led to a finite prediction; standardise the inputs")
         return table, np.concatenate(held_out)
+
+
+def long_training(num_rows: int) -> TrainingOptions:
+    """12,000 steps for up to 5,000 rows, in proportion more for more rows, up to 96,000; at a learning rate of 0.01."""
+    times = float(np.clip(num_rows / _ROWS_OF_STEPS, 1, _MOST_TIMES))
+    batch_size = batch_size_for(num_rows, _STEPS)
+    return TrainingOptions(steps=round(times * _STEPS), batch_size=batch_size, learning_rate=_LEARNING_RATE)
 
 
 def stacking_weights(

@@ -24,6 +24,7 @@ from .steps import Adam, Optimizer, Step, StepState
 __all__ = [
     "Trained",
     "TrainingOptions",
+    "batch_size_for",
     "batch_plan",
     "check_training",
     "learning_rate_schedule",
@@ -287,7 +288,8 @@ def _shared_by_columns(xp: Any, precision: Array) -> Array:
     return xp.asarray(first, copy=True) if precision.ndim > 1 and bool(xp.all(precision == first)) else precision
 
 
-def _batch_size(num_rows: int, steps: int) -> int:
+def batch_size_for(num_rows: int, steps: int) -> int:
+    """Rows of a step, from 32 to 256, that bring about 75 passes in so many steps."""
     return int(np.clip(math.ceil(_PASSES * num_rows / steps), 32, 256))
 
 
@@ -320,7 +322,7 @@ def batch_plan(
         rows: as for :func:`train`.
         seed: of the order of the rows.
     """
-    batch_size = min(options.batch_size or _batch_size(rows.shape[-1], options.steps), rows.shape[-1])
+    batch_size = min(options.batch_size or batch_size_for(rows.shape[-1], options.steps), rows.shape[-1])
     per_epoch = max(1, rows.shape[-1] // batch_size)
     num_epochs = options.epochs or math.ceil(options.steps / per_epoch)
     rates = learning_rate_schedule(num_epochs * per_epoch, options.peak_rate)
