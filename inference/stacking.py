@@ -52,7 +52,7 @@ class Stacking(Method):
     """
 
     method: LayerMethod | None = None
-    scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    scales: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     output_scales: tuple[float, ...] = (0.05, 0.3, 1.0)
     members: int = 10
     folds: int | None = None

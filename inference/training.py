@@ -24,8 +24,8 @@ from .steps import Adam, Optimizer, Step, StepState
 __all__ = [
     "Trained",
     "TrainingOptions",
-    "batch_size_for",
     "batch_plan",
+    "batch_size_for",
     "check_training",
     "learning_rate_schedule",
     "minimise",
