@@ -115,7 +115,7 @@ def show(summary: dict[str, dict[str, float]]) -> None:
             f"{entry['coverage']:.3f}",
             f"{entry['seconds']:.0f}",
         )
-    Console().print(table)
+    Console(width=130).print(table)
 
 
 def plot(summary: dict[str, dict[str, float]], path: Path) -> None:
