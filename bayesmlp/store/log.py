@@ -114,7 +114,10 @@ class Log:
         """Offset of the newest record; 0 for an empty log."""
         with self._connect() as connection:
             query = select(func.max(records.c.offset)).where(records.c.model_id == self.model_id)
-            return int(connection.execute(query).scalar() or 0)
+            newest = connection.execute(query).scalar() or 0
+        if not isinstance(newest, int):
+            raise CorruptStore(f"a record of model {self.name!r} has number {newest!r}")
+        return newest
 
     def fold(self, version: int | None = None) -> Fold:
         """The live records up to a version; None: to the newest."""
@@ -277,8 +280,11 @@ class Log:
 
 
 def is_sound_effect(row: Any) -> bool:
-    """Whether a row of effects is as it was written."""
-    return row.checksum in (None, effect_checksum(row.offset, *_effect(row)))
+    """Whether a row of effects is as it was written; one without a checksum, at least of the types that it was."""
+    outcome, *numbers = _effect(row)
+    if row.checksum is None:
+        return isinstance(outcome, str) and all(isinstance(number, float | int | None) for number in numbers)
+    return bool(row.checksum == effect_checksum(row.offset, outcome, *numbers))
 
 
 def _effect(row: Any) -> Effect:

@@ -410,7 +410,7 @@ class PosteriorStore:
         if row is None:
             known = list(connection.execute(select(models.c.name).order_by(models.c.name).limit(20)).scalars())
             raise UnknownModel(f"no model {name!r} in {self.path}; it holds {known or 'none'}")
-        if row.format_version > FORMAT_VERSION:
+        if not isinstance(row.format_version, int) or row.format_version > FORMAT_VERSION:
             raise CorruptStore(
                 f"model {name!r} has format {row.format_version}, this version of bayesmlp reads up to {FORMAT_VERSION}"
             )

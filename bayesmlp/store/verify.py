@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import select
 
 from ..inference.errors import CorruptStore
-from .database import effects, models, records
+from .database import effects, models, records, snapshots
 from .digest import body_hash, canonical_json, sha256_of
 from .log import Log, is_sound_effect
 
@@ -107,6 +107,9 @@ def unsound_snapshots(store: PosteriorStore, model_id: int) -> Iterator[tuple[in
     """Offsets of a model's snapshots that are not as they were written, and why."""
     with store.read() as connection:
         offsets = list(store.snapshots.chains(connection, model_id))
+        of_model = select(snapshots.c.offset).where(snapshots.c.model_id == model_id)
+        strange = [offset for offset in connection.execute(of_model).scalars() if not isinstance(offset, int)]
+    yield from ((0, f"a snapshot has version {offset!r}") for offset in strange)
     for offset in offsets:
         try:
             with store.read() as connection:

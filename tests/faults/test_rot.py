@@ -220,3 +220,24 @@ def test_an_index_whose_definition_rotted_is_refused(tmp_path: Path) -> None:
         connection.commit()
     with pytest.raises(CorruptStore, match="definition of index records_purged"):
         bm.open_store(tmp_path / "store.db")
+
+
+@pytest.mark.usefixtures("small_blobs")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE effects SET hit = 'word', checksum = NULL WHERE \"offset\" = 3",
+        "UPDATE models SET format_version = 'word' WHERE name = 'm'",
+        "UPDATE records SET \"offset\" = 'word' WHERE event_id = 'e7'",
+        'UPDATE snapshots SET "offset" = 1.5 WHERE "offset" = (SELECT max("offset") FROM snapshots)',
+    ],
+)
+def test_a_value_of_another_type_is_named(tmp_path: Path, change: str) -> None:
+    """As a bit of a row's header may leave it, after which its columns are others."""
+    given = make_store(tmp_path / "made")
+    with contextlib.closing(sqlite3.connect(tmp_path / "made" / "store.db")) as connection:
+        assert connection.execute(change).rowcount
+        connection.commit()
+    assert not verified(tmp_path / "made")
+    with contextlib.suppress(BayesMLPError):
+        read(tmp_path / "made", given)
