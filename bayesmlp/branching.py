@@ -8,7 +8,6 @@ the same (:func:`~.store.branches.base_of`) goes to the other as a difference of
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,9 +26,9 @@ from .model import BayesianMLP
 from .replay import Replay, fold_on, replay
 from .stepper import Effect, step_fingerprint
 from .store.branches import Base, base_of, insert_branches, is_parent, last_merge, mark_of
-from .store.database import records
 from .store.digest import extend_chain
 from .store.fold import Fold, Record
+from .store.lineage import Note, branch_event_id, fates, new_ids, replay_notes
 from .store.log import Log, NewRecord
 from .store.store import PosteriorStore, check_name
 from .store.writer import Writer
@@ -38,7 +37,6 @@ __all__ = ["branch", "merge", "pull", "refuse_merged", "unmerge"]
 
 LEARN = ("all", "last")
 WAYS = (None, "delta", "replay")
-_LONGEST_ID = 200
 
 
 class _News(NamedTuple):
@@ -49,22 +47,43 @@ class _News(NamedTuple):
         log: of the branch.
         fold: of the branch.
         base: where both knew the same.
+        fates: what became of its events in the parent, see :func:`~.store.lineage.fates`.
     """
 
     name: str
     log: Log
     fold: Fold
     base: Base
+    fates: Mapping[int, str]
 
     @property
     def events(self) -> list[Record]:
-        """Records that learned something."""
-        return [r for r in self.fold.line if r.offset > self.base.since and r.learned is not None]
+        """Records that learned what the parent neither has, nor has retracted."""
+        return [r for r in self._learned if r.offset > self.base.since and self._fate(r) not in ("live", "retracted")]
+
+    @property
+    def _learned(self) -> list[Record]:
+        return [r for r in self.fold.line if r.learned is not None]
+
+    def _fate(self, record: Record) -> str | None:
+        return None if record.learned is None else self.fates.get(record.learned)
 
     @property
     def merges(self) -> list[Record]:
         """Records that brought what others have learned, not event by event."""
         return [r for r in self.fold.line if r.offset > self.base.since and r.kind == "merge" and r.is_mixed]
+
+    @property
+    def why_no_delta(self) -> str | None:
+        """Why its posterior, less that of the base, is not what the parent is to learn; None if it is."""
+        pulled = self.base.model != self.name
+        for record in self._learned:
+            fate, is_news = self._fate(record), record.offset > self.base.since
+            if fate == "live" and is_news:
+                return f"not for what was merged event by event, as version {record.offset} of {self.name!r} was"
+            if fate == "retracted" and (is_news or pulled):
+                return f"not for what the parent has retracted, as version {record.offset} of {self.name!r}"
+        return None
 
 
 def branch(
@@ -142,7 +161,8 @@ def merge(
     _check_way(how)
     with store.write(parent) as writer:
         now = _folded(store, parent, engine, network)
-        found = [_news_of(store, writer.log, now.fold, name) for name in branches]
+        notes = replay_notes(writer.log)
+        found = [_news_of(store, writer.log, now.fold, notes, name) for name in branches]
         news = [each for each in found if each.events or each.merges]
         if not news:
             return now.fold.head
@@ -156,14 +176,15 @@ def _check_way(how: Any) -> None:
         raise InvalidInput(f"how must be 'delta', 'replay' or None, got {how!r}")
 
 
-def _news_of(store: PosteriorStore, parent_log: Log, parent: Fold, name: str) -> _News:
+def _news_of(store: PosteriorStore, parent_log: Log, parent: Fold, notes: Sequence[Note], name: str) -> _News:
     log = store.log(name)
     fold = log.fold()
     if fold.parent != parent_log.name:
         of = "no branch" if fold.parent is None else f"a branch of {fold.parent!r}"
         raise InvalidInput(f"branches must be of {parent_log.name!r}, got {name!r}, which is {of}")
     _check_parent(parent_log, name, fold)
-    return _News(name, log, fold, base_of(parent, fold, parent_log.name, log))
+    base = base_of(parent, fold, parent_log.name, log)
+    return _News(name, log, fold, base, fates(parent_log, parent, log, fold, notes))
 
 
 def _check_parent(log: Log, name: str, own: Fold) -> None:
@@ -177,7 +198,7 @@ def _way(store: PosteriorStore, model: BayesianMLP, news: Sequence[_News], how: 
     Raises:
         InvalidInput: it can't be done in the way that was asked for, or in any.
     """
-    against = _why_no_delta(model)
+    against = _why_no_delta(model) or next((each.why_no_delta for each in news if each.why_no_delta), None)
     if how == "delta" and against is not None:
         raise InvalidInput(f"how='delta' is {against}: use how='replay'")
     mixed = next((each.name for each in news if each.merges), None)
@@ -276,17 +297,16 @@ def _merge_events(writer: Writer, now: Replay, news: Sequence[_News]) -> int:
 
     Under another fingerprint than the line's they are learned by the next updater, which hands over.
     """
-    new = _as_records(writer, now, news)
-    note = NewRecord("merge", None, {"how": "replay", "branches": _named(news)})
-    stored = writer.append([*new, note])
+    new, places = _as_records(writer.log, news)
+    said = [{**one, "events": places[one["name"]]} for one in _named(news)]
+    stored = writer.append([*new, NewRecord("merge", None, {"how": "replay", "branches": said})])
     head, chain = stored[-1].offset, now.fold.chain
     if step_fingerprint(now.model.engine) != now.fold.fingerprint:
         return head
     effects: dict[int, Effect] = {}
     for record, event in zip(new, stored, strict=False):
-        if not event.repeated:
-            observation = Observation.from_body({**record.body, **record.decided}, now.model, record.source)
-            effects[event.offset] = now.stepper.apply(observation)
+        observation = Observation.from_body({**record.body, **record.decided}, now.model, record.source)
+        effects[event.offset] = now.stepper.apply(observation)
     chain = extend_chain(chain, [*effects, head])
     fingerprint = step_fingerprint(now.model.engine)
     prepared = writer.store.snapshots.prepare(now.model.spec(), now.stepper.to_arrays(), fingerprint)
@@ -294,35 +314,22 @@ def _merge_events(writer: Writer, now: Replay, news: Sequence[_News]) -> int:
     return head
 
 
-def _as_records(writer: Writer, now: Replay, news: Sequence[_News]) -> list[NewRecord]:
-    """The branches' events as records of the parent, by time."""
+def _as_records(log: Log, news: Sequence[_News]) -> tuple[list[NewRecord], dict[str, list[list[int]]]]:
+    """The branches' events as records of the parent, by time; and where each will be, by its place in its branch."""
     timed: list[tuple[float, str, int, NewRecord]] = []
     for each in news:
         for row in each.log.at([int(record.learned or 0) for record in each.events]):
-            meaning = {k: v for k, v in row.body.items() if k not in ("schema", "granted", "excess_surprise")}
-            event_id = _namespaced(each.name, str(row.event_id))
+            meaning = {k: v for k, v in row.body.items() if k not in ("schema", "granted", "excess_surprise", "answer")}
+            event_id = branch_event_id(each.name, str(row.event_id))
             kind = "event" if len(row.body["x"]) == 1 else "batch"
             record = NewRecord(kind, event_id, meaning, row.source, row.body.get("granted", 1.0))
             timed.append((row.body.get("time", row.received), each.name, row.offset, record))
-    new = [record for *_, record in sorted(timed, key=lambda one: one[:3])]
-    gone = _rolled_back(writer.log, now.fold, [str(record.event_id) for record in new])
-    again = f"@{now.fold.head + 1}"
-    return [r._replace(event_id=f"{r.event_id}{again}") if r.event_id in gone else r for r in new]
-
-
-def _namespaced(name: str, event_id: str) -> str:
-    """The id of a branch's event in its parent."""
-    whole = f"{name}:{event_id}"
-    return whole if len(whole) <= _LONGEST_ID else hashlib.sha256(whole.encode()).hexdigest()
-
-
-def _rolled_back(log: Log, fold: Fold, event_ids: Sequence[str]) -> set[str]:
-    """Those of some ids that are taken by events that no longer count, though nobody retracted them."""
-    gone: set[str] = set()
-    for start in range(0, len(event_ids), 500):
-        rows = log.stored(records.c.event_id.in_(event_ids[start : start + 500]))
-        gone |= {str(r.event_id) for r in rows if fold.status.get(r.offset) in ("rolled back", "superseded")}
-    return gone
+    timed.sort(key=lambda one: one[:3])
+    places: dict[str, list[list[int]]] = {each.name: [] for each in news}
+    for place, (_, name, offset, _) in enumerate(timed, start=log.head() + 1):
+        places[name].append([offset, place])
+    ids = new_ids(log, [str(record.event_id) for *_, record in timed])
+    return [record._replace(event_id=i) for (*_, record), i in zip(timed, ids, strict=True)], places
 
 
 # -- the other way ----------------------------------------------------------------------------------------------------
@@ -340,7 +347,9 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
         if known.body["chain"] == theirs.fold.chain:
             return own.fold.head
         base = base_of(theirs.fold, own.fold, parent, writer.log)
-        news = _News(name, writer.log, own.fold, base)
+        their_log = store.log(parent)
+        became = fates(their_log, theirs.fold, writer.log, own.fold, replay_notes(their_log))
+        news = _News(name, writer.log, own.fold, base, became)
         if _way(store, theirs.model, [news], how) == "delta":
             base.check_holds(own.fold)
             mine = _arrays_of(store, theirs.model, name, own.fold.head, network)

@@ -17,6 +17,7 @@ from bayesmlp import errors
 from bayesmlp.inference.structures import Structure
 from bayesmlp.store.database import blobs, parts
 from bayesmlp.store.digest import posterior_digest
+from bayesmlp.store.writer import Writer
 
 WORKERS = [f"m/{i}" for i in range(4)]
 
@@ -185,6 +186,121 @@ def test_replayed_again_after_a_rollback_each_event_counts_once(tmp_path: Path) 
     store.rollback("m", 1)
     store.merge("m", ["m/0"], how="replay")
     assert digest_of(store, "m") == once
+
+
+def two_of_a_branch(folder: Path) -> tuple[bm.PosteriorStore, np.ndarray, np.ndarray]:
+    """A linear model and its branch, which has learned the first two of some rows."""
+    x, y = linear_stream(5)
+    store = bm.open_store(folder / "store.db")
+    store.publish("m", linear_model(bm.Full(), 0.09))
+    store.branch("m", "b")
+    observe(store, "b", x[:2], y[:2], ["e1", "e2"])
+    return store, x, y
+
+
+def assert_learned(store: bm.PosteriorStore, name: str, x: np.ndarray, y: np.ndarray) -> None:
+    expected = learned(linear_model(bm.Full(), 0.09), x, y)
+    assert_same_posterior(bm.load(store, name, engine="numpy"), expected, 1e-8)
+
+
+@pytest.mark.parametrize("kept", [2, 3])
+def test_what_was_merged_event_by_event_counts_once_after_a_rollback_into_it(tmp_path: Path, kept: int) -> None:
+    store, x, y = two_of_a_branch(tmp_path)
+    store.merge("m", ["b"], how="replay")
+    store.rollback("m", kept)
+    store.merge("m", ["b"])
+    assert_learned(store, "m", x[:2], y[:2])
+    observe(store, "b", x[2:4], y[2:4], ["e3", "e4"])
+    observe(store, "m", x[4:], y[4:])
+    store.pull("b")
+    assert_learned(store, "b", x, y)
+    store.merge("m", ["b"])
+    assert_learned(store, "m", x, y)
+    assert store.verify() == []
+
+
+def test_what_was_merged_event_by_event_is_not_merged_by_posteriors_too(tmp_path: Path) -> None:
+    store, x, y = two_of_a_branch(tmp_path)
+    store.merge("m", ["b"], how="replay")
+    store.rollback("m", 3)
+    observe(store, "m", x[2:3], y[2:3])
+    observe(store, "b", x[3:4], y[3:4])
+    for attempt in (lambda: store.merge("m", ["b"], how="delta"), lambda: store.pull("b", how="delta")):
+        with pytest.raises(
+            errors.InvalidInput, match="'delta' is not for what was merged event by event, as version 2"
+        ):
+            attempt()
+    store.pull("b")
+    assert_learned(store, "b", x[:4], y[:4])
+
+
+def test_merged_again_after_a_rollback_what_was_retracted_stays_out(tmp_path: Path) -> None:
+    store, x, y = two_of_a_branch(tmp_path)
+    store.merge("m", ["b"], how="replay")
+    store.rollback("m", 1)
+    store.merge("m", ["b"], how="replay")
+    again = [entry.event_id for entry in store.history("m")][5:7]
+    assert again == ["b:e1@6", "b:e2@6"]
+    with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.purge(["b:e1@6"])
+    store.rollback("m", 1)
+    with pytest.raises(errors.InvalidInput, match="how='delta' is not for what the parent has retracted, as version 2"):
+        store.merge("m", ["b"], how="delta")
+    store.merge("m", ["b"])
+    assert_learned(store, "m", x[1:2], y[1:2])
+    assert [entry.event_id for entry in store.history("m") if entry.status == "applied"] == ["b:e2@11"]
+    assert store.verify() == []
+
+
+def test_events_of_branches_whose_names_and_ids_run_together_are_told_apart(tmp_path: Path) -> None:
+    x, y = linear_stream(5)
+    store = bm.open_store(tmp_path / "store.db")
+    store.publish("m", linear_model(bm.Full(), 0.09))
+    store.branch("m", ["a", "a:b"])
+    observe(store, "m", x[4:], y[4:], ["a:d"])
+    observe(store, "a", x[[0, 1]], y[[0, 1]], ["b:c", "d"])
+    observe(store, "a:b", x[[0, 3]], y[[0, 3]], ["c", "x" * 199])
+    store.merge("m", ["a", "a:b"], how="replay")
+    rows = [4, 0, 1, 0, 3]
+    assert_learned(store, "m", x[rows], y[rows])
+    ids = {entry.event_id for entry in store.history("m")}
+    assert {"a:b:c", "a:b:c@3", "a:d", "a:d@3"} <= ids
+    store.rollback("m", 2)
+    store.merge("m", ["a"], how="replay")
+    assert_learned(store, "m", x[rows[:3]], y[rows[:3]])
+    store.merge("m", ["a:b"], how="replay")
+    assert_learned(store, "m", x[rows], y[rows])
+    with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.retract([entry.event_id for entry in store.history("m") if entry.status == "applied"][1:])
+    assert_learned(store, "m", x[4:], y[4:])
+    store.rollback("m", 2)
+    store.merge("m", ["a", "a:b"])
+    assert_learned(store, "m", x[4:], y[4:])
+    assert store.verify() == []
+
+
+def test_what_merges_of_an_earlier_version_brought_is_known_by_its_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Writer.append
+
+    def as_before(writer: Writer, new: Sequence[Any], done: Any = None) -> Any:
+        """Without what a merge says of its events."""
+        without = [{k: v for k, v in one.items() if k != "events"} for one in new[-1].body["branches"]]
+        return append(writer, [*new[:-1], new[-1]._replace(body={**new[-1].body, "branches": without})], done)
+
+    store, x, y = two_of_a_branch(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "append", as_before)
+        store.merge("m", ["b"], how="replay")
+    store.rollback("m", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "append", as_before)
+        store.merge("m", ["b"], how="replay")
+    store.rollback("m", 6)
+    store.merge("m", ["b"])
+    assert_learned(store, "m", x[:2], y[:2])
+    assert [e.event_id for e in store.history("m") if e.status == "applied"] == ["b:e1@6", "b:e2@10"]
 
 
 # -- positive definite ------------------------------------------------------------------------------------------------

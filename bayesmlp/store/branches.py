@@ -20,7 +20,7 @@ from .writer import record_row
 if TYPE_CHECKING:
     from .store import PosteriorStore
 
-__all__ = ["Base", "base_of", "insert_branches", "is_parent", "last_merge", "mark_of"]
+__all__ = ["Base", "base_of", "insert_branches", "is_parent", "last_merge", "mark_of", "merges_of"]
 
 CHUNK = 500
 
@@ -94,14 +94,20 @@ def is_parent(log: Log, own: Fold) -> bool:
     return fork.get("mark") in (None, mark_of(log, fork["version"]))
 
 
-def last_merge(parent: Fold, own: Fold, log: Log) -> tuple[Record, Mapping[str, Any]] | None:
-    """The newest merge on a line that names a branch, not another one that had its name; and what it says of it."""
+def merges_of(parent: Fold, own: Fold, log: Log) -> list[tuple[Record, Mapping[str, Any]]]:
+    """The merges on a line that name a branch, not another one that had its name, oldest first; and what they say."""
     its_own = (None, mark_of(log, own.line[0].offset))  # older merges say no mark
-    for record in reversed(parent.line):
-        for one in record.body["branches"] if record.kind == "merge" else ():
-            if one["name"] == log.name and one.get("mark") in its_own:
-                return record, one
-    return None
+    return [
+        (record, one)
+        for record in parent.line
+        for one in (record.body["branches"] if record.kind == "merge" else ())
+        if one["name"] == log.name and one.get("mark") in its_own
+    ]
+
+
+def last_merge(parent: Fold, own: Fold, log: Log) -> tuple[Record, Mapping[str, Any]] | None:
+    """The newest of :func:`merges_of`."""
+    return next(reversed(merges_of(parent, own, log)), None)
 
 
 def base_of(parent: Fold, own: Fold, parent_name: str, log: Log) -> Base:

@@ -250,13 +250,14 @@ class PosteriorStore:
         the posterior of a single stream for a network that is linear in its weights, with normal noise and all
         correlations. Elsewhere it is an approximation, which can overshoot where branches have learned the same thing.
         ``"replay"``: the branches' events are learned here, in the order of their times, under the ids ``branch:id``;
-        each once.
+        each once, and none that was retracted here.
 
         Args:
             parent: name of the model.
             branches: names of branches of it.
             how: None: ``"delta"`` where it is exact, else ``"replay"``. ``"delta"`` needs static dynamics, and a
-                posterior that is one Gaussian for one kind of feedback.
+                posterior that is one Gaussian for one kind of feedback; and no event of a branch that was brought by
+                replay may be here, or have been retracted here, unless that merge still counts.
             engine: see :meth:`branch`.
             network: see :func:`bayesmlp.load`.
 
