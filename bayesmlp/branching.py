@@ -298,14 +298,14 @@ def _merge_events(writer: Writer, now: Replay, news: Sequence[_News]) -> int:
     Under another fingerprint than the line's they are learned by the next updater, which hands over.
     """
     new, places = _as_records(writer.log, news)
+    observations = [_observed(record, now.model, writer.name) for record in new]
     said = [{**one, "events": places[one["name"]]} for one in _named(news)]
     stored = writer.append([*new, NewRecord("merge", None, {"how": "replay", "branches": said})])
     head, chain = stored[-1].offset, now.fold.chain
     if step_fingerprint(now.model.engine) != now.fold.fingerprint:
         return head
     effects: dict[int, Effect] = {}
-    for record, event in zip(new, stored, strict=False):
-        observation = Observation.from_body({**record.body, **record.decided}, now.model, record.source)
+    for observation, event in zip(observations, stored, strict=False):
         effects[event.offset] = now.stepper.apply(observation)
     chain = extend_chain(chain, [*effects, head])
     fingerprint = step_fingerprint(now.model.engine)
@@ -330,6 +330,20 @@ def _as_records(log: Log, news: Sequence[_News]) -> tuple[list[NewRecord], dict[
         places[name].append([offset, place])
     ids = new_ids(log, [str(record.event_id) for *_, record in timed])
     return [record._replace(event_id=i) for (*_, record), i in zip(timed, ids, strict=True)], places
+
+
+def _observed(record: NewRecord, model: BayesianMLP, name: str) -> Observation:
+    """What a record tells a model other than the one that it was sent to.
+
+    Raises:
+        InvalidInput: the model can't learn it.
+    """
+    parts = ("x", "y", "weight", "time", "output_mask", "kind", "propensity")
+    try:
+        Observation.check(*(record.body.get(part) for part in parts), model=model)
+    except InvalidInput as error:
+        raise InvalidInput(f"event {record.event_id!r} can't be learned by {name!r} as it is now: {error}") from error
+    return Observation.from_body({**record.body, **record.decided}, model, record.source)
 
 
 # -- the other way ----------------------------------------------------------------------------------------------------

@@ -303,6 +303,59 @@ def test_what_merges_of_an_earlier_version_brought_is_known_by_its_ids(
     assert [e.event_id for e in store.history("m") if e.status == "applied"] == ["b:e1@6", "b:e2@10"]
 
 
+@pytest.mark.parametrize(
+    ("classes", "inputs", "what"), [(3, 3, "x must have shape"), (2, 4, "y must"), (None, 4, "kind must")]
+)
+def test_a_merge_of_events_that_the_parent_can_not_learn_stores_nothing(
+    tmp_path: Path, classes: int | None, inputs: int, what: str
+) -> None:
+    x, _ = stream(2)
+    kinds = {"label": bm.Categorical(3), "stars": bm.Kind(bm.Ordinal(3), outputs=3)}
+    model = bm.BayesianMLP(bm.MLP((4,)), feedback=kinds, engine="numpy", standardize=False)
+    model.start_from_prior(4)
+    store = bm.open_store(tmp_path / "store.db")
+    store.publish("m", model)
+    store.branch("m", "b")
+    with bm.OnlineUpdater(store, "b", engine="numpy") as updater:
+        updater.observe(x[0], 2, event_id="e1")
+        if classes is None:
+            updater.observe(x[0], 2, event_id="e2", kind="stars")
+    other = bm.BayesianMLP(bm.MLP((4,)), bm.Categorical(classes or 3), engine="numpy", standardize=False)
+    other.start_from_prior(inputs)
+    version = store.publish("m", other)
+    with pytest.raises(errors.InvalidInput, match=rf"event 'b:e\d' can't be learned by 'm' as it is now: {what}"):
+        store.merge("m", ["b"], how="replay")
+    assert store.history("m")[-1].version == version
+    assert digest_of(store, "m")
+
+
+def test_what_branches_tell_in_every_way_is_merged_by_replay(tmp_path: Path) -> None:
+    x, _ = stream(6)
+    kinds = {
+        "label": bm.Categorical(3),
+        "stars": bm.Kind(bm.Ordinal(4), outputs=3),
+        "wins": bm.Kind(bm.BradleyTerry(), outputs=3),
+    }
+    model = bm.BayesianMLP(bm.MLP((4,)), feedback=kinds, engine="numpy", standardize=False)
+    model.start_from_prior(4)
+    store = bm.open_store(tmp_path / "store.db")
+    store.publish("m", model)
+    store.branch("m", "b")
+    with bm.OnlineUpdater(store, "b", engine="numpy") as updater:
+        updater.observe(x[0], 2, weight=0.5, time=1e9, propensity=0.25)
+        updater.observe(x[1], 1, output_mask=[True, True, False])
+        updater.observe_batch(x[2:4], [0, 1], weight=[1.0, 0.0])
+        updater.observe(x[4], 3, kind="stars")
+        updater.observe(np.concatenate([x[4], x[5]]), 1, kind="wins")
+        answer = updater.predict(x[5])
+        updater.feedback(str(answer.prediction_id), 1, event_id="f")
+        told = [entry.status for entry in updater.history()[1:]]
+    store.merge("m", ["b"])
+    assert [entry.status for entry in store.history("m")[1:-1]] == told == ["applied"] * 6
+    assert digest_of(store, "m") == digest_of(store, "b")
+    assert store.verify() == []
+
+
 # -- positive definite ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
