@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .feedback import Observation
+from .model import BayesianMLP
 from .replay import Replay
 from .stepper import Effect
 from .store.digest import extend_chain
@@ -41,7 +42,8 @@ class Line:
         """Go on from another fold of the log. What waits behind it goes on waiting."""
         self.fingerprint = result.fold.fingerprint
         self.marks = {record.offset for record in result.fold.marks}
-        if result.stepper.model.spec() != self.stepper.model.spec():
+        model = result.stepper.model
+        if not self.stepper.is_for(model.spec(), model.constant_arrays()):
             self.stepper = result.stepper
         elif result.stepper is not self.stepper:  # the live model stays the one it was, with what it compiled
             self.stepper.reset(result.stepper.to_arrays())
@@ -53,6 +55,10 @@ class Line:
         self.since_snapshot = len(result.effects)
         self.seconds_since_snapshot = sum(effect.seconds or 0.0 for effect in result.effects.values())
         self._watch.forget()
+
+    def check(self, model: BayesianMLP) -> None:
+        """Raise :class:`InvalidInput` unless the line could go on with another model."""
+        self._watch.check(model)
 
     @property
     def known(self) -> int:

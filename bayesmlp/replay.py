@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .feedback import Observation
 from .inference.engines import Engine
 from .inference.errors import CorruptStore, InvalidInput, UnknownModel
+from .inference.network import Network
 from .model import BayesianMLP
 from .stepper import Effect, Stepper
 from .store.connections import is_postgresql
@@ -16,7 +17,7 @@ from .store.fold import Fold, Record
 from .store.log import Log, is_version
 from .store.store import PosteriorStore
 
-__all__ = ["Replay", "fold_on", "load", "observed", "replay"]
+__all__ = ["Replay", "fold_on", "load", "network_for", "observed", "replay"]
 
 
 class Replay(NamedTuple):
@@ -56,7 +57,8 @@ def replay(
         engine: to run on.
         network: see :func:`load`.
         version: None for the newest.
-        stepper: of the same model, to fold with, so that nothing is compiled again.
+        stepper: to fold with where it is of the same model, so that nothing is compiled again; where only its network
+            is the same, that is taken.
         length: how many records of the version's line to fold; None for all.
 
     Raises:
@@ -82,13 +84,19 @@ def replay(
                 f"the snapshot of the consolidation at version {record.offset} of model {name!r} is not sound, and no "
                 "later one is: repair takes it off the line, unless payloads to fold in its place were erased"
             )
-    if stepper is None or stepper.model.spec() != snapshot.spec:
+    if stepper is None or not stepper.is_for(snapshot.spec, snapshot.arrays):
+        network = network if stepper is None else network_for(snapshot.spec, stepper.model)
         model = BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, engine, network)
         stepper = Stepper(model, own=True, steps=None if network is not None else store.compiled.steps_of(model))
     else:
         stepper.reset(snapshot.arrays)
     effects = fold_on(stepper, log, line)
     return Replay(stepper, fold, effects, len(effects))
+
+
+def network_for(spec: Mapping[str, Any], model: BayesianMLP) -> Network | None:
+    """The network of a model where a spec describes the same one; else the spec must be enough."""
+    return model.network if model.spec()["network"] == spec["network"] else None
 
 
 def fold_on(stepper: Stepper, log: Log, line: Sequence[Record]) -> dict[int, Effect]:

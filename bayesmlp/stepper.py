@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +76,11 @@ class Stepper:
     def posterior(self) -> Posterior:
         """The current posterior; its memory is written by the next step."""
         return self.model.posterior
+
+    def is_for(self, spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bool:
+        """Whether a stored posterior is one of its model: of the same spec, in the same units."""
+        scaling = self.model.scaling._asdict()
+        return self.model.spec() == spec and all(np.array_equal(v, arrays[f"scaling.{k}"]) for k, v in scaling.items())
 
     def reset(self, arrays: dict[str, np.ndarray]) -> None:
         """Go on from another posterior of the same model."""

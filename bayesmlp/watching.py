@@ -32,6 +32,11 @@ class Watch:
         self.calibration = calibration
         self._before: np.ndarray | None = None
 
+    def check(self, model: BayesianMLP) -> None:
+        """Raise :class:`InvalidInput` unless the probe set is one for another model too."""
+        if self.probe is not None:
+            check_inputs(self.probe, model.num_inputs, "probe", model.network)
+
     def forget(self) -> None:
         """The posterior is another one: what is known of the probe set no longer holds."""
         self._before = None

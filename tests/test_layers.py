@@ -569,6 +569,21 @@ def test_a_stored_module_needs_the_users_code(tmp_path: Path) -> None:
         bm.load(store, "plain", network=bm.MLP((3,)))
 
 
+@needs("torch")
+def test_an_updater_goes_back_to_the_network_that_it_was_given_and_to_no_other_module(tmp_path: Path) -> None:
+    own = Own("torch", "conv")
+    with bm.open_store(tmp_path / "store.db") as store:
+        for model in (torch_model(), plain_model(), torch_model()):
+            store.publish("mine", model)
+        with bm.OnlineUpdater(store, "mine", network=own.module()) as updater:
+            assert updater.rollback(1) == 4
+            version = updater.rollback(2)
+            with pytest.raises(InvalidInput, match="pass it as network="):
+                updater.rollback(1)
+            assert updater.version == version
+            assert updater.predict(np.zeros(2)).probabilities.shape == (1, 3)
+
+
 def plain_model() -> bm.BayesianMLP:
     model = bm.BayesianMLP(bm.MLP((3,)), bm.Categorical(3), engine="numpy")
     model.start_from_prior(2)

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from store_cases import HAS_WAL, Places, printed_by_a_reader, published, small_m
 import bayesmlp as bm
 from bayesmlp import errors
 from bayesmlp.keeping import Retention, SnapshotPolicy
+from bayesmlp.scaling import Scaling
 from bayesmlp.stepper import Stepper
 from bayesmlp.store.arrays import ALIGNMENT, decode, encode
 from bayesmlp.store.blobs import Blobs
@@ -512,6 +514,46 @@ def test_readers_and_new_events_go_on_during_a_retraction(places: Places, monkey
         assert updater.digest() == digest
     with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
         assert updater.digest() == digest
+
+
+def a_model(activation: str = "tanh", inputs: int = 4, unit: float = 1.0) -> bm.BayesianMLP:
+    """Of classes; with inputs in units of their own."""
+    model = bm.BayesianMLP(bm.MLP((5,), activation), bm.Categorical(3), engine="numpy", standardize=False)
+    plain = Scaling.identity(inputs, 3)
+    model.start_from_prior(inputs, plain._replace(input_scale=plain.input_scale * unit))
+    return model
+
+
+@pytest.mark.parametrize("other", [{"activation": "relu"}, {"unit": 3.0}, {"inputs": 5}], ids=str)
+def test_an_updater_goes_back_to_a_model_of_another_kind(places: Places, other: dict[str, Any]) -> None:
+    x, y = stream(10)
+    with places.open() as store:
+        store.publish("m", a_model())
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            updater.observe_many(x[:5], y[:5])
+            version, before = updater.version, updater.digest()
+        store.publish("m", a_model(**other))
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            updater.rollback(version)
+            assert updater.digest() == before
+            updater.observe_many(x[5:], y[5:])
+            live, answer = updater.digest(), updater.predict(x).probabilities
+        loaded = bm.load(store, "m", engine="numpy")
+        assert posterior_digest(loaded.spec(), loaded.to_arrays()) == live
+        np.testing.assert_array_equal(loaded.predict(x).probabilities, answer)
+        assert store.verify() == []
+
+
+def test_a_rollback_to_where_the_updater_can_not_go_on_is_not_stored(tmp_path: Path) -> None:
+    x, y = stream(2)
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", a_model(inputs=5))
+        store.publish("m", a_model())
+        with bm.OnlineUpdater(store, "m", engine="numpy", probe=x) as updater:
+            with pytest.raises(errors.InvalidInput, match="probe must have shape"):
+                updater.rollback(1)
+            assert updater.observe(x[0], y[0]).status == "applied"
+        assert [entry.kind for entry in store.history("m")] == ["publish", "publish", "event"]
 
 
 def test_a_fold_that_fails_stops_the_updater(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from .connections import unavailable_as_such
 from .database import FORMAT_VERSION, effects, models, records
 from .digest import body_hash, canonical_json, effect_checksum, extend_chain, row_checksum
 from .log import SCHEMA_VERSION, Log, NewRecord, StoredEvent, is_version
-from .snapshots import Prepared
+from .snapshots import Prepared, Snapshot
 
 if TYPE_CHECKING:
     from .store import PosteriorStore
@@ -179,8 +179,12 @@ class Writer:
                 )
         return stored, rows, new
 
-    def append_rollback(self, version: int) -> int:
+    def append_rollback(self, version: int, check: Callable[[Snapshot], None] | None = None) -> int:
         """Append a rollback record; see :meth:`PosteriorStore.rollback`.
+
+        Args:
+            version: to go back to.
+            check: raises if the model can't go on from the snapshot that it would be folded from.
 
         Raises:
             UnknownModel: there is no such version.
@@ -191,12 +195,14 @@ class Writer:
         fold = self.log.fold(int(version)) if whole else None
         if fold is None or not fold.line:
             raise UnknownModel(f"model {self.name!r} has versions 1 to {head}, not {version!r}")
-        covered, _ = self.store.nearest_snapshot(self.model_id, fold)
+        covered, snapshot = self.store.nearest_snapshot(self.model_id, fold)
         status = self.log.fold().status  # what was retracted since stays out
         learned = [int(r.learned) for r in fold.line[covered:] if r.learned is not None]
         erased = self.log.purged_among([offset for offset in learned if status.get(offset) != "retracted"])
         if erased:
             raise Purged(f"model {self.name!r} can't be folded again: the payload of version {erased[0]} was erased")
+        if check is not None:
+            check(snapshot)
         return self.append([NewRecord("rollback", None, {"version": int(version)})])[0].offset
 
     def append_snapshot(

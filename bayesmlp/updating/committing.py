@@ -407,7 +407,6 @@ class Committer:
                 self.store,
                 self.name,
                 engine=self.model.engine,
-                network=self.model.network,
                 version=self._line.head,
                 stepper=self._line.stepper.fork(),
             )

@@ -14,10 +14,13 @@ from ..branching import refuse_merged
 from ..consolidation import Consolidate, Consolidation, consolidate_log
 from ..feedback import Observation, check_event_id
 from ..inference.errors import InvalidInput, UnknownEvent
+from ..model import BayesianMLP
 from ..receipts import Purge, Receipt, Retraction
+from ..replay import network_for
 from ..stepper import step_fingerprint
 from ..store.database import records
 from ..store.log import NewRecord
+from ..store.snapshots import Snapshot
 from .hearing import Hearer
 
 __all__ = ["Reviser"]
@@ -182,13 +185,26 @@ class Reviser(Hearer):
             return len(self.store.snapshots.chains(connection, self._writer.model_id))
 
     def rollback(self, version: int) -> int:
-        """Go back to an earlier version; see :meth:`PosteriorStore.rollback`."""
+        """Go back to an earlier version; see :meth:`PosteriorStore.rollback`.
+
+        That may be a model of another kind, that was published under the name before. From then on it is :attr:`model`.
+
+        Raises:
+            InvalidInput: it has another network of the user's own, which only a new updater can be given; or the probe
+                set is not one for it. Nothing is stored.
+        """
         with self._one_at_a_time:
             with self._alone():
                 self._append([])
-                self._begin_fold(self._writer.append_rollback(version))
+                self._begin_fold(self._writer.append_rollback(version, self._check_can_go_on))
             self._fold_again()
             return self._line.head
+
+    def _check_can_go_on(self, snapshot: Snapshot) -> None:
+        """Raise :class:`InvalidInput` unless this updater could go on from a snapshot."""
+        if not self._line.stepper.is_for(snapshot.spec, snapshot.arrays):
+            network = network_for(snapshot.spec, self.model)
+            self._line.check(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, self.model.engine, network))
 
     def consolidate(self, *, method: Consolidate | None = None) -> Consolidation:
         """Learn again, all at once, the events since the last consolidation, if that predicts the newest ones better.
