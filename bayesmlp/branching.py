@@ -21,7 +21,7 @@ from .inference.likelihoods import Gaussian
 from .inference.merging import merged
 from .inference.network import MLP
 from .inference.spec import to_spec
-from .inference.structures import Blocks, Frozen, Full, LowRank, Structure
+from .inference.structures import Blocks, Frozen, Full, LowRank, Mixture, Structure
 from .model import BayesianMLP
 from .replay import Replay, fold_on, replay
 from .stepper import Effect, step_fingerprint
@@ -262,13 +262,31 @@ def _arrays_of(
 ) -> dict[str, np.ndarray]:
     """The posterior of a version of a model that must be of the same kind as another."""
     model = replay(store, name, engine=like.engine, network=network, version=version).model
-    own, other = model.spec(), like.spec()
-    differing = sorted(key for key in {*own, *other} - {"structure"} if own.get(key) != other.get(key))
-    arrays, mine = model.to_arrays(), like.to_arrays()
-    if differing or {k: a.shape for k, a in arrays.items()} != {k: a.shape for k, a in mine.items()}:
-        what = ", ".join(differing) or "structure"
+    if what := _differing(model, like):
         raise InvalidInput(f"{name!r} can't be merged by its posterior: it differs in its {what}: use how='replay'")
-    return arrays
+    return model.to_arrays()
+
+
+def _differing(model: BayesianMLP, other: BayesianMLP) -> str:
+    """In what two models differ, so that the posterior of one is none of the other; empty if in nothing.
+
+    That some blocks are frozen is no difference.
+    """
+    own, like = model.spec(), other.spec()
+    differing = sorted(key for key in {*own, *like} - {"structure"} if own.get(key) != like.get(key))
+    if not differing and not all(map(np.array_equal, model.scaling, other.scaling)):
+        differing = ["scaling"]
+    if not differing and own["structure"] != like["structure"]:
+        structures = [_thawed(one.filter_model.structure) for one in (model, other)]
+        differing = [] if structures[0] == structures[1] else ["structure"]
+    return ", ".join(differing)
+
+
+def _thawed(structure: Structure | Mixture) -> Structure | Mixture:
+    """A structure with no block frozen."""
+    if not isinstance(structure, Blocks):
+        return structure
+    return Blocks(tuple((part.of if isinstance(part, Frozen) else part, layers) for part, layers in structure.parts))
 
 
 def _merged_arrays(
@@ -360,6 +378,8 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
         known = next(record for record in reversed(own.fold.line) if record.kind in ("branch", "pull"))
         if known.body["chain"] == theirs.fold.chain:
             return own.fold.head
+        if what := _differing(own.model, theirs.model):
+            raise InvalidInput(f"{name!r} can't go on from {parent!r}, which differs from it in its {what} by now")
         base = base_of(theirs.fold, own.fold, parent, writer.log)
         their_log = store.log(parent)
         became = fates(their_log, theirs.fold, writer.log, own.fold, replay_notes(their_log))

@@ -15,6 +15,7 @@ from store_cases import Places, small_model, stream
 import bayesmlp as bm
 from bayesmlp import errors
 from bayesmlp.inference.structures import Structure
+from bayesmlp.scaling import Scaling
 from bayesmlp.store.database import blobs, parts
 from bayesmlp.store.digest import posterior_digest
 from bayesmlp.store.writer import Writer
@@ -327,6 +328,59 @@ def test_a_merge_of_events_that_the_parent_can_not_learn_stores_nothing(
         store.merge("m", ["b"], how="replay")
     assert store.history("m")[-1].version == version
     assert digest_of(store, "m")
+
+
+@pytest.mark.parametrize("how", [None, "delta", "replay"])
+@pytest.mark.parametrize("what", ["network", "scaling", "structure"])
+def test_a_branch_does_not_take_over_a_parent_of_another_kind(tmp_path: Path, what: str, how: str | None) -> None:
+    def model(activation: str = "tanh", unit: float = 1.0, rank: int = 2) -> bm.BayesianMLP:
+        network, structure = bm.MLP((4,), activation), bm.LowRank(rank)
+        made = bm.BayesianMLP(network, bm.Categorical(3), structure=structure, engine="numpy", standardize=False)
+        plain = Scaling.identity(4, 3)
+        made.start_from_prior(4, plain._replace(input_scale=unit * plain.input_scale))
+        return made
+
+    x, y = stream(2)
+    store = bm.open_store(tmp_path / "store.db")
+    store.publish("m", model())
+    store.branch("m", "b")
+    observe(store, "b", x, y)
+    before = store.history("b"), digest_of(store, "b")
+    others: dict[str, dict[str, Any]] = {
+        "network": {"activation": "relu"}, "scaling": {"unit": 3.0}, "structure": {"rank": 3}
+    }  # fmt: skip
+    store.publish("m", model(**others[what]))
+    with pytest.raises(errors.InvalidInput, match=f"'b' can't go on from 'm', which differs from it in its {what}"):
+        store.pull("b", how=how)
+    assert (store.history("b"), digest_of(store, "b")) == before
+    if what == "scaling":
+        with pytest.raises(errors.InvalidInput, match="differs in its scaling: use how='replay'"):
+            store.merge("m", ["b"], how="delta")
+
+
+def test_a_branch_with_a_memory_or_of_the_last_layer_alone_takes_over_its_parent(tmp_path: Path) -> None:
+    x, y = stream(9)
+    store = bm.open_store(tmp_path / "store.db")
+    for name, options in (("memory", {"memory": bm.Memory(20)}), ("last", {"structure": bm.LastLayer()})):
+        model = bm.BayesianMLP(bm.MLP((4,)), bm.Categorical(3), engine="numpy", standardize=False, **options)
+        model.start_from_prior(4)
+        store.publish(name, model)
+        store.branch(name, f"{name}/b", learn="last" if name == "last" else "all")
+        observe(store, name, x[:4], y[:4])
+        observe(store, f"{name}/b", x[4:6], y[4:6])
+        store.pull(f"{name}/b", how="replay")
+        observe(store, name, x[6:], y[6:])
+        store.pull(f"{name}/b", how="replay")
+        expected = bm.load(store, name, engine="numpy")
+        branch = bm.load(store, f"{name}/b", engine="numpy")
+        if name == "memory":
+            assert digest_of(store, f"{name}/b") == digest_of_model(learned(expected, x[4:6], y[4:6]))
+        else:
+            np.testing.assert_array_equal(branch.mean_weights()[0], expected.mean_weights()[0])
+
+
+def digest_of_model(model: bm.BayesianMLP) -> str:
+    return posterior_digest(model.spec(), model.to_arrays())
 
 
 def test_what_branches_tell_in_every_way_is_merged_by_replay(tmp_path: Path) -> None:

@@ -290,7 +290,8 @@ class PosteriorStore:
             The version of the branch; the one before if the parent has learned nothing.
 
         Raises:
-            InvalidInput: the model is no branch, or a way in which it can't be done.
+            InvalidInput: the model is no branch, a way in which it can't be done, or a parent that was published anew
+                with other settings or in other units.
             UnknownModel: no such model.
             StoreError: see :meth:`merge`.
             LeaseHeld: an updater is writing to the branch.
