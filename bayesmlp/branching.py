@@ -62,6 +62,15 @@ class _News(NamedTuple):
         return [r for r in self._learned if r.offset > self.base.since and self._fate(r) not in ("live", "retracted")]
 
     @property
+    def own_events(self) -> list[Record]:
+        """Records that learned what the parent does not have, or no longer, as it has retracted it."""
+        return [
+            r
+            for r in self._learned
+            if self._fate(r) == "retracted" or (r.offset > self.base.since and self._fate(r) != "live")
+        ]
+
+    @property
     def _learned(self) -> list[Record]:
         return [r for r in self.fold.line if r.learned is not None]
 
@@ -73,15 +82,18 @@ class _News(NamedTuple):
         """Records that brought what others have learned, not event by event."""
         return [r for r in self.fold.line if r.offset > self.base.since and r.kind == "merge" and r.is_mixed]
 
-    @property
-    def why_no_delta(self) -> str | None:
-        """Why its posterior, less that of the base, is not what the parent is to learn; None if it is."""
-        pulled = self.base.model != self.name
+    def why_no_delta(self, *, pulled: bool = False) -> str | None:
+        """Why the difference of its posterior to that of the base is not what the parent lacks; None if it is.
+
+        Args:
+            pulled: whether the branch takes over its parent's posterior, which lacks what was retracted there.
+        """
+        from_parent = pulled or self.base.model != self.name
         for record in self._learned:
             fate, is_news = self._fate(record), record.offset > self.base.since
             if fate == "live" and is_news:
                 return f"not for what was merged event by event, as version {record.offset} of {self.name!r} was"
-            if fate == "retracted" and (is_news or pulled):
+            if fate == "retracted" and (is_news or from_parent):
                 return f"not for what the parent has retracted, as version {record.offset} of {self.name!r}"
         return None
 
@@ -166,7 +178,8 @@ def merge(
         news = [each for each in found if each.events or each.merges]
         if not news:
             return now.fold.head
-        if _way(store, now.model, news, how) == "delta":
+        against = next((why for each in news if (why := each.why_no_delta())), None)
+        if _way(now.model, news, how, against) == "delta":
             return _merge_posteriors(store, writer, now, news, network)
         return _merge_events(writer, now, news)
 
@@ -192,13 +205,13 @@ def _check_parent(log: Log, name: str, own: Fold) -> None:
         raise InvalidInput(f"{name!r} is a branch of another model that was called {log.name!r}, not of the one here")
 
 
-def _way(store: PosteriorStore, model: BayesianMLP, news: Sequence[_News], how: str | None) -> str:
-    """In which way to merge.
+def _way(model: BayesianMLP, news: Sequence[_News], how: str | None, against: str | None) -> str:
+    """In which way to merge, with what is against merging the branches' posteriors.
 
     Raises:
         InvalidInput: it can't be done in the way that was asked for, or in any.
     """
-    against = _why_no_delta(model) or next((each.why_no_delta for each in news if each.why_no_delta), None)
+    against = _why_no_delta(model) or against
     if how == "delta" and against is not None:
         raise InvalidInput(f"how='delta' is {against}: use how='replay'")
     mixed = next((each.name for each in news if each.merges), None)
@@ -384,7 +397,7 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
         their_log = store.log(parent)
         became = fates(their_log, theirs.fold, writer.log, own.fold, replay_notes(their_log))
         news = _News(name, writer.log, own.fold, base, became)
-        if _way(store, theirs.model, [news], how) == "delta":
+        if _way(theirs.model, [news], how, news.why_no_delta(pulled=True)) == "delta":
             base.check_holds(own.fold)
             mine = _arrays_of(store, theirs.model, name, own.fold.head, network)
             fork = _arrays_of(store, theirs.model, base.model, base.version, network)
@@ -406,7 +419,7 @@ def pull(store: PosteriorStore, name: str, *, how: str | None = None, engine: An
 def _learned_again(own: Replay, theirs: Replay, news: _News) -> dict[str, np.ndarray]:
     """The parent's posterior after the branch's own events."""
     own.stepper.reset(theirs.stepper.to_arrays())
-    fold_on(own.stepper, news.log, news.events)
+    fold_on(own.stepper, news.log, news.own_events)
     return own.stepper.to_arrays()
 
 

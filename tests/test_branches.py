@@ -253,6 +253,30 @@ def test_merged_again_after_a_rollback_what_was_retracted_stays_out(tmp_path: Pa
     assert store.verify() == []
 
 
+@pytest.mark.parametrize("how", [None, "replay"])
+def test_what_the_parent_retracted_stays_in_the_branch_until_it_is_retracted_there(
+    tmp_path: Path, how: str | None
+) -> None:
+    store, x, y = two_of_a_branch(tmp_path)
+    store.merge("m", ["b"], how="replay")
+    with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        updater.retract(["b:e1"])
+    with pytest.raises(errors.InvalidInput, match="how='delta' is not for what the parent has retracted, as version 2"):
+        store.pull("b", how="delta")
+    for row in (2, 3):
+        store.pull("b", how=how)
+        assert_learned(store, "b", x[:row], y[:row])
+        assert {entry.status for entry in store.history("b") if entry.event_id} == {"applied"}
+        observe(store, "m", x[row : row + 1], y[row : row + 1])
+    observe(store, "b", x[4:], y[4:], ["e3"])
+    store.merge("m", ["b"], how=how)
+    assert_learned(store, "m", x[1:], y[1:])
+    with bm.OnlineUpdater(store, "b", engine="numpy") as updater:
+        updater.retract(["e1"])
+    store.pull("b", how="replay")
+    assert_learned(store, "b", x[1:], y[1:])
+
+
 def test_events_of_branches_whose_names_and_ids_run_together_are_told_apart(tmp_path: Path) -> None:
     x, y = linear_stream(5)
     store = bm.open_store(tmp_path / "store.db")
