@@ -25,7 +25,7 @@ from .inference.structures import Blocks, Frozen, Full, LowRank, Mixture, Struct
 from .model import BayesianMLP
 from .replay import Replay, fold_on, replay
 from .stepper import Effect, step_fingerprint
-from .store.branches import Base, base_of, insert_branches, is_parent, last_merge, mark_of
+from .store.branches import Base, base_of, insert_branches, is_parent, last_merge, mark_of, merges_of
 from .store.digest import extend_chain
 from .store.fold import Fold, Record
 from .store.lineage import Note, branch_event_id, fates, new_ids, replay_notes
@@ -448,14 +448,18 @@ def refuse_merged(store: PosteriorStore, name: str, parent: str, offsets: Iterab
     """
     try:
         log = store.log(parent)
-        line = log.fold().line
+        theirs = log.fold()
     except UnknownModel:  # the branch was exported, its parent was not
         return
-    oldest = min(offsets)
-    merges = [(r.offset, one) for r in line if r.kind == "merge" and r.is_mixed for one in r.body["branches"]]
-    found = [offset for offset, one in merges if one["name"] == name and one["version"] >= oldest]
-    if found and is_parent(log, store.log(name).fold()):
+    own_log = store.log(name)
+    own, taken_out, oldest = own_log.fold(), set(offsets), min(offsets)
+    merges = [(merge, one["version"]) for merge, one in merges_of(theirs, own, own_log) if merge.is_mixed]
+    if not is_parent(log, own):
+        return
+    for merge, version in merges:
+        if version < oldest or taken_out.isdisjoint(record.learned for record in own_log.fold(version).line):
+            continue  # as what came later, or was in quarantine
         raise StoreError(
-            f"what is to be retracted from {name!r} was merged into {parent!r} (version {found[0]}): take that "
-            f"merge out first, with store.unmerge({parent!r}, {found[0]}), and merge again afterwards"
+            f"what is to be retracted from {name!r} was merged into {parent!r} (version {merge.offset}): take that "
+            f"merge out first, with store.unmerge({parent!r}, {merge.offset}), and merge again afterwards"
         )

@@ -633,6 +633,26 @@ def test_a_branch_that_went_back_behind_what_was_merged_is_told_so(places: Place
     assert_same_posterior(bm.load(store, "m", engine="numpy"), expected, 1e-8)
 
 
+def test_what_was_not_learned_when_it_was_merged_is_retracted_from_the_branch(tmp_path: Path) -> None:
+    x, y = linear_stream(4)
+    store = bm.open_store(tmp_path / "store.db")
+    store.publish("m", linear_model(bm.Full(), 0.09))
+    observe(store, "m", x[:2], y[:2])
+    store.branch("m", "b")
+    strict = bm.Admission(quarantine_above=50.0)
+    with bm.OnlineUpdater(store, "b", engine="numpy", admission=strict) as updater:
+        updater.observe(x[2], 1e4, event_id="bad")
+        updater.observe(x[2], 2e4, event_id="late")
+        updater.observe(x[3], y[3], event_id="ok")
+        merged = store.merge("m", ["b"])
+        updater.release(["late"])
+        with pytest.raises(errors.StoreError, match=rf"'b' was merged into 'm' \(version {merged}\)"):
+            updater.retract(["bad", "ok"])
+        updater.retract(["bad", "late"])
+    store.merge("m", ["b"])
+    assert_learned(store, "m", x[[0, 1, 3]], y[[0, 1, 3]])
+
+
 def test_a_pull_after_a_merge_that_no_longer_counts_is_told_so(tmp_path: Path) -> None:
     store, x, y = merged_pair(Places(tmp_path))
     version = store.history("m")[-1].version
