@@ -23,13 +23,13 @@ from .inference.network import MLP
 from .inference.spec import to_spec
 from .inference.structures import Blocks, Frozen, Full, LowRank, Mixture, Structure
 from .model import BayesianMLP
-from .replay import Replay, fold_on, replay
+from .replay import Replay, fold_on, line_of, replay
 from .stepper import Effect, step_fingerprint
 from .store.branches import Base, base_of, insert_branches, is_parent, last_merge, mark_of, merges_of
 from .store.digest import extend_chain
 from .store.fold import Fold, Record
 from .store.lineage import Note, branch_event_id, fates, new_ids, replay_notes
-from .store.log import Log, NewRecord
+from .store.log import Log, NewRecord, is_version
 from .store.store import PosteriorStore, check_name
 from .store.writer import Writer
 
@@ -134,8 +134,8 @@ def branch(
 def _folded(store: PosteriorStore, name: str, engine: Any, network: Any, version: int | None = None) -> Replay:
     """A model; where no engine is named, on the one that it was last written on, if that is here."""
     if engine is None and network is None:
-        with contextlib.suppress(MissingDependency, DeviceUnavailable, IndexError):
-            engine = get_engine(store.log(name).fold(version).fingerprint["engine"])
+        with contextlib.suppress(MissingDependency, DeviceUnavailable):
+            engine = get_engine(line_of(store.log(name), version).fingerprint["engine"])
     return replay(store, name, engine=engine, network=network, version=version)
 
 
@@ -166,7 +166,10 @@ def merge(
     network: Any = None,
 ) -> int:
     """See :meth:`PosteriorStore.merge`."""
-    if isinstance(branches, str) or not all(isinstance(name, str) for name in branches):
+    if isinstance(branches, str) or not isinstance(branches, Iterable):
+        raise InvalidInput(f"branches must be a list of names, got {branches!r}")
+    branches = list(branches)
+    if not all(isinstance(name, str) for name in branches):
         raise InvalidInput(f"branches must be a list of names, got {branches!r}")
     if len(set(branches)) < len(branches):
         raise InvalidInput(f"branches must be different ones, got {list(branches)!r}")
@@ -428,7 +431,7 @@ def unmerge(store: PosteriorStore, name: str, version: int) -> int:
     """See :meth:`PosteriorStore.unmerge`."""
     with store.write(name) as writer:
         fold = writer.log.fold()
-        if version not in {record.offset for record in fold.line if record.is_mixed}:
+        if not is_version(version) or version not in {record.offset for record in fold.line if record.is_mixed}:
             raise InvalidInput(f"version must be of a merge by posteriors or a pull of {name!r}, got {version!r}")
         with store.read() as connection:
             chains = store.snapshots.chains(connection, writer.model_id)

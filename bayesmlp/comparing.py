@@ -14,7 +14,7 @@ from .inference.influence import InverseMultiquadric
 from .inference.output_space import OutputStep
 from .model import BayesianMLP
 from .predictive import Predictive
-from .replay import fold_on, load
+from .replay import fold_on, line_of, load
 from .stepper import Stepper
 from .store.store import PosteriorStore
 from .validation import check_inputs
@@ -55,9 +55,7 @@ def replay_with(
         Purged: payloads of events were erased.
     """
     log = store.log(name)
-    fold = log.fold(version)
-    if not fold.line:
-        load(store, name, version=version)  # raises UnknownModel
+    fold = line_of(log, version)
     if mixed := [record.offset for record in fold.line if record.is_mixed]:
         raise InvalidInput(
             f"model {name!r} can't be replayed under other settings: version {mixed[0]} mixed in another posterior"

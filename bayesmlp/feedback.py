@@ -34,13 +34,13 @@ def check_event_id(event_id: Any, argument: str = "event_id") -> str:
     return event_id
 
 
-def check_time(time: Any) -> None:
-    """Raises :class:`InvalidInput` unless the argument ``time`` is a number that can be a time: a wrong unit, or an
-    infinite time, would leave the dynamics no later event.
+def check_time(time: Any, argument: str = "time") -> None:
+    """Raises :class:`InvalidInput` unless an argument is a number that can be a time: a wrong unit, or an infinite
+    time, would leave the dynamics no later event.
     """
-    if not abs(_as_float(time)) <= _LARGEST_TIME:
+    if isinstance(time, bool) or not abs(_as_float(time)) <= _LARGEST_TIME:
         raise InvalidInput(
-            f"time must be seconds since the epoch, at most {_LARGEST_TIME:g} in magnitude, got {time!r:.60}"
+            f"{argument} must be seconds since the epoch, at most {_LARGEST_TIME:g} in magnitude, got {time!r:.60}"
         )
 
 

@@ -17,7 +17,7 @@ from .store.fold import Fold, Record
 from .store.log import Log, is_version
 from .store.store import PosteriorStore
 
-__all__ = ["Replay", "fold_on", "load", "network_for", "observed", "replay"]
+__all__ = ["Replay", "fold_on", "line_of", "load", "network_for", "observed", "replay"]
 
 
 class Replay(NamedTuple):
@@ -65,12 +65,8 @@ def replay(
         UnknownModel: no such model or version.
         CorruptStore: no sound snapshot is left, or not that of a consolidation on the way.
     """
-    if version is not None and not is_version(version):
-        raise InvalidInput(f"version must be a positive integer, got {version!r}")
     log = store.log(name)
-    fold = log.fold(None if version is None else min(int(version), 2**62))
-    if not fold.line or (version is not None and version != fold.head):
-        raise UnknownModel(f"model {name!r} has no version {version!r}; its versions are the offsets of its history")
+    fold = line_of(log, version)
     covered, snapshot = store.nearest_snapshot(log.model_id, fold, length)
     line = fold.line[covered:length]
     for record in line:
@@ -92,6 +88,23 @@ def replay(
         stepper.reset(snapshot.arrays)
     effects = fold_on(stepper, log, line)
     return Replay(stepper, fold, effects, len(effects))
+
+
+def line_of(log: Log, version: int | None = None) -> Fold:
+    """The line of a version of a model; None for the newest.
+
+    Raises:
+        InvalidInput: the version is no positive integer.
+        UnknownModel: there is no such version.
+    """
+    if version is not None and not is_version(version):
+        raise InvalidInput(f"version must be a positive integer, got {version!r}")
+    fold = log.fold(None if version is None else min(int(version), 2**62))
+    if not fold.line or (version is not None and version != fold.head):
+        raise UnknownModel(
+            f"model {log.name!r} has no version {version!r}; its versions are the offsets of its history"
+        )
+    return fold
 
 
 def network_for(spec: Mapping[str, Any], model: BayesianMLP) -> Network | None:

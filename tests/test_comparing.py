@@ -70,6 +70,9 @@ def test_what_can_not_be_exchanged_is_said(tmp_path: Path) -> None:
         bm.replay_with(store, "m", engine="numpy", dynamics=bm.Static())
     with pytest.raises(errors.UnknownModel):
         bm.replay_with(store, "x", engine="numpy")
+    for version in (999, 10**30):
+        with pytest.raises(errors.UnknownModel, match=f"model 'm' has no version {version}"):
+            bm.replay_with(store, "m", engine="numpy", version=version)
 
 
 def test_a_difference_of_normal_predictions_is_the_closed_form(tmp_path: Path) -> None:

@@ -572,6 +572,39 @@ def test_a_fold_that_fails_stops_the_updater(tmp_path: Path, monkeypatch: pytest
             assert [entry.status for entry in again.history()[1:6]] == ["retracted", *["applied"] * 4]
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        *((lambda s, u, v=v: bm.replay_with(s, "m", version=v), "version must be") for v in (1.5, "x", [1], True, 0)),
+        *((lambda s, u, v=v: s.branch("m", "b", version=v), "version must be") for v in (1.5, "x", [1])),
+        *((lambda s, u, n=n: s.verify(n), "name must be a string") for n in ([1], "\ud800")),
+        *((lambda s, u, n=n: s.history(n), "name must be a string") for n in ([1], "\ud800")),
+        *((lambda s, u, n=n: s.rollback(n, 1), "name must be a string") for n in ([1], "\ud800")),
+        *((lambda s, u, n=n: bm.load(s, n), "name must be a string") for n in ([1], "\ud800")),
+        *((lambda s, u, v=v: u.retract(source=v), "source must be a string") for v in (["a"], "\ud800")),
+        *((lambda s, u, t=t: u.retract(since=t), "since must be seconds") for t in (10**400, "x", float("nan"), True)),
+        (lambda s, u: u.purge(source=["a"]), "source must be a string"),
+        *((lambda s, u, n=n: s.branch("m", n), "name must be") for n in (5, None, [5])),
+        *((lambda s, u, n=n: s.export("m", n), "path must be that of a file") for n in (5, None)),
+        *((lambda s, u, n=n: s.import_(n), "path must be that of a file") for n in (5, None)),
+    ],
+)
+def test_arguments_that_name_nothing_are_refused_by_name(tmp_path: Path, call: Any, says: str) -> None:
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+        with pytest.raises(errors.InvalidInput, match=says):
+            call(store, updater)
+        assert [entry.kind for entry in store.history("m")] == ["publish"]
+
+
+@pytest.mark.parametrize("branches", [None, 5, [5], [None], "b"])
+def test_branches_and_versions_to_unmerge_are_checked(tmp_path: Path, branches: Any) -> None:
+    with published(tmp_path) as store:
+        with pytest.raises(errors.InvalidInput, match="branches must be a list of names"):
+            store.merge("m", branches)
+        with pytest.raises(errors.InvalidInput, match="version must be of a merge"):
+            store.unmerge("m", branches)
+
+
 def test_who_appended_is_in_the_history(places: Places) -> None:
     x, y = stream(2)
     with places.open(actor="ada") as store:

@@ -7,7 +7,7 @@ import getpass
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,8 @@ class PosteriorStore:
         """
         from ..branching import branch
 
+        if not isinstance(name, Iterable):
+            raise InvalidInput(f"name must be one name, or several different ones, got {name!r}")
         names = [name] if isinstance(name, str) else list(name)
         branch(self, parent, names, version=version, learn=learn, engine=engine, network=network)
 
@@ -407,7 +409,8 @@ class PosteriorStore:
             return Log(self.reader, self.model_id(connection, name), name)
 
     def model_id(self, connection: Connection, name: str) -> int:
-        """Raises :class:`UnknownModel`, naming the models there are."""
+        """Raises :class:`UnknownModel`, naming the models there are; or :class:`InvalidInput`."""
+        check_name(name)
         row = connection.execute(select(models).where(models.c.name == name)).first()
         if row is None:
             known = list(connection.execute(select(models.c.name).order_by(models.c.name).limit(20)).scalars())

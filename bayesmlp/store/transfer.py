@@ -31,7 +31,7 @@ PAGE = 1000
 
 def export_model(store: PosteriorStore, name: str, path: str | Path) -> None:
     """Write a model to a file of its own; it appears whole or not at all."""
-    target = Path(path).absolute()
+    target = _checked(path).absolute()
     if not target.parent.is_dir():
         raise InvalidInput(f"path must be in an existing folder, got {str(path)!r}")
     if target.exists():
@@ -52,7 +52,7 @@ def export_model(store: PosteriorStore, name: str, path: str | Path) -> None:
 
 def import_model(store: PosteriorStore, path: str | Path, name: str | None = None) -> str:
     """Take in a model from a file of :func:`export_model`, under its name or another."""
-    source = Path(path)
+    source = _checked(path)
     if not source.is_file():
         raise InvalidInput(f"path must be an exported model, got {str(path)!r}, which is not there")
     with tempfile.TemporaryDirectory() as folder:  # opening a store may bring its tables up to date: not in the file
@@ -65,6 +65,12 @@ def import_model(store: PosteriorStore, path: str | Path, name: str | None = Non
             new = names[0] if name is None else name
             copy_model(other, store, names[0], new)
     return new
+
+
+def _checked(path: Any) -> Path:
+    if not isinstance(path, str | Path):
+        raise InvalidInput(f"path must be that of a file, got {path!r}")
+    return Path(path)
 
 
 def copy_model(source: PosteriorStore, target: PosteriorStore, name: str, new: str, *, inline: bool = False) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from ..admission import Quarantined
 from ..branching import refuse_merged
 from ..consolidation import Consolidate, Consolidation, consolidate_log
-from ..feedback import Observation, check_event_id
+from ..feedback import Observation, check_event_id, check_time
 from ..inference.errors import InvalidInput, UnknownEvent
 from ..model import BayesianMLP
 from ..receipts import Purge, Receipt, Retraction
@@ -117,8 +116,10 @@ class Reviser(Hearer):
         by_query = {key: value for key, value in (("source", source), ("since", since)) if value is not None}
         if (event_ids is None) == (not by_query):
             raise InvalidInput("retract takes either event_ids, or source and/or since")
-        if since is not None and (isinstance(since, bool) or not isinstance(since, Real)):
-            raise InvalidInput(f"since must be a time, seconds since the epoch, got {since!r}")
+        if source is not None:
+            check_event_id(source, "source")
+        if since is not None:
+            check_time(since, "since")
         if event_ids is None:
             found = self._writer.log.event_ids(by_query)
             if not found:
