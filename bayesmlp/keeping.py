@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .inference.errors import InvalidInput, Purged
@@ -16,6 +16,8 @@ from .store.writer import Writer
 from .validation import is_positive
 
 __all__ = ["Keeper", "Retention", "SnapshotPolicy"]
+
+_HAS_PAYLOAD = (records.c.kind.in_(("event", "batch", "quarantine")), records.c.purged.is_(None))
 
 
 class SnapshotPolicy(NamedTuple):
@@ -44,7 +46,8 @@ class SnapshotPolicy(NamedTuple):
 class Retention(NamedTuple):
     """For how long payloads (inputs, targets, weights) stay in the log. What they taught stays in the posterior.
 
-    An event whose payload is gone can't be retracted any more, and no fold can begin before it.
+    An event whose payload is gone can't be retracted any more, nor released from quarantine, and no fold can begin
+    before it.
 
     Attributes:
         seconds: since an event was stored; None: no limit.
@@ -94,7 +97,9 @@ class Keeper:
         with store.read() as connection:
             chains = store.snapshots.chains(connection, model_id)
         self._offsets = [offset for offset, chain in chains.items() if chain in fold.covers]
-        self._floor = max(self._writer.log.purged_among(record.offset for record in fold.line), default=0)
+        erased = set(self._writer.log.purged_among(r.learned for r in fold.line if r.learned is not None))
+        self._floor = max((record.offset for record in fold.line if record.learned in erased), default=0)
+        self._first_kept = 1
         off_line = set(chains) - set(self._offsets)
         if not forget or not off_line:
             return 0
@@ -123,7 +128,8 @@ class Keeper:
         start = max((place for place in self._places(fold) if place <= first), default=0)
         again = [r for r in fold.line[start:] if r.learned is not None and r.learned not in chosen]
         needed = {int(record.learned or 0) for record in again}
-        erased = log.purged_among(needed | {offset for offset in chosen if fold.status.get(offset) != "retracted"})
+        learned = {offset for offset in chosen if fold.status.get(offset) not in ("retracted", "quarantined")}
+        erased = log.purged_among(needed | learned)
         if erased:
             raise Purged(f"model {log.name!r} can't be folded again: the payload of version {erased[0]} was erased")
         return [record.offset for record in again]
@@ -181,16 +187,28 @@ class Keeper:
     def _erase_old(self) -> None:
         due = self.due(self._line.head)
         if due:
-            self._writer.erase(due)
-            self._floor = max(self._floor, *due)
+            self._writer.erase(list(due))
+            self._floor = max(self._floor, *self._learned_at(due))
+            kept = self._writer.log.rows(
+                [records.c.offset], *_HAS_PAYLOAD, first=self._first_kept, last=self._line.head
+            )
+            self._first_kept = next((row.offset for row in kept), self._line.head + 1)
 
-    def due(self, head: int) -> Sequence[int]:
-        """Offsets of the records up to a version whose payload is past its time."""
+    def _learned_at(self, offsets: Mapping[int, str]) -> Iterator[int]:
+        """Where on the line observations were learned, given where they are and of which kind."""
+        released: dict[int, int] = {}
+        if "quarantine" in offsets.values():
+            releases = self._writer.log.stored(records.c.kind == "release")
+            released = {int(release.body["offset"]): release.offset for release in releases}
+        yield from (released.get(offset, offset) for offset in offsets)
+
+    def due(self, head: int) -> dict[int, str]:
+        """Offsets and kinds of the records up to a version whose payload is past its time."""
         if self.retention == Retention():
-            return []
+            return {}
         limit = head if self.retention.events is None else head - self.retention.events
-        where: list[Any] = [records.c.kind.in_(("event", "batch")), records.c.purged.is_(None)]
-        if self.retention.seconds is not None:
+        where: list[Any] = [*_HAS_PAYLOAD]
+        if self.retention.seconds is not None:  # by each record's own time: the clock may have been put back
             where.append(records.c.received < time.time() - self.retention.seconds)
-        rows = self._writer.log.rows([records.c.offset], *where, first=self._floor + 1, last=limit)
-        return [row.offset for row in rows]
+        rows = self._writer.log.rows([records.c.offset, records.c.kind], *where, first=self._first_kept, last=limit)
+        return {row.offset: row.kind for row in rows}

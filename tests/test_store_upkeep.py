@@ -469,6 +469,70 @@ def test_payloads_past_their_time_are_erased_and_what_they_taught_stays(places: 
         bm.OnlineUpdater(store, "m", engine="numpy", retention=Retention(seconds=-1.0))
 
 
+def erased_ids(store: bm.PosteriorStore) -> list[str]:
+    return [str(entry.event_id) for entry in store.history("m") if entry.note == "payload erased"]
+
+
+def test_retention_erases_what_is_or_was_in_quarantine(places: Places) -> None:
+    x, y = stream(12)
+    options: Any = {"engine": "numpy", "snapshot_every": 1, "admission": bm.Admission(quarantine_above=1e-9)}
+    with places.published() as store:
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            updater.observe_many(x[:6], y[:6])
+        with bm.OnlineUpdater(store, "m", **options) as updater:
+            classes = updater.predict(x[6:]).probabilities.argmin(axis=1)  # the least expected
+            updater.observe_many(x[6:9], classes[:3], event_ids=["kept", "released", "refused"], source="s")
+            assert len(updater.quarantined()) == 3
+            updater.release(["released"])
+        with bm.OnlineUpdater(store, "m", retention=Retention(events=1), **options) as updater:
+            updater.observe(x[0], updater.predict(x[0]).probabilities.argmax(), event_id="expected")
+            assert erased_ids(store)[-3:] == ["kept", "released", "refused"]
+            assert updater.quarantined() == []
+            digest = updater.digest()
+            with pytest.raises(
+                errors.Purged, match="event 'kept' of model 'm' can't be released: its payload was erased"
+            ):
+                updater.release(["kept"])
+            with pytest.raises(errors.Purged, match="can't be folded again"):
+                updater.retract(["released"])
+            updater.retract(["refused"])
+            assert updater.digest() == digest
+            updater.retract(["expected"])
+            without = updater.digest()
+        with bm.OnlineUpdater(store, "m", **options) as updater:
+            assert updater.digest() == without
+        assert store.verify() == []
+
+
+def test_the_payload_of_an_event_from_before_the_clock_was_put_back_is_erased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = stream(3)
+    now, shift = time.time, 1000.0
+    monkeypatch.setattr(time, "time", lambda: now() + shift)
+    options: Any = {"engine": "numpy", "snapshot_every": 1, "retention": Retention(seconds=50.0)}
+    with published(tmp_path) as store, bm.OnlineUpdater(store, "m", **options) as updater:
+        updater.observe(x[0], y[0], event_id="ahead")
+        shift = 0.0
+        updater.observe(x[1], y[1], event_id="back")
+        shift = 100.0
+        updater.observe(x[2], y[2], event_id="later")
+        assert erased_ids(store) == ["back"]
+        shift = 1100.0
+        updater.observe(x[2], y[2], event_id="last")
+        assert erased_ids(store) == ["ahead", "back", "later"]
+
+
+def test_a_source_whose_events_were_erased_is_heard_again(tmp_path: Path) -> None:
+    x, y = stream(6)
+    options: Any = {"engine": "numpy", "snapshot_every": 1, "admission": bm.Admission(source_cap=2.0)}
+    with published(tmp_path) as store:
+        with bm.OnlineUpdater(store, "m", retention=Retention(events=1), **options) as updater:
+            updater.observe_many(x[:5], y[:5], source="s")
+        with bm.OnlineUpdater(store, "m", **options) as updater:
+            assert updater.observe(x[5], y[5], source="s").status == "applied"
+
+
 # -- while a retraction folds ---------------------------------------------------------------------------------------
 def test_readers_and_new_events_go_on_during_a_retraction(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = stream(30)

@@ -311,12 +311,12 @@ class Committer:
         return set(self._writer.log.known_offsets([str(r.event_id) for r in group.records if not r.is_first]))
 
     def _spent_by(self, source: str) -> float:
-        """The total weight granted to a source's events, but for those that were taken out again."""
+        """The total weight granted to a source's events, but for those that were taken out again, or erased."""
         if source not in self._spent:
             waiting = {one.offset for one in self._line.waiting}
             kept = [
                 Observation.from_body(row.body, self.model)
-                for row in self._writer.log.stored(records.c.source == source)
+                for row in self._writer.log.stored(records.c.source == source, records.c.purged.is_(None))
                 if row.offset in waiting or self._line.status.get(row.offset) in ("live", "quarantined", "released")
             ]
             self._spent[source] = sum(float(observation.weight.sum()) for observation in kept)

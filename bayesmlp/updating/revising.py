@@ -12,7 +12,7 @@ from ..admission import Quarantined
 from ..branching import refuse_merged
 from ..consolidation import Consolidate, Consolidation, consolidate_log
 from ..feedback import Observation, check_event_id, check_time
-from ..inference.errors import InvalidInput, UnknownEvent
+from ..inference.errors import InvalidInput, Purged, UnknownEvent
 from ..model import BayesianMLP
 from ..receipts import Purge, Receipt, Retraction
 from ..replay import network_for
@@ -32,7 +32,7 @@ class Reviser(Hearer):
         """The events in quarantine, oldest first: durable, not learned. See :class:`Admission`."""
         with self._applied() as line:
             found = []
-            for row in self._writer.log.stored(records.c.kind == "quarantine"):
+            for row in self._writer.log.stored(records.c.kind == "quarantine", records.c.purged.is_(None)):
                 if line.status.get(row.offset) == "quarantined":
                     x, y, *_ = Observation.from_body(row.body, self.model)
                     found.append(
@@ -52,11 +52,15 @@ class Reviser(Hearer):
 
         Raises:
             UnknownEvent: an id that is not in quarantine; nothing is released.
+            Purged: the payload of one was erased, see :class:`Retention`; nothing is released.
         """
         with self._alone() as line:
             ids = list(dict.fromkeys(_checked_ids(event_ids)))
             waiting = {event.event_id: event.version for event in self.quarantined()}
             missing = [event_id for event_id in ids if event_id not in waiting]
+            for event_id, offset in self._writer.log.known_offsets(missing).items():
+                if line.status.get(offset) == "quarantined":
+                    raise Purged(f"event {event_id!r} of model {self.name!r} can't be released: its payload was erased")
             if missing:
                 raise UnknownEvent(f"model {self.name!r} has no event {missing[0]!r} in quarantine")
             sources = [waiting[event_id] for event_id in ids]
