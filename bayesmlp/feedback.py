@@ -15,7 +15,7 @@ from .masking import check_labels_possible, check_output_mask, fill_unobserved
 from .model import BayesianMLP
 from .validation import as_host_array, check_weights, with_row_axis
 
-__all__ = ["Observation", "check_event_id", "check_time"]
+__all__ = ["Observation", "check_event_id", "check_time", "is_time"]
 
 _MAX_ID_LENGTH = 200
 _LARGEST_TIME = 1e11  # the year 5138
@@ -34,13 +34,18 @@ def check_event_id(event_id: Any, argument: str = "event_id") -> str:
     return event_id
 
 
-def check_time(time: Any, argument: str = "time") -> None:
-    """Raises :class:`InvalidInput` unless an argument is a number that can be a time: a wrong unit, or an infinite
-    time, would leave the dynamics no later event.
+def is_time(value: Any) -> bool:
+    """Whether a value is a number that can be a time, in seconds since the epoch."""
+    return not isinstance(value, bool) and abs(_as_float(value)) <= _LARGEST_TIME
+
+
+def check_time(time: Any) -> None:
+    """Raises :class:`InvalidInput` unless the argument ``time`` is a number that can be a time: a wrong unit, or an
+    infinite time, would leave the dynamics no later event.
     """
-    if isinstance(time, bool) or not abs(_as_float(time)) <= _LARGEST_TIME:
+    if not is_time(time):
         raise InvalidInput(
-            f"{argument} must be seconds since the epoch, at most {_LARGEST_TIME:g} in magnitude, got {time!r:.60}"
+            f"time must be seconds since the epoch, at most {_LARGEST_TIME:g} in magnitude, got {time!r:.60}"
         )
 
 

@@ -646,7 +646,7 @@ def test_a_fold_that_fails_stops_the_updater(tmp_path: Path, monkeypatch: pytest
         *((lambda s, u, n=n: s.rollback(n, 1), "name must be a string") for n in ([1], "\ud800")),
         *((lambda s, u, n=n: bm.load(s, n), "name must be a string") for n in ([1], "\ud800")),
         *((lambda s, u, v=v: u.retract(source=v), "source must be a string") for v in (["a"], "\ud800")),
-        *((lambda s, u, t=t: u.retract(since=t), "since must be seconds") for t in (10**400, "x", float("nan"), True)),
+        *((lambda s, u, t=t: u.retract(since=t), "since must be a time") for t in (10**400, "x", float("nan"), True)),
         (lambda s, u: u.purge(source=["a"]), "source must be a string"),
         *((lambda s, u, n=n: s.branch("m", n), "name must be") for n in (5, None, [5])),
         *((lambda s, u, n=n: s.export("m", n), "path must be that of a file") for n in (5, None)),

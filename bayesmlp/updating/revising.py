@@ -11,7 +11,7 @@ import numpy as np
 from ..admission import Quarantined
 from ..branching import refuse_merged
 from ..consolidation import Consolidate, Consolidation, consolidate_log
-from ..feedback import Observation, check_event_id, check_time
+from ..feedback import Observation, check_event_id, is_time
 from ..inference.errors import InvalidInput, Purged, UnknownEvent
 from ..model import BayesianMLP
 from ..receipts import Purge, Receipt, Retraction
@@ -122,8 +122,8 @@ class Reviser(Hearer):
             raise InvalidInput("retract takes either event_ids, or source and/or since")
         if source is not None:
             check_event_id(source, "source")
-        if since is not None:
-            check_time(since, "since")
+        if since is not None and not is_time(since):
+            raise InvalidInput(f"since must be a time, seconds since the epoch, got {since!r:.60}")
         if event_ids is None:
             found = self._writer.log.event_ids(by_query)
             if not found:
