@@ -30,6 +30,7 @@ from bayesmlp.store.blobs import Blobs
 from bayesmlp.store.digest import posterior_digest, posterior_digest_of_format_1
 from bayesmlp.store.places import ABANDONED_AFTER, Folder, ObjectStore
 from bayesmlp.store.snapshots import thinned
+from bayesmlp.updating.committing import Told
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -606,6 +607,31 @@ def test_an_updater_goes_back_to_a_model_of_another_kind(places: Places, other: 
         assert posterior_digest(loaded.spec(), loaded.to_arrays()) == live
         np.testing.assert_array_equal(loaded.predict(x).probabilities, answer)
         assert store.verify() == []
+
+
+def test_what_is_sent_to_a_model_that_goes_back_to_another_kind_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = stream(3)
+    with bm.open_store(tmp_path / "s.db") as store:
+        for inputs in (5, 4):
+            store.publish("m", a_model(inputs=inputs))
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            checked = updater._group("event", [Told(x[0], y[0])], None, "durable")
+            fold = updater._fold_again
+
+            def meanwhile(**options: bool) -> int:
+                with pytest.raises(errors.StoreError, match="back to one of another kind meanwhile: send it again"):
+                    updater.observe(x[1], y[1], wait="durable")
+                return fold(**options)
+
+            monkeypatch.setattr(updater, "_fold_again", meanwhile)
+            assert updater.rollback(1) == 3
+            with pytest.raises(errors.StoreError, match="send it again"):
+                updater._commits.submit(checked)
+            assert updater.observe(np.zeros(5), y[2]).status == "applied"
+        assert [entry.kind for entry in store.history("m")] == ["publish", "publish", "rollback", "event"]
+        assert bm.load(store, "m", engine="numpy").num_inputs == 5
 
 
 def test_a_rollback_to_where_the_updater_can_not_go_on_is_not_stored(tmp_path: Path) -> None:

@@ -56,10 +56,17 @@ class Told(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What one call sends: stored together or not at all."""
+    """What one call sends: stored together or not at all.
+
+    Attributes:
+        records: to store.
+        observations: that they tell.
+        model: that these were checked against.
+    """
 
     records: list[NewRecord]
     observations: list[Observation]
+    model: BayesianMLP
 
 
 class Committer:
@@ -95,7 +102,7 @@ class Committer:
         self.admission = admission or Admission()
         self._lock = threading.RLock()
         self._folded = threading.Condition(self._lock)
-        self._folding = self._closed = self._broken = self._uncertain = False
+        self._folding = self._changing = self._closed = self._broken = self._uncertain = False
         self._one_at_a_time = threading.RLock()
         self._commits: GroupCommit[Group, list[StoredEvent]] = GroupCommit(self._commit)
         self._tasks: Tasks[Group, list[Receipt]] | None = None
@@ -202,13 +209,14 @@ class Committer:
         if source is not None:
             check_event_id(source, "source")
         self._require_open()
+        model = self.model
         ids = [next(self._ids) if told.event_id is None else check_event_id(told.event_id) for told in events]
-        observations = [self._check(record, told)._replace(source=source) for told in events]
+        observations = [self._check(record, told, model)._replace(source=source) for told in events]
         new = [
             NewRecord(record, i, o.to_body(), source, answer=told.answer, is_first=told.event_id is None)
             for i, o, told in zip(ids, observations, events, strict=True)
         ]
-        return Group(new, observations)
+        return Group(new, observations, model)
 
     def _receipts(self, group: Group, stored: Sequence[StoredEvent], wait: str) -> list[Receipt]:
         ids = [str(record.event_id) for record in group.records]
@@ -227,9 +235,16 @@ class Committer:
 
         Where something is decided of events, each call is judged with those before it in the posterior: one by one.
         """
+        if any(self._is_outdated(group) for group in groups):
+            outdated = StoreError(f"model {self.name!r} went back to one of another kind meanwhile: send it again")
+            return [outdated if self._is_outdated(group) else self._commit([group])[0] for group in groups]
         if self.admission.decides:
             return [result for group in groups for result in self._commit_together([group])]
         return self._commit_together(groups)
+
+    def _is_outdated(self, group: Group) -> bool:
+        """Whether what was sent was checked against a model that a rollback leaves, or has left, for another."""
+        return self._changing or group.model is not self.model
 
     def _commit_together(self, groups: Sequence[Group]) -> list[list[StoredEvent] | Exception]:
         with self._lock:
@@ -246,12 +261,12 @@ class Committer:
                         self._enqueue(event, record, observation)
         return list(results)
 
-    def _check(self, record: str, told: Told) -> Observation:
+    def _check(self, record: str, told: Told, model: BayesianMLP) -> Observation:
         x, y, _, *rest, _ = told
-        checked = Observation.check(x, y, *rest, model=self.model)
+        checked = Observation.check(x, y, *rest, model=model)
         if record == "event" and len(checked.x) != 1:
             raise InvalidInput(f"x must be one row, got {len(checked.x)}: use observe_many or observe_batch")
-        if self.model.dynamics.time_unit is not None:
+        if model.dynamics.time_unit is not None:
             self.admission.check_time(checked.time, time.time())
         return checked
 
@@ -395,10 +410,10 @@ class Committer:
             effect.seconds,
         )
 
-    def _begin_fold(self, offset: int) -> None:
-        """From here on the posterior is stale: a record at that offset says so."""
+    def _begin_fold(self, offset: int, *, changing: bool = False) -> None:
+        """From here on the posterior is stale: a record at that offset says so; ``changing``: the model's kind too."""
         self._line.head = offset
-        self._folding = True
+        self._folding, self._changing = True, changing
 
     def _fold_again(self, *, forget: bool = False) -> int:
         """Fold the log up to the head in memory of its own, then take over what came out of it."""
@@ -416,7 +431,7 @@ class Committer:
             raise
         finally:
             with self._lock:
-                self._folding = False
+                self._folding = self._changing = False
                 self._folded.notify_all()
         return result.replayed
 

@@ -192,24 +192,28 @@ class Reviser(Hearer):
     def rollback(self, version: int) -> int:
         """Go back to an earlier version; see :meth:`PosteriorStore.rollback`.
 
-        That may be a model of another kind, that was published under the name before. From then on it is :attr:`model`.
+        That may be a model of another kind, that was published under the name before. From then on it is :attr:`model`;
+        what others send meanwhile is not stored, and raises :class:`StoreError`.
 
         Raises:
             InvalidInput: it has another network of the user's own, which only a new updater can be given; or the probe
                 set is not one for it. Nothing is stored.
         """
+        is_other = False
+
+        def check(snapshot: Snapshot) -> None:
+            nonlocal is_other
+            is_other = not self._line.stepper.is_for(snapshot.spec, snapshot.arrays)
+            if is_other:
+                network = network_for(snapshot.spec, self.model)
+                self._line.check(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, self.model.engine, network))
+
         with self._one_at_a_time:
             with self._alone():
                 self._append([])
-                self._begin_fold(self._writer.append_rollback(version, self._check_can_go_on))
+                self._begin_fold(self._writer.append_rollback(version, check), changing=is_other)
             self._fold_again()
             return self._line.head
-
-    def _check_can_go_on(self, snapshot: Snapshot) -> None:
-        """Raise :class:`InvalidInput` unless this updater could go on from a snapshot."""
-        if not self._line.stepper.is_for(snapshot.spec, snapshot.arrays):
-            network = network_for(snapshot.spec, self.model)
-            self._line.check(BayesianMLP.from_parts(snapshot.spec, snapshot.arrays, self.model.engine, network))
 
     def consolidate(self, *, method: Consolidate | None = None) -> Consolidation:
         """Learn again, all at once, the events since the last consolidation, if that predicts the newest ones better.
