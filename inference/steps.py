@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from . import ivon
-from .engines.base import Array, map_arrays
 from .checks import is_number
+from .engines.base import Array, map_arrays
 from .errors import InvalidInput
 from .methods import FitProblem
 from .objective import Parameters, Terms, WeightPrior, gradient_of, normal_kl

@@ -45,8 +45,12 @@ class Variational(LayerMethod):
     def __post_init__(self) -> None:
         check_training(self)
         if not is_number(self.initial_deviation) or self.initial_deviation <= 0:
-            raise InvalidInput(f"Variational.initial_deviation must be positive and finite, got {self.initial_deviation!r}")
-        if self.initial_curvature is not None and not (is_number(self.initial_curvature) and self.initial_curvature >= 0):
+            raise InvalidInput(
+                f"Variational.initial_deviation must be positive and finite, got {self.initial_deviation!r}"
+            )
+        if self.initial_curvature is not None and not (
+            is_number(self.initial_curvature) and self.initial_curvature >= 0
+        ):
             raise InvalidInput(f"Variational.initial_curvature must be at least 0, got {self.initial_curvature!r}")
         optimizer_named(self.optimizer)
 

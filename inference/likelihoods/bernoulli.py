@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..engines.base import Array, Engine
 from ..checks import is_count
+from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from ..host import as_host_array
 from .base import Likelihood, invalid_target

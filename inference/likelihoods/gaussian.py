@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ..engines.base import Array, Engine
 from ..checks import is_count, is_number
+from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import Likelihood, PredictiveMoments, numeric_targets, per_row
 

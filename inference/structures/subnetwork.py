@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..engines.base import Array, Engine
 from ..checks import is_count
+from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layers
 from .diagonal import Diagonal
