@@ -18,6 +18,7 @@ from bayesmlp.inference.engines import NumpyEngine, get_engine, map_arrays
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.factors import LayerFactors, SharedFactors
 from bayesmlp.layers.base import ModuleNetwork
+from bayesmlp.layers.probe import _find
 
 CASES = [
     *(("torch", n) for n in ("conv", "transformer", "transformer, positions first", "graph", "residual")),
@@ -681,6 +682,54 @@ def test_tied_weights_stay_points() -> None:
     parametrised = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 1)))
     with pytest.raises(InvalidInput, match="those of '1' in Sequential are tied; others that it calls are 0"):
         layers.bayesianize(parametrised, (2,))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_weights_read_outside_their_layers_calls_stay_points(framework: str, dtype: str, tmp_path: Path) -> None:
+    own = Own(framework, "tied decoder")
+    network, x = own.network("all"), own.inputs(32)
+    assert [layer.name for layer in network.layers] == ["body", "head"]
+    start = network.initialise(3, 3, 0)
+    model = bm.BayesianMLP(network, bm.Gaussian(3), dtype=dtype).fit(x, x, method=bm.Laplace(TRAINING))
+    for before, after in zip(start, model.mean_weights(), strict=True):
+        assert not np.allclose(after, before, atol=1e-6)  # all are trained
+    with bm.open_store(tmp_path / "store.db") as store:
+        store.publish("mine", model)
+        again = bm.load(store, "mine", network=own.module(seed=1))
+    np.testing.assert_array_equal(again.predict(x).mean, model.predict(x).mean)
+    for name in ("encode", "scaled"):
+        with pytest.raises(InvalidInput, match=f"those of '{name}' in TiedDecoder are tied; others that it calls are "):
+            own.network([name, "head"])
+
+
+@needs("torch")
+def test_weights_of_another_precision_may_be_read_outside_a_call() -> None:
+    own = Own("torch", "tied decoder")
+    network = own.home.bayesianize(own.module().double(), (3,), layers="all")
+    assert [layer.name for layer in network.layers] == ["body", "head"]
+    model = bm.BayesianMLP(network, bm.Gaussian(3))
+    model.start_from_prior()
+    x = own.inputs(4)
+    np.testing.assert_allclose(
+        model.predict(x, method="mean").average_output, own.outputs(own.module(), x), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_biases_may_be_what_is_tied(framework: str) -> None:
+    own = Own(framework, "tied decoder")
+    module = own.module()
+    module.head.bias = module.body.bias
+    with pytest.raises(InvalidInput, match=r"could be Bayesian; the weights of encode, body, scaled, head are tied"):
+        own.home.bayesianize(module, (3,), layers="all")
+
+
+@pytest.mark.parametrize("wanted", [[], [0], [4], [1, 2], [0, 3, 4], [0, 1, 2, 3, 4]])
+def test_what_is_read_elsewhere_is_found_by_halving(wanted: list[int]) -> None:
+    names = [str(i) for i in range(5)]
+    expected = [names[i] for i in wanted]
+    assert _find(lambda some: bool(set(some) & set(expected)), names) == expected
 
 
 @pytest.mark.parametrize("framework", on("torch", "jax"))
