@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -618,6 +619,71 @@ def test_bad_arguments_are_named() -> None:
         bm.BayesianMLP(own.network(), bm.Categorical(3), standardize=True)
     with pytest.raises(InvalidInput, match="num_inputs must be 5, got 6"):
         bm.BayesianMLP(own.network(), bm.Categorical(3)).start_from_prior(6)
+
+
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_a_module_that_does_not_fit_its_inputs_is_quoted(framework: str) -> None:
+    def quoted(name: str, kind: str, said: str) -> Any:
+        expected = "module must take a batch (rows, *input_shape) to outputs (rows, outputs), got "
+        return pytest.raises(InvalidInput, match=rf"{re.escape(expected + kind)}; {name} says {said}")
+
+    image, tokens = (
+        Own(framework, "tied decoder"),
+        Own(framework, {"torch": "transformer", "jax": "attention"}[framework]),
+    )
+    torch_says, jax_says = (
+        r"RuntimeError: mat1 and mat2 .*\(2x5 and 3x2\)",
+        r"TypeError: dot_general .*\(5,\) and \(3,\)",
+    )
+    with quoted(
+        "TiedDecoder", "input_shape=(5,) and num_tokens=None", torch_says if framework == "torch" else jax_says
+    ):
+        image.home.bayesianize(image.module(), (5,))
+    name = type(tokens.module()).__name__
+    with quoted(name, "input_shape=(5,) and num_tokens=None", ".*Int|.*integer"):
+        tokens.home.bayesianize(tokens.module(), (5,))
+    said = {"torch": f"{name} says IndexError: index out of range", "jax": "its outputs are not finite at token 7"}
+    with pytest.raises(InvalidInput, match=rf"num_tokens must be .* module takes, got 8; {said[framework]}"):
+        tokens.home.bayesianize(tokens.module(), (5,), num_tokens=8)
+
+
+@needs("torch")
+def test_columns_may_have_tokens_of_their_own() -> None:
+    from torch import nn
+
+    import bayesmlp.layers.torch as layers
+
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large, self.head = nn.Embedding(3, 4), nn.Embedding(30, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.small(x[:, 0]) + self.large(x[:, 1]))
+
+    assert layers.bayesianize(Columns(), (2,), num_tokens=30).num_tokens == 30
+    with pytest.raises(InvalidInput, match=r"num_tokens must be .* got 31; .*Columns says IndexError"):
+        layers.bayesianize(Columns(), (2,), num_tokens=31)
+
+
+@needs("torch")
+def test_a_module_that_can_not_be_read_or_copied_is_quoted() -> None:
+    from torch import nn
+
+    import bayesmlp.layers.torch as layers
+
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        normed = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 3))
+    for module, said in (
+        (nn.Sequential(nn.LazyLinear(3)), "ValueError: .*uninitialized parameter"),
+        (normed, "RuntimeError: .*deepcopy"),
+    ):
+        with pytest.raises(
+            InvalidInput, match=f"module must have all its parameters, .* copied; Sequential says {said}"
+        ):
+            layers.bayesianize(module, (4,))
+    with pytest.raises(InvalidInput, match=r"module must take .*; LSTM says TypeError: .* must be Tensor, not tuple"):
+        layers.bayesianize(nn.LSTM(4, 3), (2, 4))
 
 
 @needs("torch")

@@ -41,8 +41,8 @@ def bayesianize(
     shape = _checked_shape(input_shape)
     if num_tokens is not None and not (isinstance(num_tokens, int | np.integer) and 1 <= num_tokens <= 2**24):
         raise InvalidInput(f"num_tokens must be an integer from 1 to 2**24, got {num_tokens!r}")
-    found = skeleton_type.dense_layers(module)
-    probe = Probe(skeleton_type, module, found, shape, num_tokens)
+    probe = Probe.of(skeleton_type, module, shape, num_tokens)
+    found = dict(probe.layers)
     uses, outputs = probe.uses()
     for name in probe.read_elsewhere([name for name in uses if found[name].is_free], outputs):
         found[name] = found[name]._replace(is_free=False)

@@ -1,11 +1,12 @@
-"""Runs of a user's module at made-up inputs, before it becomes a network: how it applies its dense layers, and whether
-it reads their weights anywhere else.
+"""Runs of a user's module at made-up inputs, before it becomes a network: whether it takes them, how it applies its
+dense layers, and whether it reads their weights anywhere else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,36 @@ class Probe:
     shape: tuple[int, ...]
     tokens: int | None
 
-    @property
-    def _name(self) -> str:
-        return type(self.module).__qualname__
+    @classmethod
+    def of(cls, skeleton_type: type[Skeleton], module: Any, shape: tuple[int, ...], tokens: int | None) -> Probe:
+        """A look at a module; raises :class:`InvalidInput` unless it can be copied and takes inputs of that kind."""
+        with _quoting(module, "module must have all its parameters, and be one that can be copied"):
+            probe = cls(skeleton_type, module, skeleton_type.dense_layers(module), shape, tokens)
+            plain = probe._network((), keep=True)
+        probe._run(plain, probe._inputs(2), {})  # with its own layers, so that it speaks for itself
+        if tokens is not None:
+            probe._check_tokens(plain, tokens)
+        return probe
+
+    def _check_tokens(self, plain: ModuleNetwork, tokens: int) -> None:
+        """Raises :class:`InvalidInput` if the module takes the last token nowhere; positions may differ in tokens."""
+        engine, x = get_engine(plain.engine_name), self._inputs(1)
+        weights = tuple(engine.asarray(array) for array in plain._start())
+        run = engine.jit(lambda weights, x: plain._run(engine, weights, x, []))
+        before = engine.to_numpy(run(weights, engine.asarray(x)))
+        expected = f"num_tokens must be a number of tokens that module takes, got {tokens}"
+        for position in range(x.size):
+            last = np.where(np.arange(x.size) == position, tokens - 1, x)
+            try:
+                with _quoting(self.module, expected):
+                    after = engine.to_numpy(run(weights, engine.asarray(last)))
+            except InvalidInput as error:
+                refusal = error
+                continue
+            if not _is_lost(before, after):
+                return
+            refusal = InvalidInput(f"{expected}; its outputs are not finite at token {tokens - 1}")  # JAX has no errors
+        raise refusal
 
     def uses(self) -> tuple[dict[str, Use], np.ndarray]:
         """How the module applies its dense layers, in the order of their first calls, and its outputs for two rows.
@@ -64,15 +92,15 @@ class Probe:
             outputs: of the module as it is, for two rows.
         """
 
-        def is_lost(taken_out: Sequence[str]) -> bool:
+        def fails(taken_out: Sequence[str]) -> bool:
             """Whether the module can't do without the weights of these layers, though their calls are served."""
             try:
                 without = self._run(self._network(taken_out, keep=False), self._inputs(2), {})
             except InvalidInput:
                 return True
-            return bool(np.any(np.isfinite(outputs) & ~np.isfinite(without)))
+            return _is_lost(outputs, without)
 
-        return _find(is_lost, names)
+        return _find(fails, names)
 
     def _network(self, taken_out: Sequence[str], keep: bool) -> ModuleNetwork:
         skeleton = self.skeleton_type(self.module, taken_out, keep)
@@ -101,14 +129,25 @@ class Probe:
             recorders = [recorder(layer, matrix) for layer, matrix in zip(network.layers, weights, strict=False)]
             return network._run(engine, weights, engine.asarray(x), recorders)
 
-        try:
-            with engine.scope():
-                return network.skeleton.trace(run)
-        except Exception as error:  # of the user's own code, which may raise anything
-            raise InvalidInput(
-                f"module must take a batch (rows, *input_shape) to outputs (rows, outputs); {self._name} at "
-                f"input_shape={self.shape} and num_tokens={self.tokens} says {type(error).__name__}: {error}"
-            ) from error
+        kind = f"input_shape={self.shape} and num_tokens={self.tokens}"
+        expected = f"module must take a batch (rows, *input_shape) to outputs (rows, outputs), got {kind}"
+        with _quoting(self.module, expected), engine.scope():
+            return network.skeleton.trace(run)
+
+
+@contextmanager
+def _quoting(module: Any, expected: str) -> Iterator[None]:
+    """Turns what the user's own code raises, which may be anything, into :class:`InvalidInput`."""
+    try:
+        yield
+    except Exception as error:
+        name = type(module).__qualname__
+        raise InvalidInput(f"{expected}; {name} says {type(error).__name__}: {error}") from error
+
+
+def _is_lost(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether an output is not finite any more."""
+    return bool(np.any(np.isfinite(before) & ~np.isfinite(after)))
 
 
 def _use(two: Sequence[tuple[int, ...]], three: Sequence[tuple[int, ...]]) -> Use:

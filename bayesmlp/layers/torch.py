@@ -138,7 +138,8 @@ def bayesianize(
         A network for :class:`~bayesmlp.BayesianMLP`.
 
     Raises:
-        InvalidInput: no such layer, or one that the module does not call or has tied.
+        InvalidInput: no such layer, or one that the module does not call or has tied; a module that can't be copied, or
+            does not take inputs of that shape or number of tokens.
     """
     return _bayesianize(TorchSkeleton, module, input_shape, layers, method, num_tokens, train)
 
