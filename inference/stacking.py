@@ -74,7 +74,7 @@ class Stacking(Method):
         """The priors to choose from; raises :class:`InvalidInput` for a prior that has a scale for each layer."""
         if isinstance(problem.prior.scale, tuple):
             raise InvalidInput(
-                f"Stacking chooses one scale for all layers, but NormalPrior.scale is {problem.prior.scale}: give one number"
+                f"NormalPrior.scale must be one number for Stacking, which chooses it, got {problem.prior.scale}"
             )
         outputs = problem.likelihood.dispersion_outputs
         if not outputs:
@@ -123,8 +123,8 @@ class Stacking(Method):
         num_rows, least = len(known), max(self.folds or 1, _FOLDS)
         if num_rows < least:
             raise InvalidInput(
-                f"X must have at least {least} rows of weight above 0 for Stacking (an estimator counts equal rows once), "
-                f"got {num_rows}"
+                f"X must have at least {least} rows of weight above 0 for Stacking, where an estimator counts equal "
+                f"rows once, got {num_rows}"
             )
         folds = self.folds or (_FOLDS if num_rows <= _FEW_ROWS else 1)
         order = np.random.default_rng(problem.seed).permutation(known)
