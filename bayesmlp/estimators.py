@@ -163,6 +163,8 @@ class _BayesianMLPEstimator(BaseEstimator, ABC):
         training = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.method is None:
             return Laplace(TrainingOptions(**training))
+        if not isinstance(self.method, Method):
+            raise InvalidInput(f"method must be Laplace(), Variational() or PerLayer(...), got {self.method!r}")
         if training:
             raise InvalidInput(f"{', '.join(training)} can't go with a method that has a training of its own")
         return self.method

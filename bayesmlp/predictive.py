@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .inference.checks import is_count, is_number
 from .inference.engines import NumpyEngine, map_arrays
 from .inference.errors import InvalidInput
 from .inference.likelihoods import Likelihood
@@ -285,7 +286,7 @@ class Predictive:
         Raises:
             InvalidInput: q outside (0, 1), or y is a class.
         """
-        if not 0 < q < 1:
+        if not is_number(q) or not 0 < q < 1:
             raise InvalidInput(f"q must be between 0 and 1, got {q!r}")
 
         def of_component(mean: np.ndarray, covariance: np.ndarray | None, state: Any, y: np.ndarray) -> np.ndarray:
@@ -306,7 +307,7 @@ class Predictive:
         Raises:
             InvalidInput: a level outside (0, 1), or y is a class.
         """
-        if not 0 < level < 1:
+        if not is_number(level) or not 0 < level < 1:
             raise InvalidInput(f"level must be between 0 and 1, got {level!r}")
         return self.quantile(0.5 - level / 2), self.quantile(0.5 + level / 2)
 
@@ -390,9 +391,9 @@ class Predictive:
         """Draws of y, (num_samples, N) or (num_samples, N, T); the rows of a draw share one component and its noise.
 
         Raises:
-            InvalidInput: fewer than one sample.
+            InvalidInput: fewer than one sample, or another seed than an integer of at least 0.
         """
-        _check_samples(num_samples)
+        _check_samples(num_samples, seed)
         rng = np.random.default_rng(seed)
         outputs, drawn_state = self._draw_outputs(num_samples, rng)
         drawn = self.likelihood.draw(rng, outputs, map_arrays(lambda array: array[:, None], drawn_state))
@@ -402,9 +403,9 @@ class Predictive:
         """Draws of E[y | weights], (num_samples, N) or (num_samples, N, T); of class probabilities, (..., N, C).
 
         Raises:
-            InvalidInput: fewer than one sample.
+            InvalidInput: fewer than one sample, or another seed than an integer of at least 0.
         """
-        _check_samples(num_samples)
+        _check_samples(num_samples, seed)
         outputs, drawn_state = self._draw_outputs(num_samples, np.random.default_rng(seed))
         state = map_arrays(lambda array: array[:, None], drawn_state)
         return self._in_units(np.asarray(self.likelihood.mean(_NUMPY, outputs, state)))
@@ -447,9 +448,10 @@ def draw_outputs(
     return outputs, drawn_state
 
 
-def _check_samples(num_samples: int) -> None:
-    if not isinstance(num_samples, int | np.integer) or num_samples < 1:
-        raise InvalidInput(f"num_samples must be an integer of at least 1, got {num_samples!r}")
+def _check_samples(num_samples: int, seed: int) -> None:
+    for name, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0)):
+        if not is_count(value, least):
+            raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def _bracket(function: Reduction, start: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,10 +30,12 @@ def fit_progress(progress: bool | None, on_epoch: EpochCallback | None = None) -
         on_epoch: the user's own function.
 
     Raises:
-        InvalidInput: ``progress`` is something else.
+        InvalidInput: ``progress`` or ``on_epoch`` is something else.
     """
     if progress not in (None, True, False):
         raise InvalidInput(f"progress must be True, False or None, got {progress!r}")
+    if on_epoch is not None and not callable(on_epoch):
+        raise InvalidInput(f"on_epoch must be a function, got {on_epoch!r}")
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     if progress is False or (progress is None and not on_terminal):
         yield None if on_epoch is None else lambda epoch, epochs, objective, note="": on_epoch(epoch, epochs, objective)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-__all__ = ["is_count", "is_number"]
+from .errors import InvalidInput
+
+__all__ = ["is_count", "is_number", "positive_numbers"]
 
 
 def is_number(value: Any) -> bool:
@@ -19,3 +22,15 @@ def is_number(value: Any) -> bool:
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether a value is an integer that is large enough."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def positive_numbers(argument: str, value: Any) -> tuple[float, ...]:
+    """At least one positive, finite number.
+
+    Raises:
+        InvalidInput: something else.
+    """
+    numbers = tuple(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else ()
+    if not numbers or not all(is_number(number) and number > 0 for number in numbers):
+        raise InvalidInput(f"{argument} must be positive numbers, got {value!r}")
+    return tuple(map(float, numbers))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .assembly import AsMarked, LayerMethod, fit_members, mixture_of
+from .checks import is_count, positive_numbers
 from .errors import InvalidInput
 from .methods import FitProblem, FitResult, Method
 from .structures.mixture import Mixture
@@ -45,10 +46,12 @@ class Ensemble(Method):
             raise InvalidInput(
                 f"Ensemble.method must be Laplace(), Variational() or PerLayer(...), got {self.method!r}"
             )
-        if not isinstance(self.members, int) or self.members < 1:
+        if not is_count(self.members):
             raise InvalidInput(f"Ensemble.members must be an integer of at least 1, got {self.members!r}")
-        if self.scales is not None and not (len(self.scales) == self.members and min(self.scales) > 0):
-            raise InvalidInput(f"Ensemble.scales must be {self.members} positive numbers, got {self.scales!r}")
+        if self.scales is not None:
+            object.__setattr__(self, "scales", positive_numbers("Ensemble.scales", self.scales))
+            if len(self.scales) != self.members:
+                raise InvalidInput(f"Ensemble.scales must be {self.members} positive numbers, got {self.scales!r}")
 
     def fit(self, problem: FitProblem) -> FitResult:
         seeds = [problem.seed + member for member in range(self.members)]

@@ -285,7 +285,7 @@ class MLP(Network):
         if any(width < 1 for width in widths) or widths != tuple(self.hidden):
             raise InvalidInput(f"hidden must hold integers of at least 1, got {self.hidden!r}")
         object.__setattr__(self, "hidden", widths)
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise InvalidInput(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
 
     @property

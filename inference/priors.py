@@ -26,7 +26,7 @@ class NormalPrior:
             outputs mean unlike things (a mean and a log variance).
 
     Raises:
-        InvalidInput: a scale that is not positive and finite.
+        InvalidInput: a scale that is not positive and finite, or not of one of these shapes.
     """
 
     scale: float | tuple[float, ...] = 2.0
@@ -39,8 +39,10 @@ class NormalPrior:
             numbers = np.asarray(value)
             if numbers.dtype.kind not in "iuf" or not np.all(np.isfinite(numbers)) or not np.all(numbers > 0):
                 raise InvalidInput(f"NormalPrior.{name} must be positive and finite, got {value!r}")
-            if isinstance(value, Sequence):
-                object.__setattr__(self, name, tuple(float(v) for v in value))
+            if numbers.ndim > 1 or not numbers.size:
+                raise InvalidInput(f"NormalPrior.{name} must be one number, or a sequence of them, got {value!r}")
+            if numbers.ndim:
+                object.__setattr__(self, name, tuple(float(v) for v in numbers))
 
     def precision(self, shapes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, ...]:
         """Prior precision of every weight, one matrix (inputs + 1, outputs) per layer, in float64."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .assembly import AsMarked, LayerMethod, fit_members, mixture_of
+from .checks import is_count, positive_numbers
 from .errors import InvalidInput, NumericalFailure
 from .methods import FitProblem, FitResult, Method
 from .predicting import log_predictive
@@ -41,7 +42,7 @@ class Stacking(Method):
     Args:
         method: that each member is fitted by: ``Laplace()``, ``Variational()``, ``PerLayer(...)``; None:
             ``AsMarked()`` with :func:`long_training`.
-        scales: candidates for the scale of the prior (see :class:`NormalPrior`).
+        scales: candidates for the scale of the prior (see :class:`NormalPrior`), in place of its own.
         output_scales: candidates for the prior's relative scale of the likelihood's dispersion outputs, as of
             ``HeteroscedasticGaussian``; it has no effect where the likelihood has none.
         members: how many networks the mixture is to have, at least 1; they are apportioned to the candidates by weight.
@@ -63,17 +64,18 @@ class Stacking(Method):
                 f"Stacking.method must be Laplace(), Variational() or PerLayer(...), got {self.method!r}"
             )
         for name in ("scales", "output_scales"):
-            values = tuple(float(value) for value in getattr(self, name))
-            object.__setattr__(self, name, values)
-            if not values or not all(np.isfinite(value) and value > 0 for value in values):
-                raise InvalidInput(f"Stacking.{name} must be positive numbers, got {values!r}")
-        if not isinstance(self.members, int) or self.members < 1:
+            object.__setattr__(self, name, positive_numbers(f"Stacking.{name}", getattr(self, name)))
+        if not is_count(self.members):
             raise InvalidInput(f"Stacking.members must be an integer of at least 1, got {self.members!r}")
-        if self.folds is not None and (not isinstance(self.folds, int) or self.folds < 1):
+        if self.folds is not None and not is_count(self.folds):
             raise InvalidInput(f"Stacking.folds must be an integer of at least 1, got {self.folds!r}")
 
     def candidates(self, problem: FitProblem) -> list[NormalPrior]:
-        """The priors to choose from."""
+        """The priors to choose from; raises :class:`InvalidInput` for a prior that has a scale for each layer."""
+        if isinstance(problem.prior.scale, tuple):
+            raise InvalidInput(
+                f"NormalPrior.scale must be one number for Stacking, which chooses it, got {problem.prior.scale}"
+            )
         outputs = problem.likelihood.dispersion_outputs
         if not outputs:
             return [replace(problem.prior, scale=scale) for scale in self.scales]
@@ -94,7 +96,7 @@ class Stacking(Method):
 
     def fit(self, problem: FitProblem) -> FitResult:
         candidates = self.candidates(problem)
-        method = self.method_for(len(problem.weight))
+        method = self.method_for(int(np.count_nonzero(problem.weight)))
         scores, rows = self._held_out_scores(method, problem, candidates)
         weights = stacking_weights(scores, problem.weight[rows])
         counts = apportion(weights, self.members)
@@ -117,15 +119,19 @@ class Stacking(Method):
         self, method: LayerMethod, problem: FitProblem, candidates: Sequence[NormalPrior]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log predictive density of every held-out row under every candidate, (candidates, rows held out); the rows."""
-        num_rows = len(problem.weight)
-        if num_rows < max(self.folds or 1, _FOLDS):
-            raise InvalidInput(f"Stacking needs at least {max(self.folds or 1, _FOLDS)} rows, got {num_rows}")
+        known = np.flatnonzero(problem.weight > 0)
+        num_rows, least = len(known), max(self.folds or 1, _FOLDS)
+        if num_rows < least:
+            raise InvalidInput(
+                f"X must have at least {least} rows of weight above 0 for Stacking, where an estimator counts equal "
+                f"rows once, got {num_rows}"
+            )
         folds = self.folds or (_FOLDS if num_rows <= _FEW_ROWS else 1)
-        order = np.random.default_rng(problem.seed).permutation(num_rows)
+        order = np.random.default_rng(problem.seed).permutation(known)
         parts = np.array_split(order, folds if folds > 1 else _FOLDS)
         held_out = parts[:folds]
         size = num_rows - max(len(part) for part in held_out)
-        kept = [np.setdiff1d(np.arange(num_rows), part)[:size] for part in held_out]
+        kept = [np.setdiff1d(known, part)[:size] for part in held_out]
         priors = [candidate for candidate in candidates for _ in held_out]
         rows = [part for _ in candidates for part in kept]
         seeds = [problem.seed] * len(priors)

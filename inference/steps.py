@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from . import ivon
+from .checks import is_number
 from .engines.base import Array, map_arrays
 from .errors import InvalidInput
 from .methods import FitProblem
@@ -74,7 +75,7 @@ class Adam(Optimizer):
     deviation_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.deviation_rate > 0:
+        if not is_number(self.deviation_rate) or self.deviation_rate <= 0:
             raise InvalidInput(f"Adam.deviation_rate must be positive, got {self.deviation_rate!r}")
 
     def memory(self, problem: FitProblem, parameters: Parameters, prior: Any, variational: Sequence[bool]) -> Any:
@@ -125,10 +126,10 @@ class IVON(Optimizer):
     adam_rate: float = 0.02
 
     def __post_init__(self) -> None:
-        if not self.adam_rate > 0:
+        if not is_number(self.adam_rate) or self.adam_rate <= 0:
             raise InvalidInput(f"IVON.adam_rate must be positive, got {self.adam_rate!r}")
         for name in ("momentum_decay", "curvature_decay"):
-            if not 0 <= getattr(self, name) < 1:
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise InvalidInput(f"IVON.{name} must be in [0, 1), got {getattr(self, name)!r}")
 
     def memory(self, problem: FitProblem, parameters: Parameters, prior: Any, variational: Sequence[bool]) -> Any:
@@ -198,7 +199,7 @@ def optimizer_named(optimizer: Optimizer | str) -> Optimizer:
     named = {"adam": Adam, "ivon": IVON}
     if isinstance(optimizer, Optimizer):
         return optimizer
-    if optimizer not in named:
+    if not isinstance(optimizer, str) or optimizer not in named:
         raise InvalidInput(f"optimizer must be 'adam', 'ivon', Adam(...) or IVON(...), got {optimizer!r}")
     return named[optimizer]()
 

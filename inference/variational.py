@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .assembly import LayerMethod
+from .checks import is_number
 from .errors import InvalidInput
 from .network import Network
 from .steps import Optimizer, optimizer_named
@@ -43,9 +44,13 @@ class Variational(LayerMethod):
 
     def __post_init__(self) -> None:
         check_training(self)
-        if not self.initial_deviation > 0:
-            raise InvalidInput(f"Variational.initial_deviation must be positive, got {self.initial_deviation!r}")
-        if self.initial_curvature is not None and not self.initial_curvature >= 0:
+        if not is_number(self.initial_deviation) or self.initial_deviation <= 0:
+            raise InvalidInput(
+                f"Variational.initial_deviation must be positive and finite, got {self.initial_deviation!r}"
+            )
+        if self.initial_curvature is not None and not (
+            is_number(self.initial_curvature) and self.initial_curvature >= 0
+        ):
             raise InvalidInput(f"Variational.initial_curvature must be at least 0, got {self.initial_curvature!r}")
         optimizer_named(self.optimizer)
 

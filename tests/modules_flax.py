@@ -61,6 +61,19 @@ class Merged(nnx.Module):
         return self.head(x.sum(1))
 
 
+class TiedDecoder(nnx.Module):
+    """Layers whose weights are also read outside their calls: transposed, and for their norm."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.encode, self.body = nnx.Linear(3, 2, use_bias=False, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
+        self.scaled, self.head = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.tanh(self.encode(x) @ self.encode.kernel.T)
+        x = self.scaled(jnp.tanh(self.body(x))) / jnp.linalg.norm(self.scaled.kernel)
+        return self.head(jnp.tanh(x)).reshape(-1, self.head.out_features)  # of which no number is read
+
+
 class Case(NamedTuple):
     """A module, the shape of its inputs, and their number of tokens if they are tokens."""
 
@@ -73,6 +86,7 @@ CASES = {
     "conv": Case(ConvNet, (4, 4, 1)),
     "attention": Case(Attention, (5,), NUM_TOKENS),
     "merged": Case(Merged, (4, 2)),
+    "tied decoder": Case(TiedDecoder, (3,)),
 }
 
 

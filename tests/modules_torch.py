@@ -80,6 +80,20 @@ class Residual(nn.Module):
         return self.head(x)
 
 
+class TiedDecoder(nn.Module):
+    """Layers whose weights are also read outside their calls: transposed, and for their norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.body = nn.Linear(3, 2, bias=False), nn.Linear(3, 3)
+        self.scaled, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(nn.functional.linear(self.encode(x), self.encode.weight.T))
+        x = self.scaled(torch.tanh(self.body(x))) / self.scaled.weight.norm()
+        return self.head(torch.tanh(x).to(self.head.weight.device))  # of which no number is read
+
+
 class Case(NamedTuple):
     """A module, the shape of its inputs, and their number of tokens if they are tokens."""
 
@@ -94,6 +108,7 @@ CASES = {
     "transformer, positions first": Case(lambda: Transformer(batch_first=False), (5,), NUM_TOKENS),
     "graph": Case(GraphNet, (4, 2)),
     "residual": Case(Residual, (3,)),
+    "tied decoder": Case(TiedDecoder, (3,)),
 }
 
 

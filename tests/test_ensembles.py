@@ -17,7 +17,7 @@ from store_cases import NUM_INPUTS, stream
 import bayesmlp as bm
 from bayesmlp.inference.errors import InvalidInput, NumericalFailure
 from bayesmlp.inference.methods import Method
-from bayesmlp.inference.stacking import apportion, stacking_weights
+from bayesmlp.inference.stacking import apportion, long_training, stacking_weights
 
 ROWS = 40
 NETWORK = bm.MLP((4,), "tanh")
@@ -175,6 +175,38 @@ def test_a_prior_under_which_the_fit_fails_gets_no_weight(when: str | None) -> N
     np.testing.assert_array_equal(model.fit_details["weights"], [0.0, 1.0])
     with pytest.raises(NumericalFailure, match="objective became nan"):
         fit(bm.Stacking(bm.Laplace(WHOLE), scales=(1e-160,), members=2, folds=2), structure=bm.Diagonal())
+
+
+def test_rows_without_weight_are_not_held_out() -> None:
+    """Five of the rows weigh something, so that other folds than theirs would be of no weight at all."""
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'bayesmlp[torch]'")
+    x, weight = np.random.default_rng(0).normal(size=(20, 2)), np.zeros(20)
+    weight[[1, 4, 9, 13, 18]] = 1.0
+    method = bm.Stacking(bm.Laplace(bm.TrainingOptions(steps=5)), scales=(1.0, 2.0), members=2)
+    both = [
+        bm.BayesianMLP(bm.MLP((3,)), bm.Gaussian(), structure=bm.Diagonal(), engine="torch", standardize=False).fit(
+            x[rows], x[rows, 0], weight=weight[rows], method=method
+        )
+        for rows in (np.arange(20), np.flatnonzero(weight))
+    ]
+    scores = [model.fit_details["held_out_log_predictive"] for model in both]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0.2)  # the same folds; the order of the mini-batches differs
+    weight[1] = 0
+    with pytest.raises(InvalidInput, match=r"X must have at least 5 rows of weight above 0 for Stacking.* got 4"):
+        both[0].fit(x, x[:, 0], weight=weight, method=method)
+
+
+def test_stacking_does_not_take_a_scale_for_each_layer() -> None:
+    pytest.importorskip("torch", reason="torch is not installed: pip install 'bayesmlp[torch]'")
+    with pytest.raises(InvalidInput, match=r"NormalPrior.scale must be one number for Stacking.* got \(1.0, 3.0\)"):
+        fit(bm.Stacking(bm.Laplace(WHOLE), members=2), structure=bm.Diagonal(), prior=bm.NormalPrior((1.0, 3.0)))
+
+
+def test_more_rows_are_trained_for_longer() -> None:
+    options = [long_training(rows) for rows in (100, 5_000, 20_000, 10**6)]
+    assert [each.steps for each in options] == [12_000, 12_000, 48_000, 96_000]
+    assert [each.batch_size for each in options] == [32, 32, 125, 256]
+    assert bm.Stacking().method_for(20_000).training == options[2]
 
 
 def test_dispersion_outputs_have_candidates_of_their_own() -> None:

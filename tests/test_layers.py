@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bayesmlp.inference.engines import NumpyEngine, get_engine, map_arrays
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.factors import LayerFactors, SharedFactors
 from bayesmlp.layers.base import ModuleNetwork
+from bayesmlp.layers.probe import _find
 
 CASES = [
     *(("torch", n) for n in ("conv", "transformer", "transformer, positions first", "graph", "residual")),
@@ -634,6 +636,71 @@ def test_bad_arguments_are_named() -> None:
         bm.BayesianMLP(own.network(), bm.Categorical(3)).start_from_prior(6)
 
 
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_a_module_that_does_not_fit_its_inputs_is_quoted(framework: str) -> None:
+    def quoted(name: str, kind: str, said: str) -> Any:
+        expected = "module must take a batch (rows, *input_shape) to outputs (rows, outputs), got "
+        return pytest.raises(InvalidInput, match=rf"{re.escape(expected + kind)}; {name} says {said}")
+
+    image, tokens = (
+        Own(framework, "tied decoder"),
+        Own(framework, {"torch": "transformer", "jax": "attention"}[framework]),
+    )
+    torch_says, jax_says = (
+        r"RuntimeError: mat1 and mat2 .*\(2x5 and 3x2\)",
+        r"TypeError: dot_general .*\(5,\) and \(3,\)",
+    )
+    with quoted(
+        "TiedDecoder", "input_shape=(5,) and num_tokens=None", torch_says if framework == "torch" else jax_says
+    ):
+        image.home.bayesianize(image.module(), (5,))
+    name = type(tokens.module()).__name__
+    with quoted(name, "input_shape=(5,) and num_tokens=None", ".*Int|.*integer"):
+        tokens.home.bayesianize(tokens.module(), (5,))
+    said = {"torch": f"{name} says IndexError: index out of range", "jax": "its outputs are not finite at token 7"}
+    with pytest.raises(InvalidInput, match=rf"num_tokens must be .* module takes, got 8; {said[framework]}"):
+        tokens.home.bayesianize(tokens.module(), (5,), num_tokens=8)
+
+
+@needs("torch")
+def test_columns_may_have_tokens_of_their_own() -> None:
+    from torch import nn
+
+    import bayesmlp.layers.torch as layers
+
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large, self.head = nn.Embedding(3, 4), nn.Embedding(30, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.small(x[:, 0]) + self.large(x[:, 1]))
+
+    assert layers.bayesianize(Columns(), (2,), num_tokens=30).num_tokens == 30
+    with pytest.raises(InvalidInput, match=r"num_tokens must be .* got 31; .*Columns says IndexError"):
+        layers.bayesianize(Columns(), (2,), num_tokens=31)
+
+
+@needs("torch")
+def test_a_module_that_can_not_be_read_or_copied_is_quoted() -> None:
+    from torch import nn
+
+    import bayesmlp.layers.torch as layers
+
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        normed = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 3))
+    for module, said in (
+        (nn.Sequential(nn.LazyLinear(3)), "ValueError: .*uninitialized parameter"),
+        (normed, "RuntimeError: .*deepcopy"),
+    ):
+        with pytest.raises(
+            InvalidInput, match=f"module must have all its parameters, .* copied; Sequential says {said}"
+        ):
+            layers.bayesianize(module, (4,))
+    with pytest.raises(InvalidInput, match=r"module must take .*; LSTM says TypeError: .* must be Tensor, not tuple"):
+        layers.bayesianize(nn.LSTM(4, 3), (2, 4))
+
+
 @needs("torch")
 def test_inputs_have_the_modules_shape(tmp_path: Path) -> None:
     image, tokens = torch_model("conv"), torch_model("transformer")
@@ -696,6 +763,54 @@ def test_tied_weights_stay_points() -> None:
     parametrised = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 1)))
     with pytest.raises(InvalidInput, match="those of '1' in Sequential are tied; others that it calls are 0"):
         layers.bayesianize(parametrised, (2,))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_weights_read_outside_their_layers_calls_stay_points(framework: str, dtype: str, tmp_path: Path) -> None:
+    own = Own(framework, "tied decoder")
+    network, x = own.network("all"), own.inputs(32)
+    assert [layer.name for layer in network.layers] == ["body", "head"]
+    start = network.initialise(3, 3, 0)
+    model = bm.BayesianMLP(network, bm.Gaussian(3), dtype=dtype).fit(x, x, method=bm.Laplace(TRAINING))
+    for before, after in zip(start, model.mean_weights(), strict=True):
+        assert not np.allclose(after, before, atol=1e-6)  # all are trained
+    with bm.open_store(tmp_path / "store.db") as store:
+        store.publish("mine", model)
+        again = bm.load(store, "mine", network=own.module(seed=1))
+    np.testing.assert_array_equal(again.predict(x).mean, model.predict(x).mean)
+    for name in ("encode", "scaled"):
+        with pytest.raises(InvalidInput, match=f"those of '{name}' in TiedDecoder are tied; others that it calls are "):
+            own.network([name, "head"])
+
+
+@needs("torch")
+def test_weights_of_another_precision_may_be_read_outside_a_call() -> None:
+    own = Own("torch", "tied decoder")
+    network = own.home.bayesianize(own.module().double(), (3,), layers="all")
+    assert [layer.name for layer in network.layers] == ["body", "head"]
+    model = bm.BayesianMLP(network, bm.Gaussian(3))
+    model.start_from_prior()
+    x = own.inputs(4)
+    np.testing.assert_allclose(
+        model.predict(x, method="mean").average_output, own.outputs(own.module(), x), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("framework", on("torch", "jax"))
+def test_biases_may_be_what_is_tied(framework: str) -> None:
+    own = Own(framework, "tied decoder")
+    module = own.module()
+    module.head.bias = module.body.bias
+    with pytest.raises(InvalidInput, match=r"could be Bayesian; the weights of encode, body, scaled, head are tied"):
+        own.home.bayesianize(module, (3,), layers="all")
+
+
+@pytest.mark.parametrize("wanted", [[], [0], [4], [1, 2], [0, 3, 4], [0, 1, 2, 3, 4]])
+def test_what_is_read_elsewhere_is_found_by_halving(wanted: list[int]) -> None:
+    names = [str(i) for i in range(5)]
+    expected = [names[i] for i in wanted]
+    assert _find(lambda some: bool(set(some) & set(expected)), names) == expected
 
 
 @pytest.mark.parametrize("framework", on("torch", "jax"))

@@ -49,7 +49,8 @@ class DenseLayer(NamedTuple):
         matrix: its weights (inputs + 1, outputs) with the bias in the last row, or (inputs, outputs) without a bias.
         bias: whether it has one.
         method: how the module marks it: ``"laplace"``, ``"variational"`` or None.
-        is_free: False where its weights are tied to another part's, or computed from other parameters.
+        is_free: False where its weights are tied to another part's, computed from other parameters, or read outside the
+            layer's calls as well.
         prior: that it was made with; None for any.
     """
 
@@ -82,7 +83,7 @@ class Skeleton(ABC):
         framework: the engine that it runs on.
         module_type: what the framework calls a module.
         class_name: of the module.
-        parameters: every floating-point array but the weights of the dense layers taken out.
+        parameters: every floating-point array, but for the weights of the dense layers taken out unless they are kept.
         integers: hash of the integer arrays, which stay with the module.
     """
 
@@ -98,7 +99,15 @@ class Skeleton(ABC):
         """The dense layers of a module, by name; those that are free can be taken out."""
 
     @abstractmethod
-    def __init__(self, module: Any, taken_out: Sequence[str]) -> None: ...
+    def __init__(self, module: Any, taken_out: Sequence[str], keep: bool = False) -> None:
+        """The skeleton of a module.
+
+        Args:
+            module: the user's own, which is left as it is.
+            taken_out: names of the dense layers whose calls are served from outside.
+            keep: whether their weights stay as parameters, for what reads them without a call; it finds none otherwise:
+                NaN, or an error.
+        """
 
     @abstractmethod
     def run(self, arrays: Mapping[str, Array], x: Array, layers: Mapping[str, Layer]) -> Array:
@@ -111,8 +120,8 @@ class Skeleton(ABC):
         """
 
     @abstractmethod
-    def trace(self, function: Callable[[], Any]) -> None:
-        """Run a function for the shapes of its values only, where the framework can."""
+    def trace(self, function: Callable[[], Array]) -> np.ndarray:
+        """What a function gives, on the host; zeros in its shape where the framework can tell that without values."""
 
 
 class Use(NamedTuple):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
-from ..inference.engines import Array, get_engine
 from ..inference.errors import InvalidInput
-from ..inference.network import Network, dense
+from ..inference.network import Network
 from ..inference.spec import EXTERNAL, from_spec, to_spec
-from .base import METHODS, DenseLayer, Layer, ModuleNetwork, Skeleton, Use
+from .base import METHODS, DenseLayer, ModuleNetwork, Skeleton, Use
+from .probe import Probe
 
 __all__ = ["bayesianize", "restore_network"]
 
@@ -43,13 +41,16 @@ def bayesianize(
     shape = _checked_shape(input_shape)
     if num_tokens is not None and not (isinstance(num_tokens, int | np.integer) and 1 <= num_tokens <= 2**24):
         raise InvalidInput(f"num_tokens must be an integer from 1 to 2**24, got {num_tokens!r}")
-    found = skeleton_type.dense_layers(module)
-    probe = ModuleNetwork(skeleton_type(module, tuple(found)), tuple(found.values()), (), shape, num_tokens, 0, train)
-    uses, num_outputs = _uses(probe)
-    chosen = _select(probe.skeleton.class_name, found, uses, layers)
+    probe = Probe.of(skeleton_type, module, shape, num_tokens)
+    found = dict(probe.layers)
+    uses, outputs = probe.uses()
+    for name in probe.read_elsewhere([name for name in uses if found[name].is_free], outputs):
+        found[name] = found[name]._replace(is_free=False)
+    chosen = _select(type(module).__qualname__, found, uses, layers)
     named = tuple(found[name]._replace(method=found[name].method or method) for name in chosen)
     skeleton = skeleton_type(module, tuple(chosen))
-    return ModuleNetwork(skeleton, named, tuple(uses[name] for name in chosen), shape, num_tokens, num_outputs, train)
+    used = tuple(uses[name] for name in chosen)
+    return ModuleNetwork(skeleton, named, used, shape, num_tokens, outputs.shape[1], train)
 
 
 def _checked_shape(input_shape: Any) -> tuple[int, ...]:
@@ -59,56 +60,14 @@ def _checked_shape(input_shape: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in input_shape)
 
 
-def _uses(probe: ModuleNetwork) -> tuple[dict[str, Use], int]:
-    """How a module applies its dense layers, in the order of their first calls, and the number of its outputs.
-
-    The axis of the rows is the one that grows with them.
-    """
-    engine = get_engine(probe.engine_name)
-    seen: list[dict[str, list[tuple[int, ...]]]] = []
-    sizes: list[int] = []
-
-    def run(rows: int) -> Array:
-        shapes: dict[str, list[tuple[int, ...]]] = {}
-
-        def recorder(layer: DenseLayer, matrix: Array) -> Layer:
-            def call(a: Array) -> Array:
-                shapes.setdefault(layer.name, []).append(tuple(a.shape))
-                return dense(engine, a, matrix, layer.bias)
-
-            return call
-
-        weights = tuple(engine.asarray(array) for array in probe._start())
-        recorders = [recorder(layer, matrix) for layer, matrix in zip(probe.layers, weights, strict=False)]
-        outputs = probe._run(engine, weights, engine.asarray(np.zeros((rows, math.prod(probe.shape)))), recorders)
-        seen.append(shapes)
-        sizes.append(outputs.shape[1])
-        return outputs
-
-    with engine.scope():
-        for rows in (2, 3):
-            probe.skeleton.trace(partial(run, rows))
-    return {name: _use(shapes, seen[1].get(name, [])) for name, shapes in seen[0].items()}, sizes[0]
-
-
-def _use(two: list[tuple[int, ...]], three: list[tuple[int, ...]]) -> Use:
-    """How a layer is applied, from the shapes of its inputs for two rows and for three."""
-    axes = set()
-    for a, b in zip(two, three, strict=False):
-        growing = [axis for axis, (p, q) in enumerate(zip(a, b, strict=False)) if (p, q) == (2, 3)]
-        whole = len(a) == len(b) and sum(p != q for p, q in zip(a, b, strict=True)) == 1
-        axes.add(growing[0] if whole and growing else None)
-    axis = axes.pop() if len(two) == len(three) and len(axes) == 1 else None
-    return Use(once=len(two) == 1 and len(two[0]) == 2 and axis == 0, row_axis=axis)
-
-
 def _select(
     owner: str, found: Mapping[str, DenseLayer], uses: Mapping[str, Use], layers: str | Sequence[str] | None
 ) -> list[str]:
     """Names of the chosen layers, in the order of their calls."""
     free = [name for name in uses if found[name].is_free]
     if not free:
-        raise InvalidInput(f"module {owner} calls no dense layer that could be Bayesian")
+        reason = f"; the weights of {', '.join(uses)} are tied" if uses else ""
+        raise InvalidInput(f"module {owner} calls no dense layer that could be Bayesian{reason}")
     marked = [name for name in free if found[name].method is not None]
     if layers == "last" or (layers is None and not marked):
         layers = list(uses)[-1:]
@@ -120,7 +79,7 @@ def _select(
     tied = [name for name in names or () if name in found and not found[name].is_free]
     if tied:
         raise InvalidInput(
-            f"layers must have weights of their own, those of {tied[0]!r} in {owner} are tied; "
+            f"layers must have weights that serve their own calls alone, those of {tied[0]!r} in {owner} are tied; "
             f"others that it calls are {', '.join(free)}"
         )
     if not names or len(names) != len(layers) or not set(names) <= set(free):

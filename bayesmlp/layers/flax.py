@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..inference.engines import get_engine
-from ..inference.errors import MissingDependency
+from ..inference.errors import InvalidInput, MissingDependency
 from ..inference.network import noisy_dense
 from ..inference.priors import NormalPrior
 from .base import (
@@ -132,7 +132,7 @@ def bayesianize(
         input_shape: of one input; a model takes inputs of shape ``(rows, *input_shape)``, or flat rows.
         layers: ``"last"`` or ``"all"`` of the dense layers that the module calls, or their names (paths joined by
             dots); None: those that are :class:`VariationalLinear` or :class:`LaplaceLinear`, else the last. A layer
-            whose weights are tied to others can't be chosen, and is no part of ``"all"``.
+            whose weights are tied to others, or read outside its calls, can't be chosen, and is no part of ``"all"``.
         method: of chosen layers that are a plain ``nnx.Linear``: ``"laplace"`` or ``"variational"``.
         num_tokens: inputs are integers from 0 to below this number, as an ``nnx.Embed`` takes them.
         train: ``"all"``: a fit trains the whole module; ``"bayesian"``: only the Bayesian layers.
@@ -141,21 +141,34 @@ def bayesianize(
         A network for :class:`~bayesmlp.BayesianMLP`.
 
     Raises:
-        InvalidInput: no such layer, or one that the module does not call or has tied.
+        InvalidInput: no such layer, or one that the module does not call or has tied; a module that can't be copied, or
+            does not take inputs of that shape or number of tokens.
     """
     return _bayesianize(FlaxSkeleton, module, input_shape, layers, method, num_tokens, train)
 
 
 class _TakenOut(nnx.Module):
-    """Stands in a module for a dense layer that was taken out."""
+    """Stands in a module for a dense layer that was taken out, and has its attributes, but for weights not kept."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, own: nnx.Module, keep: bool) -> None:
+        weights = [key for key, value in vars(own).items() if isinstance(value, nnx.Variable)]
+        self.name, self.gone = name, () if keep else tuple(weights)
+        for key in self.gone:
+            delattr(own, key)
+        self.own = own
         self.layer: Layer | None = None
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         assert self.layer is not None
         return self.layer(inputs)
+
+    def __getattr__(self, key: str) -> Any:
+        own = vars(self).get("own")
+        if own is None:  # not made yet
+            raise AttributeError(key)
+        if key in self.gone:
+            raise InvalidInput(f"layers must have weights that serve their own calls alone, {self.name}.{key} is read")
+        return getattr(own, key)
 
 
 class FlaxSkeleton(Skeleton):
@@ -164,12 +177,12 @@ class FlaxSkeleton(Skeleton):
     framework = "jax"
     module_type = nnx.Module
 
-    def __init__(self, module: nnx.Module, taken_out: Sequence[str]) -> None:
+    def __init__(self, module: nnx.Module, taken_out: Sequence[str], keep: bool = False) -> None:
         self.class_name = type(module).__qualname__
         copy = nnx.clone(module)
         copy.eval()
         layers = {_name(path): layer for path, layer in nnx.iter_modules(copy)}
-        stand_ins = {id(layers[name]): _TakenOut(name) for name in taken_out}
+        stand_ins = {id(layers[name]): _TakenOut(name, layers[name], keep) for name in taken_out}
         for parent in list(layers.values()):
             for key, child in list(nnx.iter_children(parent)):
                 if id(child) in stand_ins:
@@ -192,8 +205,10 @@ class FlaxSkeleton(Skeleton):
             if (plain or isinstance(layer, VariationalLinear)) and path:
                 name, bias = _name(path), None if layer.bias is None else layer.bias[...]
                 matrix = dense_matrix(np.asarray(layer.kernel[...]), bias)
-                is_free, prior = owners[id(layer.kernel)] == 1, getattr(layer, "own_prior", None)
-                found[name] = DenseLayer(name, matrix, bias is not None, getattr(layer, "method", None), is_free, prior)
+                arrays = [layer.kernel] if layer.bias is None else [layer.kernel, layer.bias]
+                is_free = all(owners[id(array)] == 1 for array in arrays)
+                marks = getattr(layer, "method", None), is_free, getattr(layer, "own_prior", None)
+                found[name] = DenseLayer(name, matrix, bias is not None, *marks)
         return found
 
     def run(self, arrays: Mapping[str, jax.Array], x: jax.Array, layers: Mapping[str, Layer]) -> jax.Array:
@@ -205,8 +220,8 @@ class FlaxSkeleton(Skeleton):
         outputs: jax.Array = module(x)
         return outputs
 
-    def trace(self, function: Callable[[], Any]) -> None:
-        jax.eval_shape(function)
+    def trace(self, function: Callable[[], jax.Array]) -> np.ndarray:
+        return np.zeros(jax.eval_shape(function).shape)
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +129,7 @@ def bayesianize(
         input_shape: of one input; a model takes inputs of shape ``(rows, *input_shape)``, or flat rows.
         layers: ``"last"`` or ``"all"`` of the dense layers that the module calls, or their names; None: those that are
             :class:`VariationalLinear` or :class:`LaplaceLinear`, else the last. A layer whose weights are tied to
-            others can't be chosen, and is no part of ``"all"``.
+            others, or read outside its calls, can't be chosen, and is no part of ``"all"``.
         method: of chosen layers that are a plain ``nn.Linear``: ``"laplace"`` or ``"variational"``.
         num_tokens: inputs are integers from 0 to below this number, as an ``nn.Embedding`` takes them.
         train: ``"all"``: a fit trains the whole module; ``"bayesian"``: only the Bayesian layers.
@@ -137,7 +138,8 @@ def bayesianize(
         A network for :class:`~bayesmlp.BayesianMLP`.
 
     Raises:
-        InvalidInput: no such layer, or one that the module does not call or has tied.
+        InvalidInput: no such layer, or one that the module does not call or has tied; a module that can't be copied, or
+            does not take inputs of that shape or number of tokens.
     """
     return _bayesianize(TorchSkeleton, module, input_shape, layers, method, num_tokens, train)
 
@@ -148,12 +150,14 @@ class TorchSkeleton(Skeleton):
     framework = "torch"
     module_type = nn.Module
 
-    def __init__(self, module: nn.Module, taken_out: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, taken_out: Sequence[str], keep: bool = False) -> None:
         self.class_name = type(module).__qualname__
         self._module = copy.deepcopy(module).eval().requires_grad_(False)
         self._lock = threading.Lock()
         self._layers: Mapping[str, Layer] = {}
-        own = {f"{name}.{own}" for name in taken_out for own, _ in self._module.get_submodule(name).named_parameters()}
+        layers = {name: self._module.get_submodule(name) for name in taken_out}
+        weights = {f"{name}.{own}" for name, layer in layers.items() for own, _ in layer.named_parameters()}
+        own = set() if keep else weights
         trains = {name: value.requires_grad for name, value in module.named_parameters()}
         points = [(name, value, trains[name]) for name, value in self._module.named_parameters() if name not in own]
         arrays = [*points, *((name, value, False) for name, value in self._module.named_buffers())]
@@ -162,11 +166,12 @@ class TorchSkeleton(Skeleton):
         )
         self._integers = {name: value for name, value, _ in arrays if not value.is_floating_point()}
         self.integers = _hash(self._integers)
-        for name in taken_out:
-            layer = self._module.get_submodule(name)
+        for name, layer in layers.items():
             layer.forward = partial(self._call, name)
-            layer.to("cpu", torch.float32)  # as the engine of a first look, which may read it without a call
             layer.register_forward_pre_hook(_nothing)  # fused kernels of transformer layers pass hooked layers by
+        for parameter in self._module.parameters():
+            if parameter.is_floating_point():
+                parameter.fill_(math.nan)  # values are given by name at every run; what reads others shall not go on
 
     @classmethod
     def dense_layers(cls, module: nn.Module) -> dict[str, DenseLayer]:
@@ -178,7 +183,8 @@ class TorchSkeleton(Skeleton):
                 continue
             bias = None if layer.bias is None else _to_numpy(layer.bias)
             matrix = dense_matrix(_to_numpy(layer.weight).T, bias)
-            is_free = owners[id(layer.weight)] == 1 and not hasattr(layer, "parametrizations")
+            arrays = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+            is_free = all(owners[id(array)] == 1 for array in arrays) and not hasattr(layer, "parametrizations")
             marks = getattr(layer, "method", None), is_free, getattr(layer, "own_prior", None)
             found[name] = DenseLayer(name, matrix, bias is not None, *marks)
         return found
@@ -196,8 +202,8 @@ class TorchSkeleton(Skeleton):
             finally:
                 self._layers = {}
 
-    def trace(self, function: Callable[[], Any]) -> None:
-        function()
+    def trace(self, function: Callable[[], torch.Tensor]) -> np.ndarray:
+        return _to_numpy(function())
 
 
 def _nothing(module: nn.Module, inputs: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..answering import Answering
 from ..inference.assembly import mixture_of
+from ..inference.checks import is_count
 from ..inference.dynamics import Dynamics, Hypotheses, Static
 from ..inference.engines import Engine, get_engine, map_arrays
 from ..inference.engines.base import stack_trees, take
@@ -390,9 +391,9 @@ def _check_parts(
 
 
 def _check_counts(seed: Any, relinearizations: Any) -> None:
-    if not isinstance(seed, int | np.integer) or seed < 0:
+    if not is_count(seed, 0):
         raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
-    if not isinstance(relinearizations, int) or relinearizations < 0:
+    if not is_count(relinearizations, 0):
         raise InvalidInput(f"relinearizations must be an integer of at least 0, got {relinearizations!r}")
 
 

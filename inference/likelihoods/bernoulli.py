@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ..checks import is_count
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from ..host import as_host_array
@@ -100,5 +101,5 @@ class Bernoulli(Logistic):
     num_outputs: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_outputs < 1:
-            raise InvalidInput(f"Bernoulli.num_outputs must be at least 1, got {self.num_outputs!r}")
+        if not is_count(self.num_outputs):
+            raise InvalidInput(f"Bernoulli.num_outputs must be an integer of at least 1, got {self.num_outputs!r}")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ..checks import is_count, is_number
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import Likelihood, PredictiveMoments, numeric_targets, per_row
@@ -70,11 +71,13 @@ class Gaussian(Likelihood):
         return not self.learns_noise
 
     def __post_init__(self) -> None:
-        if self.num_outputs < 1:
-            raise InvalidInput(f"Gaussian.num_outputs must be at least 1, got {self.num_outputs!r}")
+        if not is_count(self.num_outputs):
+            raise InvalidInput(f"Gaussian.num_outputs must be an integer of at least 1, got {self.num_outputs!r}")
         for name in ("noise_variance", "prior_shape", "prior_rate"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is None and name == "noise_variance":
+                continue
+            if not is_number(value) or value <= 0:
                 raise InvalidInput(f"Gaussian.{name} must be positive and finite, got {value!r}")
 
     @property

@@ -39,7 +39,7 @@ class Blocks(Structure):
             indices count from the last layer; ``"rest"`` stands for every layer that no other part names.
 
     Raises:
-        InvalidInput: a layer that is named twice.
+        InvalidInput: something else than such pairs, or a layer that is named twice.
     """
 
     parts: tuple[tuple[Structure, Any], ...]
@@ -47,7 +47,14 @@ class Blocks(Structure):
     state_type = BlocksState
 
     def __post_init__(self) -> None:
-        parts = tuple((structure, layers if layers == "rest" else tuple(layers)) for structure, layers in self.parts)
+        try:
+            parts = tuple((part, layers if layers == "rest" else tuple(layers)) for part, layers in self.parts)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"Blocks.parts must be pairs of a structure and the indices of its layers, got {self.parts!r}"
+            ) from error
+        if not all(isinstance(part, Structure) for part, _ in parts):
+            raise InvalidInput(f"Blocks.parts must have a structure first in each pair, got {self.parts!r}")
         object.__setattr__(self, "parts", parts)
         named = [layer for _, layers in parts if layers != "rest" for layer in layers]
         if not parts or len(set(named)) < len(named) or sum(layers == "rest" for _, layers in parts) > 1:

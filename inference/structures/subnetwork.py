@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..checks import is_count
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layers
@@ -50,7 +51,7 @@ class Subnetwork(Structure):
     state_type = SubnetworkState
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
+        if not is_count(self.size):
             raise InvalidInput(f"Subnetwork.size must be an integer of at least 1, got {self.size!r}")
 
     @property
