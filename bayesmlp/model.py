@@ -10,7 +10,7 @@ import numpy as np
 
 from .answering import Answering
 from .functions import FUNCTION_METHODS, FunctionSamples
-from .inference.checks import is_count
+from .inference.checks import check_count
 from .inference.engines import map_arrays
 from .inference.engines.base import stack_trees
 from .inference.errors import InvalidInput
@@ -293,9 +293,8 @@ class BayesianMLP(LearningModel):
         method = ("samples" if has_draws else "linearized") if method is None else method
         if method not in PREDICTION_METHODS:
             raise InvalidInput(f"method must be one of {', '.join(PREDICTION_METHODS)}, got {method!r}")
-        for name, value, least in (("num_samples", num_samples, 1), ("seed", 0 if seed is None else seed, 0)):
-            if not is_count(value, least):
-                raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_count("num_samples", num_samples)
+        check_count("seed", 0 if seed is None else seed, 0)
         check_elapsed(elapsed)
         observed = observed_kind(self.kinds, kind)
         if observed is None:
@@ -416,9 +415,8 @@ class BayesianMLP(LearningModel):
         method = ("samples" if has_draws else "linearized") if method is None else method
         if method not in FUNCTION_METHODS:
             raise InvalidInput(f"method must be one of {', '.join(FUNCTION_METHODS)}, got {method!r}")
-        for name, value, least in (("num_functions", num_functions, 1), ("seed", 0 if seed is None else seed, 0)):
-            if not is_count(value, least):
-                raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_count("num_functions", num_functions)
+        check_count("seed", 0 if seed is None else seed, 0)
         seed = self.seed if seed is None else seed
         members, log_weights = self._members()
         if has_draws:

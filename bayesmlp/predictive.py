@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .inference.checks import is_count, is_number
+from .inference.checks import check_count, is_number
 from .inference.engines import NumpyEngine, map_arrays
 from .inference.errors import InvalidInput
 from .inference.likelihoods import Likelihood
@@ -393,7 +393,8 @@ class Predictive:
         Raises:
             InvalidInput: fewer than one sample, or another seed than an integer of at least 0.
         """
-        _check_samples(num_samples, seed)
+        check_count("num_samples", num_samples)
+        check_count("seed", seed, 0)
         rng = np.random.default_rng(seed)
         outputs, drawn_state = self._draw_outputs(num_samples, rng)
         drawn = self.likelihood.draw(rng, outputs, map_arrays(lambda array: array[:, None], drawn_state))
@@ -405,7 +406,8 @@ class Predictive:
         Raises:
             InvalidInput: fewer than one sample, or another seed than an integer of at least 0.
         """
-        _check_samples(num_samples, seed)
+        check_count("num_samples", num_samples)
+        check_count("seed", seed, 0)
         outputs, drawn_state = self._draw_outputs(num_samples, np.random.default_rng(seed))
         state = map_arrays(lambda array: array[:, None], drawn_state)
         return self._in_units(np.asarray(self.likelihood.mean(_NUMPY, outputs, state)))
@@ -446,12 +448,6 @@ def draw_outputs(
             root = covariance_root(_NUMPY, covariance[part])
             outputs[chosen == part] += np.einsum("nkl,snl->snk", root, noise[chosen == part])
     return outputs, drawn_state
-
-
-def _check_samples(num_samples: int, seed: int) -> None:
-    for name, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0)):
-        if not is_count(value, least):
-            raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def _bracket(function: Reduction, start: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

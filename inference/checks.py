@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import InvalidInput
 
-__all__ = ["is_count", "is_number", "positive_numbers"]
+__all__ = ["check_count", "is_count", "is_number", "positive_numbers"]
 
 
 def is_number(value: Any) -> bool:
@@ -22,6 +22,12 @@ def is_number(value: Any) -> bool:
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether a value is an integer that is large enough."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def check_count(argument: str, value: Any, least: int = 1) -> None:
+    """Raises :class:`InvalidInput` unless a value is an integer that is large enough."""
+    if not is_count(value, least):
+        raise InvalidInput(f"{argument} must be an integer of at least {least}, got {value!r}")
 
 
 def positive_numbers(argument: str, value: Any) -> tuple[float, ...]:

@@ -328,6 +328,16 @@ def test_what_merges_of_an_earlier_version_brought_is_known_by_its_ids(
     assert [e.event_id for e in store.history("m") if e.status == "applied"] == ["b:e1@6", "b:e2@10"]
 
 
+def branched(folder: Path, kinds: dict[str, Any]) -> bm.PosteriorStore:
+    """A store with a model of several kinds of feedback, "m", and a branch of it, "b"."""
+    model = bm.BayesianMLP(bm.MLP((4,)), feedback=kinds, engine="numpy", standardize=False)
+    model.start_from_prior(4)
+    store = bm.open_store(folder / "store.db")
+    store.publish("m", model)
+    store.branch("m", "b")
+    return store
+
+
 @pytest.mark.parametrize(
     ("classes", "inputs", "what"), [(3, 3, "x must have shape"), (2, 4, "y must"), (None, 4, "kind must")]
 )
@@ -335,12 +345,7 @@ def test_a_merge_of_events_that_the_parent_can_not_learn_stores_nothing(
     tmp_path: Path, classes: int | None, inputs: int, what: str
 ) -> None:
     x, _ = stream(2)
-    kinds = {"label": bm.Categorical(3), "stars": bm.Kind(bm.Ordinal(3), outputs=3)}
-    model = bm.BayesianMLP(bm.MLP((4,)), feedback=kinds, engine="numpy", standardize=False)
-    model.start_from_prior(4)
-    store = bm.open_store(tmp_path / "store.db")
-    store.publish("m", model)
-    store.branch("m", "b")
+    store = branched(tmp_path, {"label": bm.Categorical(3), "stars": bm.Kind(bm.Ordinal(3), outputs=3)})
     with bm.OnlineUpdater(store, "b", engine="numpy") as updater:
         updater.observe(x[0], 2, event_id="e1")
         if classes is None:
@@ -414,11 +419,7 @@ def test_what_branches_tell_in_every_way_is_merged_by_replay(tmp_path: Path) -> 
         "stars": bm.Kind(bm.Ordinal(4), outputs=3),
         "wins": bm.Kind(bm.BradleyTerry(), outputs=3),
     }
-    model = bm.BayesianMLP(bm.MLP((4,)), feedback=kinds, engine="numpy", standardize=False)
-    model.start_from_prior(4)
-    store = bm.open_store(tmp_path / "store.db")
-    store.publish("m", model)
-    store.branch("m", "b")
+    store = branched(tmp_path, kinds)
     with bm.OnlineUpdater(store, "b", engine="numpy") as updater:
         updater.observe(x[0], 2, weight=0.5, time=1e9, propensity=0.25)
         updater.observe(x[1], 1, output_mask=[True, True, False])

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..answering import Answering
 from ..inference.assembly import mixture_of
-from ..inference.checks import is_count
+from ..inference.checks import check_count
 from ..inference.dynamics import Dynamics, Hypotheses, Static
 from ..inference.engines import Engine, get_engine, map_arrays
 from ..inference.engines.base import stack_trees, take
@@ -391,10 +391,8 @@ def _check_parts(
 
 
 def _check_counts(seed: Any, relinearizations: Any) -> None:
-    if not is_count(seed, 0):
-        raise InvalidInput(f"seed must be an integer of at least 0, got {seed!r}")
-    if not is_count(relinearizations, 0):
-        raise InvalidInput(f"relinearizations must be an integer of at least 0, got {relinearizations!r}")
+    check_count("seed", seed, 0)
+    check_count("relinearizations", relinearizations, 0)
 
 
 def _engine_for(network: Network, engine: str | Engine | None, dtype: str | None) -> Engine:

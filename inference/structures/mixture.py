@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from ..checks import is_count, is_number
+from ..checks import is_count, is_number, positive_numbers
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import Structure
@@ -62,7 +62,7 @@ class Mixture:
             raise InvalidInput(f"Mixture.of must be a structure, got {self.of!r}")
         for name in ("scales", "dispersions"):
             if (given := getattr(self, name)) is not None:
-                factors = _positive_numbers(given, f"Mixture.{name}")
+                factors = positive_numbers(f"Mixture.{name}", given)
                 object.__setattr__(self, name, factors)
                 object.__setattr__(self, "members", len(factors))
         if self.scales and self.dispersions and len(self.scales) != len(self.dispersions):
@@ -120,16 +120,9 @@ def EvidenceGrid(  # noqa: N802
     Raises:
         InvalidInput: no structure, or factors that are not positive numbers.
     """
-    scales = _positive_numbers(scales, "EvidenceGrid.scales")
-    dispersions = _positive_numbers(dispersions, "EvidenceGrid.dispersions")
+    scales = positive_numbers("EvidenceGrid.scales", scales)
+    dispersions = positive_numbers("EvidenceGrid.dispersions", dispersions)
     pairs = [(scale, dispersion) for scale in scales for dispersion in dispersions]
     return Mixture(
         of, scales=tuple(s for s, _ in pairs), dispersions=tuple(d for _, d in pairs), prune_below=prune_below
     )
-
-
-def _positive_numbers(values: Any, argument: str) -> tuple[float, ...]:
-    given = tuple(values) if isinstance(values, Iterable) else ()
-    if not given or not all(is_number(value) and value > 0 for value in given):
-        raise InvalidInput(f"{argument} must be positive numbers, got {values!r}")
-    return tuple(float(value) for value in given)
