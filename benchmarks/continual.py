@@ -30,7 +30,11 @@ import bayesmlp as bm
 
 HIDDEN = (100, 100)
 PRIOR = bm.NormalPrior(4.0)
-STRUCTURES: dict[str, bm.Diagonal | bm.LowRank] = {"Diagonal": bm.Diagonal(), "LowRank(10)": bm.LowRank(10)}
+STRUCTURES: dict[str, bm.Diagonal | bm.Kronecker | bm.LowRank] = {
+    "Kronecker": bm.Kronecker(),
+    "Diagonal": bm.Diagonal(),
+    "LowRank(10)": bm.LowRank(10),
+}
 PLANS = ("permuted, one head", "split, masked", "split, one head")
 BATCH = 8  # rows of one Bayes step
 STORED = 200  # images that each task may keep
