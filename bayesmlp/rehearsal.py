@@ -62,7 +62,7 @@ def offer(
     memory = model.memory
     assert memory is not None
     seen = outlook_on(model, x, y, mask)
-    whole = np.ones(seen.outputs.shape, dtype=bool) if mask is None else mask
+    whole = np.ones((len(x), seen.outputs.shape[-1]), dtype=bool) if mask is None else mask
     worth = memory.worth(seen.leverage, seen.surprise)
     rows = NewRows(x, y, whole, weight, seen.outputs, seen.log_prob, worth)
     model.memory_state = keep(memory, model.memory_state, rows, source_key(source))

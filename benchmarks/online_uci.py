@@ -3,16 +3,18 @@
     python benchmarks/online_uci.py DATA/uci_regression             # every set and split
     python benchmarks/online_uci.py DATA/uci_regression --quick     # one split of the small sets
 
-One hidden layer of 50 tanh units (100 for protein), normal noise that is learned, all correlations; prior scale and
-starting noise are chosen by the stream's evidence (EvidenceGrid). Inputs and targets are standardised on the training
-part, as the protocol of these splits has it. Three orders: as given, shuffled, sorted by target. The batch fit is
-Laplace's, of the same network, prior and structure. Published: the best of six one-pass filters whose hyperparameters
-were searched on a warm-up set.
+One hidden layer of 50 tanh units (100 for protein), normal noise that is learned from the newest 50 rows, all
+correlations; prior scale and starting noise are chosen by the stream's evidence (EvidenceGrid). Once with nothing
+stored, and once with a memory of 100 rows, of which each event rehearses eight. Inputs and targets are standardised on
+the training part, as the protocol of these splits has it. Three orders: as given, shuffled, sorted by target. The batch
+fit is Laplace's, of the same network, prior and structure, and the noise of all rows. Published: the best of six
+one-pass filters whose hyperparameters were searched on a warm-up set.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ import bayesmlp as bm
 PUBLISHED = {"boston": 3.52, "concrete": 6.45, "energy": 1.58, "naval": 0.00039, "yacht": 2.31}
 SETS = ("boston", "concrete", "energy", "naval", "protein", "yacht")
 SCALES, DISPERSIONS = (0.5, 1.0, 2.0), (1.0, 0.1, 0.01)
+NOISE_WINDOW = 50  # rows
 STRUCTURES: dict[str, bm.Full | bm.LowRank | bm.Blocks | bm.Diagonal | bm.Kronecker] = {
     "Full": bm.Full(),
     "LowRank(10)": bm.LowRank(10),
@@ -48,11 +51,19 @@ def scores(model: bm.BayesianMLP, x: np.ndarray, y: np.ndarray) -> list[float]:
     return [float(rmse), float(-np.mean(p.log_prob(y))), float(np.mean((low <= y) & (y <= high)))]
 
 
-def one_pass(name: str, x: np.ndarray, y: np.ndarray, structure: str, engine: str, seed: int) -> bm.BayesianMLP:
+def one_pass(
+    name: str, x: np.ndarray, y: np.ndarray, structure: str, stored: int, engine: str, seed: int
+) -> bm.BayesianMLP:
     """The posterior after every row, one by one, from the prior alone."""
     grid = bm.EvidenceGrid(STRUCTURES[structure], SCALES, DISPERSIONS)
     model = bm.BayesianMLP(
-        network_of(name), bm.Gaussian(), prior=bm.NormalPrior(1.0), structure=grid, engine=engine, seed=seed
+        network_of(name),
+        bm.Gaussian(noise_window=NOISE_WINDOW),
+        prior=bm.NormalPrior(1.0),
+        structure=grid,
+        memory=bm.Memory(stored) if stored else None,
+        engine=engine,
+        seed=seed,
     )
     model.start_from_prior(x.shape[1], model.estimate_scaling(x, y))
     model.update_each(x, y)
@@ -72,18 +83,19 @@ def ordered(order: str, y: np.ndarray, seed: int) -> np.ndarray:
     return np.arange(len(y)) if order == "given" else np.random.default_rng(seed).permutation(len(y))
 
 
-def run(folder: Path, name: str, splits: int, plans: Sequence[tuple[str, str]], engine: str) -> dict[str, list]:
-    """Scores of each split for each plan, a structure and an order, and for the batch fit."""
+def run(folder: Path, name: str, splits: int, plans: Sequence[tuple[str, str, int]], engine: str) -> dict[str, list]:
+    """Scores of each split for each plan, a structure, an order and a memory, and for the batch fit."""
     with np.load(folder / f"{name}.npz") as file:
         x, y, trains, tests = (file[key] for key in ("X", "y", "splits_train", "splits_test"))
     x, y = x.astype(np.float64), y.astype(np.float64)
     results: dict[str, list] = {}
     for split in range(min(splits, len(trains))):
         train, test = trains[split], tests[split]
-        for structure, order in plans:
+        for structure, order, stored in plans:
             rows = train[ordered(order, y[train], split)]
-            model = one_pass(name, x[rows], y[rows], structure, engine, split)
-            results.setdefault(f"{structure}, {order}", []).append(scores(model, x[test], y[test]))
+            model = one_pass(name, x[rows], y[rows], structure, stored, engine, split)
+            fit = f"{structure}, {order}" + (f", {stored} stored" if stored else "")
+            results.setdefault(fit, []).append(scores(model, x[test], y[test]))
         model = batch_fit(name, x[train], y[train], engine, split)
         results.setdefault("batch", []).append(scores(model, x[test], y[test]))
     return results
@@ -97,11 +109,12 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--orders", nargs="*", default=("given",), choices=("given", "shuffled", "sorted"))
     parser.add_argument("--structures", nargs="*", default=("Full",), choices=list(STRUCTURES))
+    parser.add_argument("--stored", nargs="*", type=int, default=(0, 100), help="rows in the memory; 0: none")
     parser.add_argument("--engine", default="jax")
     parser.add_argument("--results", type=Path, help="file to write every split's scores to, as JSON")
     options = parser.parse_args()
     sets = ("boston", "energy", "yacht") if options.quick else options.sets
-    plans = [(structure, order) for structure in options.structures for order in options.orders]
+    plans = list(itertools.product(options.structures, options.orders, options.stored))
     console = Console(width=140)
     everything = {}
     table = Table("set", "fit", "splits", "RMSE", "published", "NLL", "NLL - batch", "90% interval holds", "seconds")

@@ -95,6 +95,11 @@ class FilterModel:
         """The structure of one posterior: of a mixture's members."""
         return self.structure.of if isinstance(self.structure, Mixture) else self.structure
 
+    @property
+    def of_one(self) -> FilterModel:
+        """The same for one posterior alone: for a member of a mixture."""
+        return replace(self, structure=self.of_member)
+
     def compile(self, engine: Engine) -> Callable[..., tuple[Posterior, UpdateInfo]]:
         """``step(posterior, prior, x, y, weight, elapsed)``: pure, compiled where the engine can."""
         return engine.jit(lambda *args: filter_step(engine, self, *args))

@@ -34,7 +34,8 @@ class Memory:
     At every update some rows are rehearsed: the mean moves by what brings their outputs back (see
     :func:`~.remembering.rehearse`). Each stands for as many rows as its source has sent for each that is kept. No
     precision is added, as nothing new was learned. For a model that is linear in its weights and a structure that holds
-    every correlation nothing is ever forgotten, and rehearsing only hinders: such a model needs no memory.
+    every correlation nothing is ever forgotten, and rehearsing only hinders: such a model needs no memory. The members
+    of a mixture rehearse the same rows, each what it has itself predicted best.
 
     Args:
         size: how many rows are kept, at least 1.
@@ -80,8 +81,8 @@ class NewRows(NamedTuple):
         y: targets, as the likelihood prepared them, (N, ...).
         mask: which outputs each tells of, (N, K).
         weight: of each, (N,).
-        outputs: as the posterior sees them, (N, K).
-        log_prob: of y given these, (N,).
+        outputs: as the posterior sees them, (N, K); as the members of a mixture do, (N, members, K).
+        log_prob: of y given these, (N,) or (N, members).
         worth: see :class:`Memory`, (N,).
     """
 
@@ -146,15 +147,20 @@ class MemoryState(NamedTuple):
 
         Args:
             rows: indices, (R,).
-            outputs: of them now, (R, K).
-            log_prob: of y given these, (R,).
+            outputs: of them now, (R, K) or (R, members, K).
+            log_prob: of y given these, (R,) or (R, members).
             worth: of them now, (R,).
         """
-        better = log_prob > self.log_prob[rows]
         fields = {name: getattr(self, name).copy() for name in ("outputs", "log_prob", "worth")}
+        better = log_prob > self.log_prob[rows]
         fields["worth"][rows] = worth
-        fields["outputs"][rows[better]], fields["log_prob"][rows[better]] = outputs[better], log_prob[better]
+        fields["outputs"][rows] = np.where(better[..., None], outputs, self.outputs[rows])
+        fields["log_prob"][rows] = np.where(better, log_prob, self.log_prob[rows])
         return self._replace(**fields)
+
+    def only_members(self, members: np.ndarray) -> MemoryState:
+        """Of a mixture of which some members are left."""
+        return self._replace(outputs=self.outputs[:, members], log_prob=self.log_prob[:, members])
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """By name."""

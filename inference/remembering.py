@@ -24,6 +24,7 @@ from .influence import InverseMultiquadric
 from .laplace_step import LaplaceStep
 from .likelihoods.base import Likelihood
 from .output_space import OutputProblem, own_covariance
+from .structures.mixture import Mixture
 
 __all__ = ["Outlook", "RememberedRows", "divergence", "outlook", "outlook_of", "rehearse"]
 
@@ -34,13 +35,13 @@ class RememberedRows(NamedTuple):
     """Attributes:
     x: inputs, (M, I).
     y: targets, as the likelihood prepared them.
-    outputs: f₀, (M, K).
+    outputs: f₀, (M, K); of the members of a mixture (M, members, K).
     weight: how many rows each stands for, (M,); 0 for padding.
     """
 
     x: Float[Array, "M I"]
     y: Array
-    outputs: Float[Array, "M K"]
+    outputs: Float[Array, "M *members K"]
     weight: Float[Array, " M"]
 
 
@@ -48,17 +49,18 @@ class Outlook(NamedTuple):
     """How a posterior sees rows.
 
     Attributes:
-        outputs: at the mean, (N, K).
-        log_prob: of y given these, at unit dispersion, (N,).
+        outputs: at the mean, (N, K); of the members of a mixture (N, members, K).
+        log_prob: of y given these, at unit dispersion, (N,) or (N, members).
         leverage: tr(LᵀCL), what a row like it would tell on average, twice in nats to second order, (N,).
         surprise: sᵀCs, what this very row would tell; its average is the leverage, (N,).
 
-    Where influence is bounded, a row counts for a share w of its log likelihood: its information is w L Lᵀ, its score
-    w s. What is far from all that was expected then tells next to nothing.
+    Leverage and surprise of a mixture are its members' averages. Where influence is bounded, a row counts for a share
+    w of its log likelihood: its information is w L Lᵀ, its score w s. What is far from all that was expected then tells
+    next to nothing.
     """
 
-    outputs: Float[Array, "N K"]
-    log_prob: Float[Array, " N"]
+    outputs: Float[Array, "N *members K"]
+    log_prob: Float[Array, "N ..."]
     leverage: Float[Array, " N"]
     surprise: Float[Array, " N"]
 
@@ -106,7 +108,11 @@ def outlook_of(
 
 
 def outlook(engine: Engine, model: FilterModel, posterior: Posterior, x: Array, y: Array) -> Outlook:
-    """How a posterior of one Gaussian sees rows."""
+    """How a posterior sees rows."""
+    if isinstance(model.structure, Mixture):
+        members = Posterior(posterior.weights.members, posterior.likelihood)
+        each = engine.batched(lambda member: outlook(engine, model.of_one, member, x, y))(members)
+        return _averaged(engine, each, posterior.weights.log_weights)
     structure = model.of_member
     needed = structure.uses_factors(model.network.num_layers)
     outputs, factors = model.network.factors(engine, structure.mean(posterior.weights), x, needed=needed)
@@ -126,15 +132,19 @@ def rehearse(
     The mode of the posterior times exp(-Σ weight · D), with the network linearised at the mean: nothing new is learned,
     so that no precision is added, and where nothing was forgotten nothing moves.
 
+    The members of a mixture rehearse each on its own, and keep their weights.
+
     Args:
         engine: of the arrays.
-        model: network, likelihood and structure, of one Gaussian.
+        model: network, likelihood and structure.
         posterior: of the weights and the likelihood.
         rows: that are remembered.
 
     Returns:
         The posterior, as it was where the move would not be finite; and how it saw the rows before.
     """
+    if isinstance(model.structure, Mixture):
+        return _rehearse_each(engine, model, posterior, rows)
     engine, structure = replace(engine, in_place=False), model.of_member
     needed = structure.uses_factors(model.network.num_layers)
     outputs, factors = model.network.factors(engine, structure.mean(posterior.weights), rows.x, needed=needed)
@@ -158,6 +168,27 @@ def rehearse(
         return posterior._replace(weights=structure.shift(engine, posterior.weights, factors, engine.cast(residual)))
 
     return engine.guarded(ok, moved, posterior), before
+
+
+def _rehearse_each(
+    engine: Engine, model: FilterModel, posterior: Posterior, rows: RememberedRows
+) -> tuple[Posterior, Outlook]:
+    mixture = posterior.weights
+
+    def rehearsed(member: Posterior, outputs: Array) -> tuple[Posterior, Outlook]:
+        return rehearse(engine, model.of_one, member, rows._replace(outputs=outputs))
+
+    members = Posterior(mixture.members, posterior.likelihood)
+    after, each = engine.batched(rehearsed)(members, engine.xp.moveaxis(rows.outputs, 1, 0))
+    weights = mixture._replace(members=after.weights)
+    return posterior._replace(weights=weights), _averaged(engine, each, mixture.log_weights)
+
+
+def _averaged(engine: Engine, each: Outlook, log_weights: Float[Array, " members"]) -> Outlook:
+    """The outlook of a mixture, from its members' with a leading axis."""
+    xp, shares = engine.xp, engine.xp.exp(log_weights)
+    outputs, log_prob = xp.moveaxis(each.outputs, 0, 1), xp.moveaxis(each.log_prob, 0, 1)
+    return Outlook(outputs, log_prob, shares @ each.leverage, shares @ each.surprise)
 
 
 def _state(model: FilterModel, posterior: Posterior) -> Any:

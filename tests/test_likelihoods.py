@@ -469,3 +469,51 @@ def test_a_known_scale_is_in_the_units_of_the_targets() -> None:
     model = bm.BayesianMLP(bm.MLP((3,)), bm.StudentT(scale=0.5, degrees_of_freedom=6.0), engine="torch")
     model.fit(x, 100 * np.sin(x[:, 0]), method=bm.Laplace(bm.TrainingOptions(epochs=2)))
     np.testing.assert_allclose(model.predict(x[:3]).aleatoric_variance, 0.25 * 6 / 4, rtol=1e-6)
+
+
+# -- the noise of the newest rows -------------------------------------------------------------------------------------
+def noise_after(engine: str, window: float | None, y: np.ndarray, batch: int = 1) -> tuple[float, float]:
+    """Shape of the noise variance's posterior, and the variance, after a stream with a constant model."""
+    model = bm.BayesianMLP(
+        bm.MLP(()), bm.Gaussian(noise_window=window), structure=bm.Full(), engine=engine, dtype="float64",
+        standardize=False,
+    )  # fmt: skip
+    for start in range(0, len(y), batch):
+        model.update(np.zeros((len(y[start : start + batch]), 1)), y[start : start + batch])
+    state = model.posterior.likelihood
+    return float(state.shape), float(model.likelihood.dispersion(state))
+
+
+@pytest.mark.parametrize("engine", on("numpy", "torch", "jax"))
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_noise_window_follows_the_newest_rows(engine: str, batch: int) -> None:
+    rng = np.random.default_rng(0)
+    y = np.concatenate([0.1 * rng.standard_normal(200), 2.0 * rng.standard_normal(200)])
+    shape, variance = noise_after(engine, 50, y, batch)
+    assert shape == pytest.approx(25)
+    effective = 50  # rows; the estimate's relative standard deviation is (2 / 50)^½
+    assert abs(np.log(variance / 4)) < 4 * np.sqrt(2 / effective)
+    whole_shape, whole_variance = noise_after(engine, None, y, batch)
+    assert whole_shape == pytest.approx(201)
+    assert whole_variance < 0.65 * 4
+
+
+def test_a_noise_window_that_is_not_full_changes_nothing() -> None:
+    y = np.random.default_rng(1).standard_normal(30)
+    assert noise_after("numpy", 100, y) == pytest.approx(noise_after("numpy", None, y), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise_window": 2}, r"Gaussian\.noise_window must be finite and above 2 rows, got 2"),
+        ({"noise_window": True}, "got True"),
+        ({"noise_window": np.inf}, "got inf"),
+        ({"noise_window": "9"}, "got '9'"),
+        ({"noise_window": 50, "noise_variance": 1.0}, "it does not go with noise_variance"),
+        ({"num_outputs": 4, "noise_window": 0.5}, "above 0.5 rows"),
+    ],
+)
+def test_noise_windows_that_hold_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        bm.Gaussian(**settings)

@@ -27,13 +27,15 @@ from hypothesis import strategies as st
 from store_cases import small_model, stream
 
 import bayesmlp as bm
+from bayesmlp.inference.assembly import mixture_of
 from bayesmlp.inference.engines import get_engine
+from bayesmlp.inference.engines.base import take
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.filtering import FilterModel, Posterior
 from bayesmlp.inference.likelihoods import Likelihood
 from bayesmlp.inference.likelihoods.masked import MaskedTargets, masked
 from bayesmlp.inference.memory import MemoryState, NewRows, keep, levelled, source_key
-from bayesmlp.inference.remembering import RememberedRows, divergence, outlook_of, rehearse
+from bayesmlp.inference.remembering import RememberedRows, divergence, outlook, outlook_of, rehearse
 
 HOST = get_engine("numpy", "float64")
 
@@ -312,11 +314,114 @@ def test_a_failed_update_leaves_the_memory() -> None:
     assert model.memory_state is before
 
 
-def test_mixtures_have_no_memory() -> None:
-    with pytest.raises(InvalidInput, match="memory"):
+def test_hypotheses_have_no_memory() -> None:
+    with pytest.raises(InvalidInput, match="memory is not for the hypotheses of ChangePoint"):
         bm.BayesianMLP(
-            bm.MLP((8,)), bm.Categorical(3), structure=bm.Mixture(bm.Diagonal()), memory=bm.Memory(), engine="numpy"
-        )
+            bm.MLP((8,)), bm.Categorical(3), structure=bm.Diagonal(), dynamics=bm.ChangePoint(), memory=bm.Memory(),
+            engine="numpy",
+        )  # fmt: skip
+
+
+# -- mixtures ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("framework", on(*FRAMEWORKS))
+def test_members_rehearse_each_on_its_own(framework: str) -> None:
+    engine, likelihood, structure = get_engine(framework, "float64"), LIKELIHOODS["categorical"], STRUCTURES["full"]
+    shapes, rng = shapes_of(likelihood), np.random.default_rng(3)
+    x = make_inputs(4, seed=5)
+    y = likelihood.prepare(make_targets(likelihood, x, seed=6))
+    arrays = [arrays_for(likelihood, structure, shapes, seed=seed) for seed in (4, 5, 6)]
+    members = [
+        Posterior(structure.from_arrays(engine, own), make_likelihood_state(likelihood, engine)) for own in arrays
+    ]
+    then, weight = rng.standard_normal((4, 3, 3)), np.array([2.0, 0.5, 1.0, 0.0])
+    shares = np.array([0.2, 0.5, 0.3])
+    model = FilterModel(NETWORK, likelihood, bm.Mixture(structure, 3))
+    mixture = mixture_of(engine, members, np.log(shares))
+    rows = RememberedRows(*(engine.as_batch(a) for a in (x, y, then, weight)))
+    after, seen = engine.jit(lambda *args: rehearse(engine, model, *args))(mixture, rows)
+    looked = engine.fetch(engine.jit(lambda *args: outlook(engine, model, *args))(mixture, rows.x, rows.y))
+    seen, leverage = engine.fetch(seen), 0.0
+    for index, member in enumerate(members):
+        own = rows._replace(outputs=engine.as_batch(then[:, index]))
+        alone, looks = engine.jit(lambda *args: rehearse(engine, model.of_one, *args))(member, own)
+        expected = structure.to_arrays(engine, alone.weights)
+        got = structure.to_arrays(engine, take(after.weights.members, index))
+        assert all(relative_error(got[name], expected[name]) < 1e-9 for name in expected)
+        assert relative_error(seen.outputs[:, index], engine.fetch(looks).outputs) < 1e-10
+        assert relative_error(seen.log_prob[:, index], engine.fetch(looks).log_prob) < 1e-10
+        leverage = leverage + shares[index] * engine.fetch(looks).leverage
+    assert relative_error(seen.leverage, leverage) < 1e-9
+    assert all(relative_error(a, b) < 1e-9 for a, b in zip(looked, seen, strict=True))
+
+
+def grid_with_memory(engine: str, scales: tuple[float, ...], prune_below: float = -2.0) -> bm.BayesianMLP:
+    model = bm.BayesianMLP(
+        bm.MLP((8,), "tanh"), bm.Categorical(3), structure=bm.EvidenceGrid(bm.Diagonal(), scales, (1.0,), prune_below),
+        engine=engine, standardize=False, memory=bm.Memory(size=12, rehearsed=3), dtype="float64",
+    )  # fmt: skip
+    model.start_from_prior(4)
+    return model
+
+
+def test_a_mixture_of_one_remembers_as_that_one_alone() -> None:
+    one, alone = taught(grid_with_memory("numpy", (1.0,))).to_arrays(), taught(with_memory()).to_arrays()
+    assert one["memory.outputs"].shape == (12, 1, 3)
+    for name, array in alone.items():
+        member = one[name if name in one else name.replace("weights.", "weights.members.")]
+        assert np.allclose(member.reshape(array.shape), array, rtol=1e-9, atol=1e-12), name
+
+
+def test_members_that_are_pruned_leave_the_memory_too() -> None:
+    models = [taught(grid_with_memory(framework, (0.1, 1.0, 3.0, 30.0)), 120) for framework in FRAMEWORKS]
+    first = models[0].to_arrays()
+    left = len(first["weights.log_weights"])
+    assert left < 4
+    assert first["memory.outputs"].shape == (12, left, 3)
+    assert first["memory.log_prob"].shape == (12, left)
+    for other in models[1:]:
+        arrays = other.to_arrays()
+        assert all(np.allclose(arrays[name], first[name], rtol=1e-6, atol=1e-8) for name in first)
+
+
+def test_a_reopened_mixture_has_the_memory_that_it_had(tmp_path: Path) -> None:
+    x, y = stream(60)
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("m", grid_with_memory("numpy", (0.1, 1.0, 3.0, 30.0)))
+        with bm.OnlineUpdater(store, "m", engine="numpy", snapshot_every=25) as updater:
+            for row in range(60):
+                updater.observe(x[row], y[row], event_id=f"e{row}")
+            updater.retract(["e3", "e4"])
+            digest = updater.digest()
+        with bm.OnlineUpdater(store, "m", engine="numpy") as updater:
+            assert updater.digest() == digest
+
+
+def test_an_ensemble_remembers() -> None:
+    pytest.importorskip("torch")
+    x, y = stream(60)
+    model = with_memory("torch").fit(x, y, method=bm.Ensemble(bm.Laplace(bm.TrainingOptions(epochs=2)), 3))
+    assert model.memory_state is not None
+    assert model.memory_state.outputs.shape == (12, 3, 3)
+    before = model.memory_state.outputs.copy()
+    taught(model)
+    assert not np.array_equal(model.memory_state.outputs, before)
+
+
+def test_one_pass_with_a_memory_is_nearer_to_a_fit_of_all_rows() -> None:
+    """Of a network that is far from linear: the mean of 5 streams, in nats a row."""
+    scores: dict[str, list[float]] = {"without": [], "with": []}
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x = rng.uniform(-2, 2, (300, 1))
+        y = np.sin(3 * x[:, 0]) + 0.05 * rng.standard_normal(300)
+        for name, memory in (("without", None), ("with", bm.Memory(60))):
+            model = bm.BayesianMLP(
+                bm.MLP((30,), "tanh"), bm.Gaussian(noise_window=50), structure=bm.EvidenceGrid(bm.Full(), (1.0, 2.0)),
+                engine="numpy", standardize=False, memory=memory, seed=seed,
+            )  # fmt: skip
+            model.update_each(x[:200], y[:200])
+            scores[name].append(float(-np.mean(model.predict(x[200:]).log_prob(y[200:]))))
+    assert np.mean(scores["with"]) < np.mean(scores["without"]) - 0.1, scores
 
 
 def test_a_memory_keeps_what_a_second_task_overwrites() -> None:

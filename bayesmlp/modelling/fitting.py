@@ -75,8 +75,8 @@ class FittedModel(PortableModel):
             raise InvalidInput(f"StructuredVariational fits one Gaussian, not the members of {self.structure}")
         if isinstance(self.dynamics, Hypotheses) and isinstance(method, Ensemble | Stacking | Sampler):
             raise InvalidInput(f"method must fit one Gaussian for {self.dynamics}, got {method!r}")
-        if self.memory is not None and isinstance(method, Ensemble | Stacking | Sampler):
-            raise InvalidInput(f"method must fit one Gaussian for a model with a memory, got {method!r}")
+        if self.memory is not None and isinstance(method, Sampler):
+            raise InvalidInput(f"method must give Gaussians for a model with a memory, got {method!r}")
         if isinstance(self.structure, Mixture) and isinstance(method, Sampler):
             raise InvalidInput(f"structure must be of one Gaussian for {type(method).__name__}, got {self.structure}")
         x, targets, scaling, weights = self._training_data(X, y, weight)

@@ -211,6 +211,8 @@ class LearningModel(FittedModel):
             self._posterior = Posterior(weights, pick(posterior.likelihood))
             if self._prior_state is not None:
                 self._prior_state = pick(self._prior_state)
+        if self.memory_state is not None:
+            self.memory_state = self.memory_state.only_members(kept)
 
     def batch(
         self, x: np.ndarray, y: np.ndarray, weight: np.ndarray, elapsed: float, mask: np.ndarray | None = None

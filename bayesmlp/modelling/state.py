@@ -384,8 +384,8 @@ def _check_parts(
         raise InvalidInput(f"influence must be an InverseMultiquadric or None, got {influence!r}")
     if not isinstance(memory, Memory | None):
         raise InvalidInput(f"memory must be a Memory or None, got {memory!r}")
-    if memory is not None and (isinstance(structure, Mixture) or isinstance(dynamics, Hypotheses)):
-        raise InvalidInput(f"memory is for a posterior of one Gaussian, not for {structure}, {dynamics}")
+    if memory is not None and isinstance(dynamics, Hypotheses):
+        raise InvalidInput(f"memory is not for the hypotheses of {dynamics}, which restart without what came before")
     if isinstance(dynamics, Hypotheses) and isinstance(structure, Mixture):
         raise InvalidInput(f"structure must be of one Gaussian: {dynamics} makes a mixture of its own of it")
 

@@ -53,15 +53,19 @@ class Gaussian(Likelihood):
         noise_variance: φ where it is known, in squared units of y; None to learn it.
         prior_shape: shape of φ's prior; 1 is worth two observations.
         prior_rate: rate of φ's prior, in squared units of the (standardised) targets.
+        noise_window: how many rows' worth of evidence of φ is held at most; what is older fades as more comes, and φ
+            follows what the newest rows show. For a network that is far from linear, whose first errors are no noise,
+            and for noise that changes. None: every row counts for good, which is exact where φ is one number.
 
     Raises:
-        InvalidInput: an argument that is not positive.
+        InvalidInput: an argument that is not positive; a window of no more than the prior is worth.
     """
 
     num_outputs: int = 1
     noise_variance: float | None = None
     prior_shape: float = 1.0
     prior_rate: float = 0.1
+    noise_window: float | None = None
 
     scales_targets = True
 
@@ -79,6 +83,14 @@ class Gaussian(Likelihood):
                 continue
             if not is_number(value) or value <= 0:
                 raise InvalidInput(f"Gaussian.{name} must be positive and finite, got {value!r}")
+        window = self.noise_window
+        if window is None:
+            return
+        if not self.learns_noise:
+            raise InvalidInput("Gaussian.noise_window is for noise that is learned: it does not go with noise_variance")
+        least = 2 * self.prior_shape / self.num_outputs
+        if not is_number(window) or not window > least:
+            raise InvalidInput(f"Gaussian.noise_window must be finite and above {least:g} rows, got {window!r}")
 
     @property
     def learns_noise(self) -> bool:
@@ -177,7 +189,14 @@ class Gaussian(Likelihood):
             _, total = self._weights(engine, y, influence.count * weight)
         error, spread = self._weighed(engine, error, covariance, of_outputs)
         squares = error @ engine.solve(spread, error[:, None])[:, 0]
-        return NoiseState(state.shape + 0.5 * total, state.rate + 0.5 * squares)
+        return self._faded(engine, NoiseState(state.shape + 0.5 * total, state.rate + 0.5 * squares))
+
+    def _faded(self, engine: Engine, state: NoiseState) -> NoiseState:
+        """Worth no more rows than the window has; φ stays."""
+        if self.noise_window is None:
+            return state
+        shape = engine.xp.clip(state.shape, None, 0.5 * self.noise_window * self.num_outputs)
+        return NoiseState(shape, state.rate * (shape / state.shape))
 
     def log_evidence(
         self,
