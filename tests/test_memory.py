@@ -340,7 +340,7 @@ def test_members_rehearse_each_on_its_own(framework: str) -> None:
     rows = RememberedRows(*(engine.as_batch(a) for a in (x, y, then, weight)))
     after, seen = engine.jit(lambda *args: rehearse(engine, model, *args))(mixture, rows)
     looked = engine.fetch(engine.jit(lambda *args: outlook(engine, model, *args))(mixture, rows.x, rows.y))
-    seen, leverage = engine.fetch(seen), 0.0
+    seen, leverage = engine.fetch(seen), np.zeros(4)
     for index, member in enumerate(members):
         own = rows._replace(outputs=engine.as_batch(then[:, index]))
         alone, looks = engine.jit(lambda *args: rehearse(engine, model.of_one, *args))(member, own)
