@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -567,3 +570,59 @@ def test_adam_does_not_depend_on_how_a_gradient_lies_in_memory(gradient_engine64
         plain = trained(engine.asarray(random_matrix(3, 4) + 1))
         transposed = trained(engine.asarray((random_matrix(3, 4) + 1).T.copy()).T)
     close(engine, transposed, engine.to_numpy(plain))
+
+
+_STACKS = """
+import os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:2]))
+import jax
+import numpy as np
+from bayesmlp.inference.engines import get_engine
+
+engine = get_engine("jax", "float64")
+rng = np.random.default_rng(0)
+
+def stacks(count, size):
+    roots = rng.standard_normal((12, count, size, size))
+    return [engine.asarray(root @ root.swapaxes(1, 2) + size * np.eye(size)) for root in roots]
+
+def several(count, function, *stacks):
+    def again(_, now):
+        return tuple(stack + 1e-9 * engine.xp.sum(function(stack)) for stack in now)
+    return jax.lax.fori_loop(0, count, again, stacks)
+
+def each(name):
+    return engine.batched(lambda matrix: getattr(engine.xp.linalg, name)(matrix)[0])
+
+works = {
+    "cholesky": (stacks(5000, 10), lambda stack: engine.cholesky(stack)[0]),
+    "large cholesky": (stacks(5, 80), lambda stack: engine.cholesky(stack)[0]),
+    "solve": (stacks(5000, 10), lambda stack: engine.solve(stack, stack)),
+    "eigh": (stacks(5, 60), each("eigh")),
+    "qr": (stacks(5, 60), each("qr")),
+}
+given, function = works[sys.argv[1]]
+jax.block_until_ready(engine.jit(lambda *stacks: several(40, function, *stacks))(*given))
+"""
+
+
+@pytest.mark.parametrize("work", ["cholesky", "large cholesky", "solve", "eigh", "qr"])
+def test_stacked_decompositions_return_on_two_processors(work: str) -> None:
+    """With jaxlib's own stacks the process waits for itself for ever; in a process of its own, which may be stopped."""
+    pytest.importorskip("jax")
+    subprocess.run([sys.executable, "-c", _STACKS, work], check=True, timeout=300, env={**os.environ})
+
+
+def test_what_is_done_in_turns_is_the_same() -> None:
+    pytest.importorskip("jax")
+    engine, rng = get_engine("jax", "float64"), np.random.default_rng(0)
+    for shape in ((3, 100, 10), (5, 80)):
+        root = rng.standard_normal((*shape, shape[-1]))
+        matrix = root @ root.swapaxes(-1, -2) + np.eye(shape[-1])
+        right = rng.standard_normal((*shape, 2))
+        factor, ok = engine.cholesky(engine.asarray(matrix))
+        assert bool(ok)
+        assert np.allclose(factor, np.linalg.cholesky(matrix), rtol=0, atol=1e-10)
+        solved = engine.solve(engine.asarray(matrix), engine.asarray(right))
+        assert np.allclose(solved, np.linalg.solve(matrix, right), rtol=0, atol=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,10 @@ except ImportError as error:
 
 __all__ = ["JaxEngine", "jax_engine"]
 
+_FANNED_OUT = 250_000
+"""Of stacked decompositions n³ times their number: above four times that jaxlib spreads a stack over XLA's own threads
+and waits for them. Where all of these wait, none is left to do the work, and the program never returns: two stacks at
+once are enough on two processors (jaxlib's ``ParallelBatchMap``, up to 0.11.1)."""
 _UNROLLED = 8  # points of a loop's turn: twice as quick as one; more are no quicker, and take longer to compile
 
 
@@ -153,7 +158,10 @@ class JaxEngine(Engine):
         return jax.vmap(function, in_axes=in_axes)
 
     def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.vmap(function)
+        """On a processor one after the other, so that no decomposition is stacked; see ``_FANNED_OUT``."""
+        if self.device.platform != "cpu":
+            return jax.vmap(function)
+        return lambda *args: jax.lax.map(lambda own: function(*own), args)
 
     def value_and_grad(self, function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., tuple[Any, Any]]:
         return jax.value_and_grad(function, has_aux=has_aux)
@@ -251,11 +259,21 @@ class JaxEngine(Engine):
         return jax.random.normal(key, shape, dtype=self.float_dtype)
 
     def cholesky(self, matrix: Any) -> tuple[Any, Any]:
-        factor = jnp.linalg.cholesky(matrix)
+        factor = self._in_turns(jnp.linalg.cholesky, matrix)
         return factor, jnp.all(jnp.isfinite(factor))
 
     def solve(self, matrix: Any, right: Any) -> Any:
-        return jnp.linalg.solve(matrix, right)
+        return self._in_turns(jnp.linalg.solve, matrix, right)
+
+    def _in_turns(self, function: Callable[..., Any], *stacks: Any) -> Any:
+        """``function`` of stacks of matrices, few enough at a time; see ``_FANNED_OUT``."""
+        (*batch, _, size), count = stacks[0].shape, math.prod(stacks[0].shape[:-2])
+        turn = max(1, _FANNED_OUT // size**3)
+        if self.device.platform != "cpu" or count <= turn:
+            return function(*stacks)
+        rows = tuple(jnp.broadcast_to(s, (*batch, *s.shape[-2:])).reshape(count, *s.shape[-2:]) for s in stacks)
+        done = jax.lax.map(lambda own: function(*own), rows, batch_size=turn if turn > 1 else None)
+        return done.reshape(*batch, *done.shape[1:])
 
     def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
         solve = jax.scipy.linalg.solve_triangular
