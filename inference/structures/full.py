@@ -99,6 +99,30 @@ class Full(Structure):
         moves = split_layers(engine, step, state.mean)
         return FullState(tuple(m + d for m, d in zip(state.mean, moves, strict=True)), state.covariance_root)
 
+    def joint_covariances(self, engine: Engine, state: FullState, factors: Factors) -> tuple[Array, Array]:
+        rooted = _rooted(engine, state, factors)
+        flat = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
+        return flat @ flat.mT, rooted
+
+    def learn(
+        self,
+        engine: Engine,
+        state: FullState,
+        factors: Factors,
+        cross: Float[Array, "N K P"],
+        residual: Float[Array, "N K"],
+        fisher_factor: Float[Array, "N K R"],
+    ) -> FullState:
+        """From J S, one product with the root moves the mean, S (J S)ᵀ r, and updates the root."""
+        xp, root = engine.xp, state.covariance_root
+        size = root.shape[0]
+        move = xp.reshape(residual, (1, -1)) @ xp.reshape(cross, (-1, size))
+        whitened = xp.reshape(fisher_factor.mT @ cross, (-1, size))
+        products = root @ xp.concat([whitened, move], axis=0).mT
+        moves = split_layers(engine, products[:, -1], state.mean)
+        mean = tuple(m + d for m, d in zip(state.mean, moves, strict=True))
+        return FullState(mean, _root_less(engine, root, products[:, :-1], whitened))
+
     def add_precision(
         self, engine: Engine, state: FullState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> FullState:
@@ -171,8 +195,15 @@ def root_update(engine: Engine, root: Float[Array, "P P"], rooted: Float[Array, 
     With I + AᵀA = F Fᵀ and X = F⁻ᵀ (F + I)⁻¹, the new S Sᵀ is exactly (S⁻ᵀS⁻¹ + JᵀLLᵀJ)⁻¹.
     """
     whitened = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
+    return _root_less(engine, root, root @ whitened.mT, whitened)
+
+
+def _root_less(
+    engine: Engine, root: Float[Array, "P P"], products: Float[Array, "P M"], whitened: Float[Array, "M P"]
+) -> Float[Array, "P P"]:
+    """:func:`root_update`, given S A."""
     gain = engine.cast(engine.in_float64(_andrews_gain, whitened @ whitened.mT))
-    return engine.subtract_product(root, root @ whitened.mT, gain @ whitened)
+    return engine.subtract_product(root, products, gain @ whitened)
 
 
 def root_transition(engine: Engine, root: Float[Array, "P P"], retention: Array, growth: Float[Array, " P"]) -> Array:
