@@ -235,6 +235,8 @@ def _why_no_delta(model: BayesianMLP) -> str | None:
         return "for one kind of feedback"
     if model.memory is not None:
         return "for models without a memory"
+    if not model.likelihood.streams_add_up:
+        return f"for likelihoods that learn from all rows alike, not for {model.likelihood}"
     return None
 
 

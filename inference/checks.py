@@ -16,7 +16,12 @@ __all__ = ["check_count", "is_count", "is_number", "positive_numbers"]
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def is_count(value: Any, least: int = 1) -> bool:

@@ -858,3 +858,26 @@ def test_what_was_merged_of_another_branch_of_that_name_is_not_taken_for_merged(
         assert [entry.event_id for entry in other.history("m")][-7:-1] == [f"m/0:b{i}" for i in range(6)]
         version = other.history("m")[-1].version
         assert other.merge("m", ["m/0"]) == version
+
+
+def test_a_window_of_noise_is_merged_by_replay(tmp_path: Path) -> None:
+    """What fades in each branch does not add up."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((60, 2)), rng.standard_normal(60)
+    model = bm.BayesianMLP(
+        bm.MLP(()), bm.Gaussian(noise_window=20), structure=bm.Full(), engine="numpy", standardize=False
+    )
+    model.start_from_prior(2)
+    with bm.open_store(tmp_path / "s.db") as store:
+        store.publish("p", model)
+        for index, name in enumerate(("a", "b")):
+            store.branch("p", name)
+            with bm.OnlineUpdater(store, name, engine="numpy") as updater:
+                updater.observe_many(x[30 * index : 30 * index + 30], y[30 * index : 30 * index + 30])
+        with pytest.raises(errors.InvalidInput, match="likelihoods that learn from all rows alike"):
+            store.merge("p", ["a", "b"], how="delta")
+        store.merge("p", ["a", "b"])
+        with bm.OnlineUpdater(store, "p", engine="numpy") as updater:
+            state = updater.model.posterior.likelihood
+            assert float(state.shape) == pytest.approx(10)
+            assert updater.observe(x[0], y[0]).status == "applied"

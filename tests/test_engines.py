@@ -617,12 +617,14 @@ def test_stacked_decompositions_return_on_two_processors(work: str) -> None:
 def test_what_is_done_in_turns_is_the_same() -> None:
     pytest.importorskip("jax")
     engine, rng = get_engine("jax", "float64"), np.random.default_rng(0)
+    cholesky, solve = engine.jit(engine.cholesky), engine.jit(engine.solve)
     for shape in ((3, 100, 10), (5, 80)):
         root = rng.standard_normal((*shape, shape[-1]))
         matrix = root @ root.swapaxes(-1, -2) + np.eye(shape[-1])
-        right = rng.standard_normal((*shape, 2))
-        factor, ok = engine.cholesky(engine.asarray(matrix))
+        factor, ok = cholesky(engine.as_batch(matrix))
         assert bool(ok)
         assert np.allclose(factor, np.linalg.cholesky(matrix), rtol=0, atol=1e-10)
-        solved = engine.solve(engine.asarray(matrix), engine.asarray(right))
-        assert np.allclose(solved, np.linalg.solve(matrix, right), rtol=0, atol=1e-9)
+        for right in (rng.standard_normal((*shape, 2)), rng.standard_normal((2, *shape, 2))):
+            solved = solve(engine.as_batch(matrix), engine.as_batch(right))
+            assert np.allclose(solved, np.linalg.solve(matrix, right), rtol=0, atol=1e-9)
+    assert cholesky(engine.as_batch(np.zeros((3, 0, 0))))[0].shape == (3, 0, 0)

@@ -492,3 +492,31 @@ def test_a_candidate_that_diverges_does_not_take_the_others_along() -> None:
 def test_bad_grids_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         bm.Mixture(bm.Full(), **arguments)
+
+
+# -- a grid that was fitted with another number of members -----------------------------------------------------------
+def test_a_grid_fitted_by_fewer_members_learns_on_as_its_copy_does() -> None:
+    pytest.importorskip("torch")
+    x, y = stream(80)
+    grid = bm.EvidenceGrid(bm.Diagonal(), (0.1, 1.0, 3.0, 30.0), (1.0,), -2.0)
+    model = bm.BayesianMLP(bm.MLP((8,)), bm.Categorical(3), structure=grid, engine="torch", standardize=False)
+    model.fit(x[:40], y[:40], method=bm.Ensemble(bm.Laplace(bm.TrainingOptions(epochs=2)), 3))
+    copy = bm.BayesianMLP.from_parts(model.spec(), model.to_arrays(), "torch")
+    for one in (model, copy):
+        one.update_each(x[40:], y[40:])
+    first, second = model.to_arrays(), copy.to_arrays()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("structure", [bm.Diagonal(), bm.EvidenceGrid(bm.Diagonal(), (0.5, 1.0))], ids=["one", "grid"])
+def test_a_fitted_ensemble_may_start_again(structure: Any) -> None:
+    pytest.importorskip("torch")
+    x, y = stream(40)
+    model = bm.BayesianMLP(bm.MLP((8,)), bm.Categorical(3), structure=structure, engine="torch", standardize=False)
+    fresh = model.duplicate()
+    model.fit(x, y, method=bm.Ensemble(bm.Laplace(bm.TrainingOptions(epochs=2)), 3))
+    for one in (model, fresh):
+        one.start_from_prior(4)
+        one.update_each(x, y)
+    first, second = model.to_arrays(), fresh.to_arrays()
+    assert all(np.array_equal(first[name], second[name]) for name in first)

@@ -503,9 +503,29 @@ def test_a_noise_window_that_is_not_full_changes_nothing() -> None:
     assert noise_after("numpy", 100, y) == pytest.approx(noise_after("numpy", None, y), rel=1e-14)
 
 
+def test_a_fit_is_worth_no_more_than_the_window_and_what_weighs_nothing_tells_nothing() -> None:
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(2)
+    x, y = rng.standard_normal((300, 2)), rng.standard_normal(300)
+    model = bm.BayesianMLP(bm.MLP(()), bm.Gaussian(noise_window=50), structure=bm.Full(), engine="torch")
+    whole = bm.BayesianMLP(bm.MLP(()), bm.Gaussian(), structure=bm.Full(), engine="torch")
+    method = bm.Laplace(bm.TrainingOptions(epochs=5))
+    for one in (model, whole):
+        one.fit(x, y, method=method)
+    assert float(model.posterior.likelihood.shape) == pytest.approx(25)
+    dispersions = [float(one.likelihood.dispersion(one.posterior.likelihood)) for one in (model, whole)]
+    assert dispersions[0] == pytest.approx(dispersions[1])
+    before = model.to_arrays()
+    assert model.update(x[:1], y[:1], weight=[0.0]).information == pytest.approx(0, abs=1e-6)
+    after = model.to_arrays()
+    assert all(np.allclose(before[name], after[name], rtol=1e-6, atol=0) for name in before)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"noise_window": 2, "prior_shape": 0.5}, r"above 2 rows, got 2"),
+        ({"noise_window": 10**400}, "must be finite"),
         ({"noise_window": 2}, r"Gaussian\.noise_window must be finite and above 2 rows, got 2"),
         ({"noise_window": True}, "got True"),
         ({"noise_window": np.inf}, "got inf"),

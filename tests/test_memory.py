@@ -315,7 +315,9 @@ def test_a_failed_update_leaves_the_memory() -> None:
 
 
 def test_hypotheses_have_no_memory() -> None:
-    with pytest.raises(InvalidInput, match="memory is not for the hypotheses of ChangePoint"):
+    with pytest.raises(
+        InvalidInput, match="memory is for static dynamics or one rate of forgetting, not for ChangePoint"
+    ):
         bm.BayesianMLP(
             bm.MLP((8,)), bm.Categorical(3), structure=bm.Diagonal(), dynamics=bm.ChangePoint(), memory=bm.Memory(),
             engine="numpy",
@@ -405,6 +407,21 @@ def test_an_ensemble_remembers() -> None:
     before = model.memory_state.outputs.copy()
     taught(model)
     assert not np.array_equal(model.memory_state.outputs, before)
+
+
+def test_other_settings_leave_the_memory() -> None:
+    model = taught(with_memory())
+    for other in (model.with_settings(dynamics=bm.Forgetting(0.99)), model.with_settings(step=bm.LaplaceStep())):
+        first, second = model.memory_state, other.memory_state
+        assert first is not None
+        assert second is not None
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_dynamics_come_before_filters_are_pruned() -> None:
+    model = taught(grid_with_memory("numpy", (0.1, 1.0, 3.0, 30.0)), 120)
+    with pytest.raises(InvalidInput, match="dynamics must be given before filters are pruned"):
+        model.with_settings(dynamics=bm.Forgetting(0.99))
 
 
 def test_one_pass_with_a_memory_is_nearer_to_a_fit_of_all_rows() -> None:

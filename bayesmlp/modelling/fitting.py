@@ -100,9 +100,11 @@ class FittedModel(PortableModel):
         own = result.structure
         self._resolved = own if isinstance(own, Particles) else self._of_hypotheses(own)
         asked = self.structure
-        if isinstance(asked, Mixture) and asked.members == getattr(result.structure, "members", None):
+        if isinstance(asked, Mixture) and isinstance(own, Mixture):
             self._resolved = self._resolve(asked)  # with what it says of pruning
-        posterior = result.posterior
+        with self.engine.scope():
+            held = self.likelihood.held(self.engine, result.posterior.likelihood)
+        posterior = result.posterior._replace(likelihood=held)
         if self.kinds:
             members = result.structure.members if isinstance(result.structure, Mixture) else None
             posterior = posterior._replace(likelihood=self._with_other_kinds(posterior.likelihood, members))

@@ -56,7 +56,8 @@ class PortableModel(ModelState):
             influence: of an event.
 
         Raises:
-            InvalidInput: the dynamics are hypotheses, whose posteriors are of no use to others.
+            InvalidInput: the dynamics are hypotheses, whose posteriors are of no use to others; or new ones for a grid
+                of filters of which some were pruned, since what the others' priors were is not kept.
             NotFitted: the model has seen no data.
         """
         if self.particles is not None:  # what learns on is the Gaussian beside them
@@ -69,10 +70,16 @@ class PortableModel(ModelState):
             return type(self).from_parts(spec, self.to_arrays(), self.engine, self.network)
         if isinstance(self.dynamics, Hypotheses):
             raise InvalidInput(f"dynamics can't be put in place of hypotheses, {self.dynamics}")
+        scales = getattr(self.structure, "scales", None)
+        if scales and len(scales) != len(self._members()[0]):
+            raise InvalidInput(
+                f"dynamics must be given before filters are pruned: which of the prior's scales {scales} the "
+                f"{len(self._members()[0])} that are left began with is not kept"
+            )
         other = type(self).from_parts(spec, {}, self.engine, self.network)
         copied = self.to_engine(self.engine)
         other._set(self.num_inputs, self.scaling, other._under_hypotheses(copied.posterior))
-        other.newest_time = self.newest_time
+        other.newest_time, other.memory_state = self.newest_time, self.memory_state
         return other
 
     def spec(self) -> dict[str, Any]:

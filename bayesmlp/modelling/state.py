@@ -305,9 +305,11 @@ class ModelState:
     def _relaxed_state(self) -> Any:
         """What the dynamics relax to; for a mixture, each member's own, stacked."""
         states = []
-        mixture = self._resolved if isinstance(self._resolved, Mixture) else None
-        for member, posterior in enumerate(self._members()[0]):
-            scale = mixture.start(member)[0] if mixture else 1.0
+        members = self._members()[0]
+        scales = self._resolved.scales if isinstance(self._resolved, Mixture) else None
+        if scales is None or len(scales) != len(members):  # as many as a fit has made
+            scales = (1.0,) * len(members)
+        for scale, posterior in zip(scales, members, strict=True):
             dispersion = self._answering.dispersion(posterior)
             weights = posterior.weights
             states.append(self._independent(self._base.mean(weights), self.num_inputs, dispersion, weights, scale))
@@ -385,7 +387,7 @@ def _check_parts(
     if not isinstance(memory, Memory | None):
         raise InvalidInput(f"memory must be a Memory or None, got {memory!r}")
     if memory is not None and isinstance(dynamics, Hypotheses):
-        raise InvalidInput(f"memory is not for the hypotheses of {dynamics}, which restart without what came before")
+        raise InvalidInput(f"memory is for static dynamics or one rate of forgetting, not for {dynamics}")
     if isinstance(dynamics, Hypotheses) and isinstance(structure, Mixture):
         raise InvalidInput(f"structure must be of one Gaussian: {dynamics} makes a mixture of its own of it")
 

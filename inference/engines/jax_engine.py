@@ -267,8 +267,9 @@ class JaxEngine(Engine):
 
     def _in_turns(self, function: Callable[..., Any], *stacks: Any) -> Any:
         """``function`` of stacks of matrices, few enough at a time; see ``_FANNED_OUT``."""
-        (*batch, _, size), count = stacks[0].shape, math.prod(stacks[0].shape[:-2])
-        turn = max(1, _FANNED_OUT // size**3)
+        batch = np.broadcast_shapes(*(stack.shape[:-2] for stack in stacks))
+        size, count = stacks[0].shape[-1], math.prod(batch)
+        turn = max(1, _FANNED_OUT // max(1, size) ** 3)
         if self.device.platform != "cpu" or count <= turn:
             return function(*stacks)
         rows = tuple(jnp.broadcast_to(s, (*batch, *s.shape[-2:])).reshape(count, *s.shape[-2:]) for s in stacks)

@@ -230,6 +230,15 @@ class Likelihood(ABC):
         """
         return state
 
+    def held(self, engine: Engine, state: Any) -> Any:
+        """What updates hold of a state that a fit has found."""
+        return state
+
+    @property
+    def streams_add_up(self) -> bool:
+        """Whether what separate streams have taught the state is, added up, what one stream of all of them has."""
+        return True
+
     def prior_share(self, state: Any) -> Any:
         """Share of what the state is certain of that was its prior's, in (0, 1]; 0 where updates do not learn it."""
         return 0.0

@@ -54,8 +54,9 @@ class Gaussian(Likelihood):
         prior_shape: shape of φ's prior; 1 is worth two observations.
         prior_rate: rate of φ's prior, in squared units of the (standardised) targets.
         noise_window: how many rows' worth of evidence of φ is held at most; what is older fades as more comes, and φ
-            follows what the newest rows show. For a network that is far from linear, whose first errors are no noise,
-            and for noise that changes. None: every row counts for good, which is exact where φ is one number.
+            follows what the newest rows show. For a network that is far from linear, whose first errors are no noise.
+            The weights stay N(m, φ Λ⁻¹): whatever φ was when a row came, the row counts as one of the φ of now. None:
+            every row counts for good, which is exact where φ is one number.
 
     Raises:
         InvalidInput: an argument that is not positive; a window of no more than the prior is worth.
@@ -88,7 +89,7 @@ class Gaussian(Likelihood):
             return
         if not self.learns_noise:
             raise InvalidInput("Gaussian.noise_window is for noise that is learned: it does not go with noise_variance")
-        least = 2 * self.prior_shape / self.num_outputs
+        least = 2 * max(1.0, self.prior_shape) / self.num_outputs  # at a shape of 1 the variance is infinite
         if not is_number(window) or not window > least:
             raise InvalidInput(f"Gaussian.noise_window must be finite and above {least:g} rows, got {window!r}")
 
@@ -189,11 +190,15 @@ class Gaussian(Likelihood):
             _, total = self._weights(engine, y, influence.count * weight)
         error, spread = self._weighed(engine, error, covariance, of_outputs)
         squares = error @ engine.solve(spread, error[:, None])[:, 0]
-        return self._faded(engine, NoiseState(state.shape + 0.5 * total, state.rate + 0.5 * squares))
+        return self.held(engine, NoiseState(state.shape + 0.5 * total, state.rate + 0.5 * squares))
 
-    def _faded(self, engine: Engine, state: NoiseState) -> NoiseState:
+    @property
+    def streams_add_up(self) -> bool:
+        return self.noise_window is None
+
+    def held(self, engine: Engine, state: Any) -> Any:
         """Worth no more rows than the window has; φ stays."""
-        if self.noise_window is None:
+        if self.noise_window is None or not isinstance(state, NoiseState):
             return state
         shape = engine.xp.clip(state.shape, None, 0.5 * self.noise_window * self.num_outputs)
         return NoiseState(shape, state.rate * (shape / state.shape))
