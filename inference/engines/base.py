@@ -271,7 +271,7 @@ class Engine(ABC):
 
     def batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Map ``function`` over a leading axis of its arguments, trees that may be None: a loop where the framework is
-        eager, so that ``function`` may leave it for the host; vmap where it compiles.
+        eager, so that ``function`` may leave it for the host, and on a processor; vmap where it compiles on a device.
         """
 
         def mapped(*args: Any) -> Any:
