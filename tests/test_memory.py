@@ -420,7 +420,7 @@ def test_other_settings_leave_the_memory() -> None:
 
 def test_dynamics_come_before_filters_are_pruned() -> None:
     model = taught(grid_with_memory("numpy", (0.1, 1.0, 3.0, 30.0)), 120)
-    with pytest.raises(InvalidInput, match="dynamics must be given before filters are pruned"):
+    with pytest.raises(InvalidInput, match="dynamics must be given while every filter of the grid is there"):
         model.with_settings(dynamics=bm.Forgetting(0.99))
 
 

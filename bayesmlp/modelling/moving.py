@@ -57,7 +57,7 @@ class PortableModel(ModelState):
 
         Raises:
             InvalidInput: the dynamics are hypotheses, whose posteriors are of no use to others; or new ones for a grid
-                of filters of which some were pruned, since what the others' priors were is not kept.
+                of filters whose number has changed, since the priors of those that are left are not kept.
             NotFitted: the model has seen no data.
         """
         if self.particles is not None:  # what learns on is the Gaussian beside them
@@ -73,8 +73,8 @@ class PortableModel(ModelState):
         scales = getattr(self.structure, "scales", None)
         if scales and len(scales) != len(self._members()[0]):
             raise InvalidInput(
-                f"dynamics must be given before filters are pruned: which of the prior's scales {scales} the "
-                f"{len(self._members()[0])} that are left began with is not kept"
+                f"dynamics must be given while every filter of the grid is there: which of the prior's scales {scales} "
+                f"the {len(self._members()[0])} that there are now began with is not kept"
             )
         other = type(self).from_parts(spec, {}, self.engine, self.network)
         copied = self.to_engine(self.engine)
