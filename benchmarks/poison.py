@@ -9,7 +9,8 @@ poisoned targets are off by 5, 50 and a million noise standard deviations, all t
 case; the noise standard deviation is the held-out RMSE of the plain filter after the clean stream. With the noise
 known (that value) and learned. Extra error: RMSE minus that of the same filter after the clean stream, in noise
 standard deviations; wanted: at most 0.3. Loss on clean data: RMSE of the bounded filter over that of the plain one;
-wanted: at most 5%. An event whose step would not be finite is left out, as an updater does.
+wanted: at most 5%. An event that is refused for its size, or whose step would not be finite, is left out, as an updater
+does.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def held_out_rmse(
     scaling = model.estimate_scaling(train[0][:50], clean_y[:50])
     model.start_from_prior(train[0].shape[1], scaling)
     for x, y in zip(*train, strict=True):
-        with contextlib.suppress(bm.errors.NumericalFailure):
+        with contextlib.suppress(bm.errors.NumericalFailure, bm.errors.InvalidInput):
             model.update(x[None], [y])
     return float(np.sqrt(np.mean((model.predict(test[0]).mean - test[1]) ** 2)))
 
