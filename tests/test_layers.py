@@ -702,6 +702,38 @@ def test_a_module_that_can_not_be_read_or_copied_is_quoted() -> None:
 
 
 @needs("torch")
+def test_a_lack_of_memory_is_not_taken_for_what_the_module_says() -> None:
+    """Not for a refusal, nor, where the layer has been taken out, for a sign that its weights are read elsewhere."""
+    from torch import nn
+
+    import bayesmlp.layers.torch as layers
+
+    class Hungry(nn.Module):
+        def __init__(self, runs: int) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.left = [runs]
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Hungry:
+            copy = Hungry(0)
+            copy.load_state_dict(self.state_dict())
+            copy.left = self.left  # counted together
+            return copy
+
+        def forward(self, x: Any) -> Any:
+            self.left[0] -= 1
+            if self.left[0] < 0:
+                raise MemoryError("no room")
+            return self.head(self.body(x))
+
+    for runs in (0, 1, 3):  # as it is; with its layers looked at; without their weights
+        with pytest.raises(MemoryError, match="no room"):
+            layers.bayesianize(Hungry(runs), (4,), layers="all")
+    network = layers.bayesianize(Hungry(1000), (4,), layers="all")
+    assert [layer.name for layer in network.layers] == ["body", "head"]
+
+
+@needs("torch")
 def test_inputs_have_the_modules_shape(tmp_path: Path) -> None:
     image, tokens = torch_model("conv"), torch_model("transformer")
     x = Own("torch", "conv").inputs(2)

@@ -4,6 +4,7 @@ dense layers, and whether it reads their weights anywhere else.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from ..inference.network import dense
 from .base import DenseLayer, Layer, ModuleNetwork, Skeleton, Use
 
 __all__ = ["Probe"]
+
+_log = logging.getLogger(__name__)
 
 Shapes = dict[str, list[tuple[int, ...]]]
 """Of the inputs at every call of a layer, by its name."""
@@ -64,12 +67,14 @@ class Probe:
             try:
                 with _quoting(self.module, expected):
                     after = engine.to_numpy(run(weights, engine.asarray(last)))
-            except InvalidInput as error:
+            except ModuleRefused as error:
                 refusal = error
                 continue
             if not _is_lost(before, after):
                 return
-            refusal = InvalidInput(f"{expected}; its outputs are not finite at token {tokens - 1}")  # JAX has no errors
+            refusal = ModuleRefused(
+                f"{expected}; its outputs are not finite at token {tokens - 1}"
+            )  # JAX has no errors
         raise refusal
 
     def uses(self) -> tuple[dict[str, Use], np.ndarray]:
@@ -94,9 +99,11 @@ class Probe:
 
         def fails(taken_out: Sequence[str]) -> bool:
             """Whether the module can't do without the weights of these layers, though their calls are served."""
+            network = self._network(taken_out, keep=False)
             try:
-                without = self._run(self._network(taken_out, keep=False), self._inputs(2), {})
-            except InvalidInput:
+                without = self._run(network, self._inputs(2), {})
+            except ModuleRefused as refusal:
+                _log.info("without the weights of %s: %s", ", ".join(taken_out), refusal)
                 return True
             return _is_lost(outputs, without)
 
@@ -124,25 +131,29 @@ class Probe:
 
             return call
 
-        def run() -> Array:
-            weights = tuple(engine.asarray(array) for array in network._start())
-            recorders = [recorder(layer, matrix) for layer, matrix in zip(network.layers, weights, strict=False)]
-            return network._run(engine, weights, engine.asarray(x), recorders)
-
         kind = f"input_shape={self.shape} and num_tokens={self.tokens}"
         expected = f"module must take a batch (rows, *input_shape) to outputs (rows, outputs), got {kind}"
-        with _quoting(self.module, expected), engine.scope():
-            return network.skeleton.trace(run)
+        with engine.scope():
+            rows, weights = engine.asarray(x), tuple(engine.asarray(array) for array in network._start())
+            recorders = [recorder(layer, matrix) for layer, matrix in zip(network.layers, weights, strict=False)]
+            with _quoting(self.module, expected):
+                return network.skeleton.trace(lambda: network._run(engine, weights, rows, recorders))
+
+
+class ModuleRefused(InvalidInput):
+    """The user's own code raised something."""
 
 
 @contextmanager
 def _quoting(module: Any, expected: str) -> Iterator[None]:
-    """Turns what the user's own code raises, which may be anything, into :class:`InvalidInput`."""
+    """Turns what the user's own code raises, which may be anything but a lack of memory, into :class:`InvalidInput`."""
     try:
         yield
-    except Exception as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of code that is not ours; its cause is kept
         name = type(module).__qualname__
-        raise InvalidInput(f"{expected}; {name} says {type(error).__name__}: {error}") from error
+        raise ModuleRefused(f"{expected}; {name} says {type(error).__name__}: {error}") from error
 
 
 def _is_lost(before: np.ndarray, after: np.ndarray) -> bool:

@@ -256,7 +256,6 @@ class LearningModel(FittedModel):
         scaling = scaling or Scaling.identity(num_inputs, self.likelihood.num_targets)
         if scaling.input_mean.shape != (num_inputs,):
             raise InvalidInput(f"scaling must be of {num_inputs} inputs, got {scaling.input_mean.shape[0]}")
-        self._resolved = self._resolve(self.structure)  # a fit may have made another form of it
         members = []
         mixture = self.structure if isinstance(self.structure, Mixture) else None
         for member in range(mixture.members if mixture else 1):
@@ -267,6 +266,7 @@ class LearningModel(FittedModel):
             dispersion = float(self.likelihood.dispersion(state))
             weights = self._independent(start, num_inputs, dispersion, scale=scale)
             members.append(Posterior(weights, self._with_other_kinds(state_arrays(self.engine, state))))
+        self._resolved = self._resolve(self.structure)  # a fit may have made another form of it
         even = np.full(len(members), -np.log(len(members)))
         posterior = mixture_of(self.engine, members, even) if mixture else members[0]
         self._set(num_inputs, scaling, self._under_hypotheses(posterior))

@@ -16,6 +16,7 @@ from ..inference.influence import InverseMultiquadric
 from ..inference.memory import MemoryState
 from ..inference.output_space import OutputStep
 from ..inference.spec import from_spec, to_spec
+from ..inference.structures import Mixture
 from ..inference.structures.particles import Particles
 from ..layers.conversion import restore_network
 from ..scaling import Scaling
@@ -70,11 +71,11 @@ class PortableModel(ModelState):
             return type(self).from_parts(spec, self.to_arrays(), self.engine, self.network)
         if isinstance(self.dynamics, Hypotheses):
             raise InvalidInput(f"dynamics can't be put in place of hypotheses, {self.dynamics}")
-        scales = getattr(self.structure, "scales", None)
-        if scales and len(scales) != len(self._members()[0]):
+        scales = self.structure.scales if isinstance(self.structure, Mixture) else None
+        if scales and (left := len(self._members()[0])) != len(scales):
             raise InvalidInput(
                 f"dynamics must be given while every filter of the grid is there: which of the prior's scales {scales} "
-                f"the {len(self._members()[0])} that there are now began with is not kept"
+                f"the {left} that there are now began with is not kept"
             )
         other = type(self).from_parts(spec, {}, self.engine, self.network)
         copied = self.to_engine(self.engine)

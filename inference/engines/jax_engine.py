@@ -24,9 +24,9 @@ except ImportError as error:
 __all__ = ["JaxEngine", "jax_engine"]
 
 _FANNED_OUT = 250_000
-"""Of stacked decompositions n³ times their number: above four times that jaxlib spreads a stack over XLA's own threads
-and waits for them. Where all of these wait, none is left to do the work, and the program never returns: two stacks at
-once are enough on two processors (jaxlib's ``ParallelBatchMap``, up to 0.11.1)."""
+"""Of stacked decompositions n³ times their number, well below where jaxlib begins to spread a stack over XLA's own
+threads and waits for them. Where all of these wait, none is left to do the work, and the program never returns: two
+stacks at once are enough on two processors (jaxlib's ``ParallelBatchMap``, up to 0.11.1)."""
 _UNROLLED = 8  # points of a loop's turn: twice as quick as one; more are no quicker, and take longer to compile
 
 

@@ -66,9 +66,9 @@ class Full(Structure):
         return FullState(free.mean, engine.xp.exp(free.log_scale)[:, None] * free.relative_root)
 
     def output_covariance(self, engine: Engine, state: FullState, factors: Factors, *, joint: bool = False) -> Array:
-        rooted = _rooted(engine, state, factors)
         if joint:
-            rooted = engine.xp.reshape(rooted, (-1, rooted.shape[2]))
+            return self.joint_covariances(engine, state, factors)[0]
+        rooted = _rooted(engine, state, factors)
         return rooted @ rooted.mT
 
     def rows_worth_preparing(self, state: FullState, output_layer: int | None) -> int | None:
