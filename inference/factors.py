@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from jaxtyping import Float
 
 from .engines.base import Array, Engine
@@ -61,21 +62,28 @@ class LayerFactors(NamedTuple):
         return self.gram_of(engine, self.spread(engine, variance, joint), joint)
 
     def spread(self, engine: Engine, variance: Float[Array, "I O"], joint: bool) -> Array:
-        """``Σ_i a_ni a_mi variance_io`` of every pair of inputs, (N, N, O), or of each with itself, (N, O).
+        """``Σ_i a_ni a_mi variance_io`` of every pair n ≤ m, (N (N + 1) / 2, O), or of each with itself, (N, O).
 
         It is all that :meth:`gram` needs of the variances, and adds up over blocks of inputs.
         """
         if joint and self.rows.shape[0] > 1:
-            return (self.inputs[:, None, :] * self.inputs[None, :, :]) @ variance
+            first, second = np.triu_indices(self.inputs.shape[0])
+            return (self.inputs[first] * self.inputs[second]) @ variance
         return (self.inputs * self.inputs) @ variance
 
     def gram_of(self, engine: Engine, spread: Array, joint: bool) -> Array:
         """:meth:`gram`, given the :meth:`spread`."""
-        if spread.ndim == 2:
+        num_rows, num_outputs, width = self.rows.shape
+        if not joint or num_rows == 1:
             grams = (self.rows * spread[:, None, :]) @ self.rows.mT
             return grams[0] if joint else grams
-        size = self.rows.shape[0] * self.rows.shape[1]
-        return engine.xp.reshape(engine.xp.einsum("nko,nmo,mlo->nkml", self.rows, spread, self.rows), (size, size))
+        xp, size = engine.xp, num_rows * num_outputs
+        first, second = np.triu_indices(num_rows)
+        pair = np.empty((num_rows, num_rows), np.int64)
+        pair[first, second] = pair[second, first] = np.arange(len(first))
+        weighted = self.rows[:, :, None, :] * spread[pair][:, None, :, :]  # n, k, m, o
+        by_second = xp.reshape(xp.permute_dims(weighted, (2, 0, 1, 3)), (num_rows, size, width))
+        return xp.reshape(xp.permute_dims(by_second @ self.rows.mT, (1, 0, 2)), (size, size))
 
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]

@@ -100,6 +100,22 @@ class VariationalStep(OutputStep):
             """I + F C."""
             return identity + xp.reshape(information @ rows_of_covariance, (size, size))
 
+        def settled(information: Array, error: Array) -> tuple[Array, Array]:
+            """(I + F C)⁻¹ error, and each row's own block of V = C (I + F C)⁻¹."""
+            if num_rows == 1:  # so small that few operations count for more than little arithmetic
+                right = xp.concat([error[:, None], identity], axis=1)
+                solved = engine.solve(system(information), right)
+                return solved[:, 0], (covariance @ solved[:, 1:])[None]
+            root = _root(engine, information, _size(engine, information), _ROUNDING)
+            pulled = xp.reshape(root.mT @ rows_of_covariance, (size, size))  # LᵀC
+            within = xp.reshape(root.mT @ xp.reshape(pulled.mT, (num_rows, num_outputs, size)), (size, size))
+            factor, _ = engine.cholesky(identity + within)
+            narrowed = engine.solve_triangular(factor, pulled)
+            columns = xp.permute_dims(xp.reshape(narrowed, (size, num_rows, num_outputs)), (1, 2, 0))
+            back = engine.solve_triangular(factor, (narrowed @ error)[:, None], transpose=True)
+            step = error - xp.reshape(root @ xp.reshape(back, (num_rows, num_outputs, 1)), (size,))
+            return step, prior_spread - columns @ columns.mT
+
         def errors(mean: Array, spread: Array) -> tuple[Array, Array]:
             """E[score] and E[Fisher] under N(mean, spread), times the rows' weights."""
             drawn = mean + node_offsets(engine, nodes, _root(engine, spread, rounding))
@@ -115,14 +131,12 @@ class VariationalStep(OutputStep):
             return in_deviations + trace(change) / (1 + trace(information))
 
         def iterate(before: _Iterate) -> _Iterate:
-            """A natural-gradient step, and where it has led: V is C (I + F C)⁻¹."""
+            """A natural-gradient step, and where it has led."""
             information = before.information + before.rate * before.change
-            right = xp.concat([(before.rate * before.error)[:, None], identity], axis=1)
-            solved = engine.solve(system(information), right)
-            residual = before.residual + solved[:, 0]
+            step, spread = settled(information, before.rate * before.error)
+            residual = before.residual + step
             moved = outputs + xp.reshape(residual @ covariance, outputs.shape)
-            inverse = xp.permute_dims(xp.reshape(solved[:, 1:], (size, num_rows, num_outputs)), (1, 0, 2))
-            wanted_residual, wanted_information = errors(moved, rows_of_covariance @ inverse)
+            wanted_residual, wanted_information = errors(moved, spread)
             error, change = wanted_residual - residual, wanted_information - information
             distance = distance_of(information, error, change)
             slower = xp.where(before.rate > _LOWEST_RATE, 0.5 * before.rate, before.rate)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import dense
@@ -126,6 +127,37 @@ def test_a_model_moves_to_the_device_and_back(device: str, structure: str) -> No
         assert relative_error(got, expected) < TOLERANCE["float32"], method
     first, again = (there.predict(x, method="samples", num_samples=20, seed=1).mean for _ in range(2))
     np.testing.assert_array_equal(first, again)
+
+
+LEARNERS: dict[str, dict[str, Any]] = {
+    "memory": {"memory": bm.Memory(20)},
+    "forgetting": {"dynamics": bm.Forgetting(0.99)},
+    "random walk": {"dynamics": bm.RandomWalk(1e-2)},
+    "adaptive": {"dynamics": bm.AdaptiveForgetting()},
+    "change points": {"dynamics": bm.ChangePoint()},
+    "grid": {"structure": bm.EvidenceGrid(bm.LowRank(3), (0.3, 1.0)), "memory": bm.Memory(20)},
+    "shared matrix": {"structure": bm.LastLayer(bm.Full(), bm.Diagonal())},
+}
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+@pytest.mark.parametrize("options", LEARNERS.values(), ids=LEARNERS)
+def test_a_stored_stream_learns_alike(device: str, options: dict[str, Any], likelihood: str, tmp_path: Path) -> None:
+    """Events learned on the device and kept, then opened on the processor: what the processor learns of them."""
+    chosen = LIKELIHOODS[likelihood]
+    x = make_inputs(24, seed=108)
+    y = make_targets(chosen, x, seed=109)
+    answers = []
+    for place in (device, on_cpu(device)):
+        store = bm.open_store(tmp_path / f"{len(answers)}.db")
+        model = bm.BayesianMLP(NETWORK, chosen, engine=place, standardize=False, **options)
+        model.start_from_prior(x.shape[1])
+        store.publish("stream", model)
+        with bm.OnlineUpdater(store, "stream", engine=place) as updater:
+            for row in range(24):
+                updater.observe(x[row], y[row], event_id=f"event {row}")
+        answers.append(bm.load(store, "stream", engine=on_cpu(device)).predict(x, method="linearized").mean)
+    assert relative_error(*answers) < 20 * TOLERANCE["float32"]
 
 
 def test_a_fit_on_the_device_learns(device: str) -> None:

@@ -15,6 +15,9 @@ from .base import Engine, Tap, leading_length, map_arrays, stack_trees, take
 
 __all__ = ["NumpyEngine", "processor"]
 
+_LEAST_TRIANGULAR = 64
+"""Rows from which LAPACK's triangular solve makes good what it costs to call it."""
+
 
 def processor() -> str:
     """The processor's architecture and the vector extensions that numerical libraries dispatch on."""
@@ -138,8 +141,15 @@ class NumpyEngine(Engine):
             return np.full_like(right, np.nan)
 
     def solve_triangular(self, factor: Any, right: Any, *, lower: bool = True, transpose: bool = False) -> Any:
-        # LAPACK's triangular solve has no batches in NumPy; a general solve is exact here and as accurate.
-        return self.solve(factor.mT if transpose else factor, right)
+        if factor.ndim > 2 or factor.shape[-1] < _LEAST_TRIANGULAR:
+            # LAPACK's triangular solve has no batches in NumPy; a general solve is exact here and as accurate.
+            return self.solve(factor.mT if transpose else factor, right)
+        from scipy.linalg import LinAlgError, solve_triangular
+
+        try:
+            return solve_triangular(factor, right, trans=int(transpose), lower=lower, check_finite=False)
+        except LinAlgError:
+            return np.full_like(right, np.nan)
 
     def logsumexp(self, array: np.ndarray, axis: int) -> np.ndarray:
         peak = np.max(array, axis=axis, keepdims=True)

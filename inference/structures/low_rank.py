@@ -362,18 +362,22 @@ def _inverse_root(engine: Engine, core: Array) -> Array:
 def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Array, joint: bool) -> _Products:
     """One layer's share, its rows taken in blocks that a processor's cache holds in float64."""
 
-    def products(diagonal: Array, columns: Array, inputs: Array) -> tuple[Array, Array]:
-        inputs, diagonal, columns = engine.widen((inputs, diagonal, columns))
-        scaled = columns / diagonal
-        return wide._replace(inputs=inputs.mT).moves(engine, scaled), _flat(engine, scaled) @ _flat(engine, columns).mT
-
     def spreads(diagonal: Array, inputs: Array) -> Array:
         return wide._replace(inputs=inputs.mT).spread(engine, 1 / engine.widen(diagonal), joint)
 
+    def moved(diagonal: Array, columns: Array, inputs: Array) -> Array:
+        inputs, diagonal, columns = engine.widen((inputs, diagonal, columns))
+        return wide._replace(inputs=inputs.mT).moves(engine, columns / diagonal)
+
+    def cores(diagonal: Array, columns: Array) -> Array:
+        diagonal, columns = engine.widen((diagonal, columns))
+        return _flat(engine, columns / diagonal) @ _flat(engine, columns).mT
+
     wide = engine.widen(factor)
-    inputs = wide.inputs.mT
+    inputs, size = wide.inputs.mT, _block_rows(columns)
     spread = engine.sum_blocks(spreads, (diagonal, inputs), _block_rows(diagonal[None]), narrow=False)
-    moves, core = engine.sum_blocks(products, (diagonal, columns, inputs), _block_rows(columns))
+    moves = engine.sum_blocks(moved, (diagonal, columns, inputs), size, narrow=False)
+    core = engine.sum_blocks(cores, (diagonal, columns), size)
     return _Products(wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moves), core)
 
 
