@@ -218,13 +218,20 @@ def _learn(
     solution = solution._replace(log_predictive=log_predictive)
     info = UpdateInfo(solution.log_predictive, solution.information, solution.iterations, solution.ok)
 
-    def learned() -> Posterior:
-        residual, fisher_factor = engine.cast((solution.residual, solution.fisher_factor))
-        sharpened = structure.learn(engine, weights, factors, cross, residual, fisher_factor)
-        states = solution.state if place is None else place.replaced(before.likelihood, solution.state)
-        return before._replace(weights=sharpened, likelihood=states)
+    def learned(own: Engine) -> Any:
+        residual, fisher_factor = own.cast((solution.residual, solution.fisher_factor))
+        return structure.learn(own, weights, factors, cross, residual, fisher_factor)
 
-    return engine.guarded(solution.ok, learned, before), info, evidence
+    if structure.learns_by_blocks and weights is before.weights:
+        after = engine.guarded_blocks(solution.ok, learned, weights)
+    else:
+        after = engine.guarded(solution.ok, lambda: learned(engine), before.weights)
+
+    def likelihood_after() -> Any:
+        return solution.state if place is None else place.replaced(before.likelihood, solution.state)
+
+    states = engine.guarded(solution.ok, likelihood_after, before.likelihood)
+    return before._replace(weights=after, likelihood=states), info, evidence
 
 
 def _learn_in_mixture(

@@ -147,7 +147,7 @@ def test_a_stored_stream_learns_alike(device: str, options: dict[str, Any], like
     chosen = LIKELIHOODS[likelihood]
     x = make_inputs(24, seed=108)
     y = make_targets(chosen, x, seed=109)
-    answers = []
+    answers: list[np.ndarray] = []
     for place in (device, on_cpu(device)):
         store = bm.open_store(tmp_path / f"{len(answers)}.db")
         model = bm.BayesianMLP(NETWORK, chosen, engine=place, standardize=False, **options)

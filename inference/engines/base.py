@@ -224,6 +224,13 @@ class Engine(ABC):
     def guarded(self, ok: Array, update: Callable[[], State], old: State) -> State:
         """``update()`` where ``ok`` holds, else ``old``; eager engines then never begin the update."""
 
+    def guarded_blocks(self, ok: Array, update: Callable[[Engine], State], old: State) -> State:
+        """As :meth:`guarded`, where ``update`` changes the state by the :meth:`map_blocks` of the engine it is given.
+
+        So a compiled step that owns the old state's memory chooses block by block, and needs no second state.
+        """
+        return self.guarded(ok, lambda: update(self), old)
+
     @abstractmethod
     def scan(self, body: Callable[[State, Any], tuple[State, Any]], state: State, sequence: Any) -> tuple[State, Any]:
         """Fold ``body`` over the leading axis of ``sequence``; per-step results are stacked."""

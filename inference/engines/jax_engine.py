@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ except ImportError as error:
 
 __all__ = ["JaxEngine", "jax_engine"]
 
+_LONGER = 4
+"""Blocks are so many times as long as for an eager framework, since a loop of XLA costs something at each turn."""
 _FANNED_OUT = 250_000
 """Of stacked decompositions n³ times their number, well below where jaxlib begins to spread a stack over XLA's own
 threads and waits for them. Where all of these wait, none is left to do the work, and the program never returns: two
@@ -45,7 +47,13 @@ def jax_engine(device: str, dtype: str) -> JaxEngine:
 
 @dataclass(frozen=True)
 class JaxEngine(Engine):
-    """JAX on one device, compiled."""
+    """JAX on one device, compiled.
+
+    Args:
+        ok: what :meth:`map_blocks` writes its blocks under; None outside :meth:`guarded_blocks`.
+    """
+
+    ok: Any = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -125,13 +133,18 @@ class JaxEngine(Engine):
     def guarded(self, ok: Any, update: Callable[[], Any], old: Any) -> Any:
         return jax.tree.map(lambda new, before: jnp.where(ok, new, before), update(), old)
 
+    def guarded_blocks(self, ok: Any, update: Callable[[Engine], Any], old: Any) -> Any:
+        return update(replace(self, ok=ok)) if self.in_place else super().guarded_blocks(ok, update, old)
+
     def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any) -> tuple[Any, Any]:
         return jax.lax.scan(body, state, sequence)
 
     def sum_blocks(self, body: Callable[..., Any], arrays: Sequence[Any], size: int, *, narrow: bool = True) -> Any:
-        if not narrow:
+        if not narrow and self.device.platform != "cpu":
             return body(*arrays)
-        if self.device.platform == "cpu":  # XLA's products of narrow float64 matrices are quick while they are short
+        if not narrow:
+            size = _LONGER * size
+        elif self.device.platform == "cpu":  # XLA's products of narrow float64 matrices are quick while they are short
             size = min(size, max(1, 256 // arrays[0].shape[-1]))
         whole, rest = divmod(arrays[0].shape[-2], size)
         if whole < 3:
@@ -149,7 +162,23 @@ class JaxEngine(Engine):
     def map_blocks(
         self, body: Callable[..., tuple[Any, ...]], arrays: Sequence[Any], others: Sequence[Any], size: int
     ) -> tuple[Any, ...]:
-        return body(*arrays, *others)  # the compiler's own fusion is what blocks are for elsewhere
+        size = _LONGER * size
+        whole, rest = divmod(arrays[0].shape[-2], size)
+        if self.ok is None:
+            return body(*arrays, *others)  # the compiler's own fusion is what blocks are for elsewhere
+        if self.device.platform != "cpu" or whole < 3:
+            return self.guarded(self.ok, lambda: tuple(body(*arrays, *others)), tuple(arrays))
+
+        def write(first: Any, length: int, now: tuple[Any, ...]) -> tuple[Any, ...]:
+            blocks = [jax.lax.dynamic_slice_in_dim(array, first, length, axis=-2) for array in (*now, *others)]
+            # Being an operation of its own, the choice has read each block when that is written: what is fused with the
+            # writing would have XLA copy the arrays, so as to read them still.
+            new = jax.lax.cond(self.ok, lambda own: tuple(body(*own)), lambda own: tuple(own[: len(now)]), blocks)
+            pairs = zip(now, new, strict=True)
+            return tuple(jax.lax.dynamic_update_slice_in_dim(array, part, first, axis=-2) for array, part in pairs)
+
+        written = jax.lax.fori_loop(0, whole, lambda index, now: write(index * size, size, now), tuple(arrays))
+        return write(whole * size, rest, written) if rest else written
 
     def slice_rows(self, array: Any, first: Any, size: int) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(array, first, size)

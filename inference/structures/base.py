@@ -49,6 +49,9 @@ class Structure(ABC):
     per_layer: frozenset[str] = frozenset({"mean"})
     """Fields of the state that hold one array per layer."""
 
+    learns_by_blocks: bool = False
+    """Whether :meth:`learn` changes the state by the engine's ``map_blocks`` alone."""
+
     chunk_columns: int = 512
     """How many output directions of a data set :meth:`accumulate` takes at once."""
 

@@ -66,6 +66,20 @@ class _Products(NamedTuple):
     core: Float[Array, "R R"]
 
 
+class _Move(NamedTuple):
+    """How the mean moves.
+
+    Attributes:
+        factors: of J.
+        residual: r.
+        coefficients: (I + WᵀΥ⁻¹W)⁻¹ WᵀΥ⁻¹Jᵀ r.
+    """
+
+    factors: Factors
+    residual: Float[Array, "N K"]
+    coefficients: Float[Array, " R"]
+
+
 @dataclass(frozen=True)
 class LowRank(Structure):
     """A diagonal precision plus R correlated directions over all layers.
@@ -82,6 +96,7 @@ class LowRank(Structure):
 
     state_type = LowRankState
     per_layer = frozenset({"mean", "diagonal", "columns"})
+    learns_by_blocks = True
 
     def __post_init__(self) -> None:
         if not is_count(self.rank):
@@ -172,7 +187,7 @@ class LowRank(Structure):
     ) -> LowRankState:
         new = [factor.left_multiply(fisher_factor) for factor in factors]
         products = self._products(engine, state, new, joint=True)
-        return self._sharpened(engine, state, new, products)
+        return self._sharpened(engine, state, new, products, None)
 
     def learn(
         self,
@@ -186,36 +201,40 @@ class LowRank(Structure):
         """The products of LᵀJ are those of J, multiplied by Lᵀ."""
         new = [factor.left_multiply(fisher_factor) for factor in factors]
         coefficients, products = engine.in_float64(_of_the_new, cross, residual, fisher_factor)
-        mean: list[Array] = []
-        for m, d, w, factor in zip(*state, factors, strict=True):
+        return self._sharpened(engine, state, new, products, _Move(factors, residual, coefficients))
 
-            def moved(m: Array, d: Array, w: Array, inputs: Array, factor: Any = factor) -> tuple[Array]:
-                column, row = engine.widen(factor._replace(inputs=inputs.mT).pull_back(residual))
-                step = column.mT @ row  # in float64: where much is known, nearly all of it is taken away again
-                for index in range(self.rank):
-                    step = engine.add_product(step, engine.widen(w[index]), coefficients[index], -1.0)
-                return (engine.cast(engine.widen(m) + step / engine.widen(d)),)
-
-            mean += engine.map_blocks(moved, (m,), (d, w, factor.inputs.mT), _block_rows(w))
-        return self._sharpened(engine, state._replace(mean=tuple(mean)), new, products)
-
-    def _sharpened(self, engine: Engine, state: LowRankState, new: Factors, products: _Products) -> LowRankState:
+    def _sharpened(
+        self,
+        engine: Engine,
+        state: LowRankState,
+        new: Factors,
+        products: _Products,
+        move: _Move | None,
+    ) -> LowRankState:
         """The new directions stay factors: only their products with the stored ones and among themselves are taken."""
         num_rows, num_directions, rank = products.projected.shape
         rotation = engine.cast(engine.in_float64(_leading_directions, products))
         mixing = engine.xp.reshape(rotation[rank:], (num_rows, num_directions, rank))
         layers = []
-        for factor, diagonal, columns in zip(new, state.diagonal, state.columns, strict=True):
+        for index, (factor, *arrays) in enumerate(zip(new, *state, strict=True)):
 
-            def learned(now: Array, before: Array, inputs: Array, factor: Any = factor) -> tuple[Array, Array]:
-                own = factor._replace(inputs=inputs.mT)
-                after = _combine(engine, rotation[:rank].mT, before) + own.combined(engine, mixing)
-                return self._diagonal_after(engine, own, now, before, after), after
+            def learned(m: Array, d: Array, w: Array, a: Array, factor: Any = factor, index: int = index) -> Any:
+                own = factor._replace(inputs=a.mT)
+                after = _combine(engine, rotation[:rank].mT, w) + own.combined(engine, mixing)
+                if move is not None:
+                    m = self._mean_after(engine, move.factors[index]._replace(inputs=a.mT), move, m, d, w)
+                return m, self._diagonal_after(engine, own, d, w, after), after
 
-            arrays, others = (diagonal, columns), (factor.inputs.mT,)
-            layers.append(engine.map_blocks(learned, arrays, others, _block_rows(columns)))
-        diagonals, kept = zip(*layers, strict=True)
-        return LowRankState(state.mean, diagonals, kept)
+            layers.append(engine.map_blocks(learned, arrays, (factor.inputs.mT,), _block_rows(arrays[2])))
+        return LowRankState(*zip(*layers, strict=True))
+
+    def _mean_after(self, engine: Engine, factor: Any, move: _Move, mean: Array, d: Array, w: Array) -> Array:
+        """The mean with Λ⁻¹ Jᵀ r, in float64: where much is known, the columns take nearly all of it away again."""
+        column, row = engine.widen(factor.pull_back(move.residual))
+        step = column.mT @ row
+        for index in range(self.rank):
+            step = engine.add_product(step, engine.widen(w[index]), move.coefficients[index], -1.0)
+        return engine.cast(engine.widen(mean) + step / engine.widen(d))
 
     def _diagonal_after(self, engine: Engine, factor: Any, diagonal: Array, before: Array, after: Array) -> Array:
         """Υ with the squares of what was dropped: what the diagonal of Λ is to be, less what the columns hold.
@@ -365,19 +384,27 @@ def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Ar
     def spreads(diagonal: Array, inputs: Array) -> Array:
         return wide._replace(inputs=inputs.mT).spread(engine, 1 / engine.widen(diagonal), joint)
 
-    def moved(diagonal: Array, columns: Array, inputs: Array) -> Array:
-        inputs, diagonal, columns = engine.widen((inputs, diagonal, columns))
-        return wide._replace(inputs=inputs.mT).moves(engine, columns / diagonal)
-
-    def cores(diagonal: Array, columns: Array) -> Array:
+    def scaled(diagonal: Array, columns: Array) -> tuple[Array, Array]:
         diagonal, columns = engine.widen((diagonal, columns))
-        return _flat(engine, columns / diagonal) @ _flat(engine, columns).mT
+        return columns / diagonal, columns
+
+    def moves_of(diagonal: Array, columns: Array, inputs: Array) -> Array:
+        return wide._replace(inputs=inputs.mT).moves(engine, scaled(diagonal, columns)[0])
+
+    def core_of(diagonal: Array, columns: Array, inputs: Array) -> Array:
+        left, right = scaled(diagonal, columns)
+        return _flat(engine, left) @ _flat(engine, right).mT
+
+    def both(*layer: Array) -> tuple[Array, Array]:
+        return moves_of(*layer), core_of(*layer)
 
     wide = engine.widen(factor)
-    inputs, size = wide.inputs.mT, _block_rows(columns)
-    spread = engine.sum_blocks(spreads, (diagonal, inputs), _block_rows(diagonal[None]), narrow=False)
-    moves = engine.sum_blocks(moved, (diagonal, columns, inputs), size, narrow=False)
-    core = engine.sum_blocks(cores, (diagonal, columns), size)
+    layer, size = (diagonal, columns, wide.inputs.mT), _block_rows(columns)
+    spread = engine.sum_blocks(spreads, (diagonal, wide.inputs.mT), _block_rows(diagonal[None]), narrow=False)
+    if factor.inputs.shape[0] == 1:
+        moves, core = engine.sum_blocks(both, layer, size)
+    else:
+        moves, core = engine.sum_blocks(moves_of, layer, size, narrow=False), engine.sum_blocks(core_of, layer, size)
     return _Products(wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moves), core)
 
 
