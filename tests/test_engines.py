@@ -24,14 +24,14 @@ from cases import (
     relative_error,
     shapes_of,
 )
-from dense import precision
+from dense import mean, precision
 from scipy import linalg, special
 
 import bayesmlp as bm
 from bayesmlp.inference.engines import Engine, NumpyEngine, engine_of, get_engine, map_arrays
 from bayesmlp.inference.errors import DeviceUnavailable, InvalidInput
 from bayesmlp.inference.filtering import FilterModel, Posterior, UpdateInfo, filter_step
-from bayesmlp.inference.structures import Structure
+from bayesmlp.inference.structures import Structure, low_rank
 
 
 def close(engine: Engine, got: Any, expected: Any) -> None:
@@ -385,15 +385,22 @@ def test_cholesky_reports_whether_all_matrices_are_positive_definite(engine: Eng
 @pytest.mark.parametrize("lower", [True, False])
 @pytest.mark.parametrize("transpose", [False, True])
 def test_solve_triangular(engine: Engine, lower: bool, transpose: bool) -> None:
-    factors = np.tril(random_matrix(2, 3, 3)) + 3 * np.eye(3)
-    factors = factors if lower else factors.mT
-    right = random_matrix(2, 3, 4, seed=1)
     solve = engine.jit(lambda a, b: engine.solve_triangular(a, b, lower=lower, transpose=transpose))
-    got = solve(engine.asarray(factors), engine.asarray(right))
-    expected = [
-        linalg.solve_triangular(a, b, lower=lower, trans=int(transpose)) for a, b in zip(factors, right, strict=True)
-    ]
-    close(engine, got, np.stack(expected))
+    for shape in ((2, 3, 3), (70, 70)):
+        factors = np.tril(random_matrix(*shape)) / 3 + 3 * np.eye(shape[-1])
+        factors = factors if lower else factors.mT
+        right = random_matrix(*shape[:-1], 4, seed=1)
+        got = solve(engine.asarray(factors), engine.asarray(right))
+        pairs = zip(factors.reshape(-1, *shape[-2:]), right.reshape(-1, shape[-1], 4), strict=True)
+        expected = [linalg.solve_triangular(a, b, lower=lower, trans=int(transpose)) for a, b in pairs]
+        close(engine, got, np.stack(expected).reshape(right.shape))
+
+
+def test_a_singular_triangular_system_has_no_finite_answer(engine: Engine) -> None:
+    singular = np.eye(70)
+    singular[5, 5] = 0
+    got = engine.jit(engine.solve_triangular)(engine.asarray(singular), engine.asarray(np.ones((70, 1))))
+    assert not np.isfinite(engine.to_numpy(got)).all()
 
 
 def test_special_functions(engine: Engine) -> None:
@@ -534,6 +541,60 @@ def test_an_owning_step_does_what_a_pure_step_does(name: str, structure_name: st
     kept_arrays = structure.to_arrays(engine, failed.weights)
     for field, array in arrays.items():
         np.testing.assert_array_equal(kept_arrays[field], array.astype(np.float32), err_msg=field)
+
+
+@pytest.fixture
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, so that small layers have several."""
+    monkeypatch.setattr(low_rank, "_BLOCK", 90)
+
+
+@pytest.mark.usefixtures("short_blocks")
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_blocks_are_written_as_a_pure_step_would(engine: Engine, num_rows: int) -> None:
+    network, likelihood = bm.MLP((30,)), bm.Categorical(4)
+    x, y = random_matrix(30, 40), np.random.default_rng(1).integers(4, size=30)
+    model = bm.BayesianMLP(
+        network, likelihood, structure=bm.LowRank(3), engine=engine.name, dtype=engine.dtype, standardize=False
+    )
+    model.start_from_prior(40)
+    own, filter_model = model.engine, model.filter_model
+    pure, owning = filter_model.compile(own), filter_model.compile_in_place(own)
+    expected, owned = model.posterior, model.to_engine(own).posterior
+    for start in range(0, 30, num_rows):
+        rows = slice(start, start + num_rows)
+        batch = [own.asarray(a) for a in (x[rows], likelihood.prepare(y[rows]), np.ones(num_rows), np.float64(1.0))]
+        expected, owned = pure(expected, None, *batch)[0], owning(owned, None, *batch)[0]
+    first, second = (filter_model.structure.to_arrays(own, p.weights) for p in (expected, owned))
+    shapes = tuple(matrix.shape for matrix in model.mean_weights())
+    for dense in (mean, precision):
+        one, other = (dense(filter_model.structure, arrays, shapes) for arrays in (first, second))
+        assert relative_error(other, one) < 10 * TOLERANCE[engine.dtype]
+
+    batch[0] = own.asarray(np.full((num_rows, 40), np.inf))
+    failed, info = owning(owned, None, *batch)
+    assert not bool(info.ok)
+    for field, array in filter_model.structure.to_arrays(own, failed.weights).items():
+        np.testing.assert_array_equal(array, second[field], err_msg=field)
+
+
+@needs("jax")
+def test_a_compiled_step_takes_no_second_state() -> None:
+    """Beside the state that it owns, LowRank(10) takes blocks in float64, not a copy of it."""
+    import jax
+
+    model = bm.BayesianMLP(
+        bm.MLP((1000, 1000)), bm.Categorical(10), structure=bm.LowRank(10), engine="jax", standardize=False
+    )
+    model.start_from_prior(200)
+    engine, owning = model.engine, model.engine.owning()
+    batch = model.batch(np.zeros((1, 200), np.float32), np.zeros(1, np.int32), np.ones(1), 1.0)
+    with engine.scope():
+        step = jax.jit(partial(filter_step, owning, model.filter_model), donate_argnums=0)
+        memory = step.lower(model.posterior, None, *batch).compile().memory_analysis()
+    state = sum(array.nbytes for array in model.to_arrays().values())
+    assert memory.alias_size_in_bytes > 0.99 * state
+    assert memory.temp_size_in_bytes < 0.4 * state
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
