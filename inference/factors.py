@@ -81,9 +81,8 @@ class LayerFactors(NamedTuple):
         first, second = np.triu_indices(num_rows)
         pair = np.empty((num_rows, num_rows), np.int64)
         pair[first, second] = pair[second, first] = np.arange(len(first))
-        weighted = self.rows[:, :, None, :] * spread[pair][:, None, :, :]  # n, k, m, o
-        by_second = xp.reshape(xp.permute_dims(weighted, (2, 0, 1, 3)), (num_rows, size, width))
-        return xp.reshape(xp.permute_dims(by_second @ self.rows.mT, (1, 0, 2)), (size, size))
+        weighted = xp.reshape(spread[pair][:, :, None, :] * self.rows, (num_rows, size, width))  # m, n k, o
+        return xp.reshape(xp.permute_dims(weighted @ self.rows.mT, (1, 0, 2)), (size, size))
 
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]

@@ -106,8 +106,9 @@ class LaplaceStep(OutputStep):
 
             return engine.while_loop(too_far, halve, at(old.r + direction, one, old.count + 1))
 
-        flat_outputs = xp.reshape(outputs, (size,))
-        norm_of_outputs, norm_of_covariance = flat_outputs @ flat_outputs, xp.sum(covariance * covariance)
+        seen = xp.reshape(xp.where(weight[:, None] > 0, xp.ones_like(outputs), 0.0), (size,))
+        norm_of_outputs = seen @ xp.reshape(outputs * outputs, (size,))
+        norm_of_covariance = seen @ (covariance * covariance) @ seen
 
         def unfinished(now: _Newton) -> Array:
             curvature = xp.sum(now.factor * now.factor)

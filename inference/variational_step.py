@@ -31,7 +31,8 @@ _RATE = 0.5  # of a natural-gradient step; halved where the fixed point comes no
 _LOWEST_RATE = 0.125
 _JITTER = 1e-12
 _JITTER_OF_FLOAT32 = 1e-6
-_ROUNDING = 1e-14  # of an information matrix that is a difference of probabilities
+_ROUNDING = 1e-14  # of a row's information, a difference of probabilities, relative to its weight
+_NOTHING = 1e-300
 
 
 class _Iterate(NamedTuple):
@@ -93,6 +94,7 @@ class VariationalStep(OutputStep):
         prior_spread = own_covariance(engine, covariance, outputs)
         flat_spread = xp.reshape(prior_spread, (-1,))
         rounding = _size(engine, prior_spread)
+        floor = _ROUNDING * weight[:, None, None] + _NOTHING
         host_nodes, host_weights = normal_nodes(num_outputs)
         nodes, node_weights = (engine.constant(values, outputs) for values in (host_nodes, host_weights))
 
@@ -101,15 +103,16 @@ class VariationalStep(OutputStep):
             return identity + xp.reshape(information @ rows_of_covariance, (size, size))
 
         def settled(information: Array, error: Array) -> tuple[Array, Array]:
-            """(I + F C)⁻¹ error, and each row's own block of V = C (I + F C)⁻¹."""
+            """(I + F C)⁻¹ error, and each row's own block of V = C (I + F C)⁻¹; for several rows by a root of F."""
             if num_rows == 1:  # so small that few operations count for more than little arithmetic
                 right = xp.concat([error[:, None], identity], axis=1)
                 solved = engine.solve(system(information), right)
                 return solved[:, 0], (covariance @ solved[:, 1:])[None]
-            root = _root(engine, information, _size(engine, information), _ROUNDING)
+            root = _root(engine, information, _size(engine, information), floor)
             pulled = xp.reshape(root.mT @ rows_of_covariance, (size, size))  # LᵀC
             within = xp.reshape(root.mT @ xp.reshape(pulled.mT, (num_rows, num_outputs, size)), (size, size))
-            factor, _ = engine.cholesky(identity + within)
+            factor, ok = engine.cholesky(identity + within)
+            factor = xp.where(ok, factor, xp.nan)
             narrowed = engine.solve_triangular(factor, pulled)
             columns = xp.permute_dims(xp.reshape(narrowed, (size, num_rows, num_outputs)), (1, 2, 0))
             back = engine.solve_triangular(factor, (narrowed @ error)[:, None], transpose=True)
@@ -155,7 +158,7 @@ class VariationalStep(OutputStep):
         last = xp.where(found.distance > self.tolerance, found.rate, one)
         information = found.information + last * found.change
         residual = found.residual + engine.solve(system(information), (last * found.error)[:, None])[:, 0]
-        factor = _root(engine, information, _size(engine, information), _ROUNDING)
+        factor = _root(engine, information, _size(engine, information), floor)
         return Site(residual, xp.where(weight[:, None, None] > 0, factor, 0.0), found.count)
 
 
@@ -166,7 +169,7 @@ def _size(engine: Engine, matrix: Float[Array, "N K K"]) -> Float[Array, "N 1 1"
 
 
 def _root(
-    engine: Engine, matrix: Float[Array, "N K K"], size: Float[Array, "N 1 1"], floor: float = 1e-300
+    engine: Engine, matrix: Float[Array, "N K K"], size: Float[Array, "N 1 1"], floor: Array | float = _NOTHING
 ) -> Float[Array, "N K K"]:
     """Cholesky factor of matrices that may be singular, and are rounded relative to another one's size."""
     identity = engine.eye(matrix.shape[-1], matrix)

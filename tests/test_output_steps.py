@@ -51,6 +51,35 @@ def test_one_logit_has_the_normal_distribution_of_least_divergence() -> None:
         np.testing.assert_allclose([mean, variance], [best[0], math.exp(best[1])], rtol=1e-5)
 
 
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_row_of_weight_zero_changes_nothing_however_little_is_known_of_it(step: OutputStep) -> None:
+    """Its outputs vary with the others', and a million times as much."""
+    rng = np.random.default_rng(9)
+    likelihood = bm.Categorical(3)
+    root = rng.standard_normal((9, 9)) * np.repeat([1.0, 1.0, 1e6], 3)[:, None]
+    f, covariance, y = rng.standard_normal((3, 3)), root @ root.T, np.array([1, 0, 2])
+    padded = solve(step, likelihood, f, covariance, y, np.array([1.0, 1.0, 0.0]))
+    alone = solve(step, likelihood, f[:2], covariance[:6, :6], y[:2])
+    np.testing.assert_allclose(padded.residual[:2], alone.residual, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(padded.fisher_factor[:2], alone.fisher_factor, rtol=1e-8, atol=1e-10)
+    assert not np.any(padded.residual[2])
+    assert not np.any(padded.fisher_factor[2])
+
+
+@pytest.mark.parametrize("weight", [1.0, 100.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_heavy_rows_that_are_certain_are_learned(weight: float, scale: float) -> None:
+    """Their information is a difference of probabilities: all rounding, which grows with the weight."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        size, classes = int(rng.choice([2, 8, 33])), int(rng.choice([2, 3, 10]))
+        root = rng.standard_normal((size * classes, size * classes))
+        f = 10 ** rng.uniform(0, 2.5) * rng.standard_normal((size, classes))
+        covariance = scale * root @ root.T / (size * classes)
+        found = solve(bm.VariationalStep(), bm.Categorical(classes), f, covariance, f.argmax(1), np.full(size, weight))
+        assert found.ok
+
+
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
 @pytest.mark.parametrize("kind", ["categorical", "bernoulli"])
 def test_score_and_information_are_those_expected_under_the_answer(kind: str, scale: float) -> None:

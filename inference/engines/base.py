@@ -119,8 +119,8 @@ class Engine(ABC):
     Args:
         device: the framework's own device handle.
         dtype: ``"float32"`` or ``"float64"``.
-        in_place: whether :meth:`add_outer` and its kin may write into their first argument. Only a private
-            stepper that owns its buffers sets it.
+        in_place: whether :meth:`add_outer` and its kin may write into their first argument, and :meth:`map_blocks`
+            into its arrays. Only a private stepper that owns its buffers sets it.
         lends: whether :meth:`to_numpy` may give views of the engine's own memory. Only who uses them up before the
             next step sets it.
     """
@@ -242,7 +242,7 @@ class Engine(ABC):
             body: of a block of each array.
             arrays: whose last axis but one is the rows.
             size: rows of a block; the last one may have fewer.
-            narrow: whether what is multiplied has few columns; compilers take other products as a whole.
+            narrow: whether what is multiplied has few columns; a compiling engine chooses its own sizes by that.
         """
         parts = (
             body(*(array[..., start : start + size, :] for array in arrays))
@@ -486,7 +486,7 @@ class Engine(ABC):
         """``array + factor left ∘ right``, elementwise; where the framework can, without arrays in between."""
         return array + factor * left * right
 
-    # -- the writes of a filter step; the only places where memory may be taken over ------------------------------
+    # -- the writes of a filter step; the only places, with map_blocks, where memory may be taken over ------------
     def add_outer(self, matrix: Array, column: Array, row: Array) -> Array:
         """``matrix + columnᵀ @ row`` for stacked columns (n, i) and rows (n, j)."""
         return matrix + (column.T * row if column.shape[0] == 1 else column.T @ row)

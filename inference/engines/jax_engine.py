@@ -24,7 +24,8 @@ except ImportError as error:
 __all__ = ["JaxEngine", "jax_engine"]
 
 _LONGER = 4
-"""Blocks are so many times as long as for an eager framework, since a loop of XLA costs something at each turn."""
+"""Blocks of all but narrow products are so many times as long as for an eager framework: a turn of XLA's loops costs
+something."""
 _FANNED_OUT = 250_000
 """Of stacked decompositions n³ times their number, well below where jaxlib begins to spread a stack over XLA's own
 threads and waits for them. Where all of these wait, none is left to do the work, and the program never returns: two
@@ -162,10 +163,10 @@ class JaxEngine(Engine):
     def map_blocks(
         self, body: Callable[..., tuple[Any, ...]], arrays: Sequence[Any], others: Sequence[Any], size: int
     ) -> tuple[Any, ...]:
-        size = _LONGER * size
-        whole, rest = divmod(arrays[0].shape[-2], size)
         if self.ok is None:
             return body(*arrays, *others)  # the compiler's own fusion is what blocks are for elsewhere
+        size = _LONGER * size
+        whole, rest = divmod(arrays[0].shape[-2], size)
         if self.device.platform != "cpu" or whole < 3:
             return self.guarded(self.ok, lambda: tuple(body(*arrays, *others)), tuple(arrays))
 
