@@ -318,10 +318,19 @@ def _to_basis(engine: Engine, layer: _Layer, weights: Array) -> Array:
 def _fold_when_due(engine: Engine, state: KroneckerState) -> KroneckerState:
     """:func:`_fold` if enough rows wait. The loop runs once at most: it is how a compiled step skips the work."""
 
-    def due(state: KroneckerState) -> Array:
-        return (state.pending > 0) & (state.pending >= _LAG * state.folded)
+    def changed(state: KroneckerState) -> dict[str, Any]:
+        """What the work changes: a compiled loop copies all that it carries."""
+        return {
+            name: getattr(state, name) for name in ("precision", "input_basis", "output_basis", "folded", "pending")
+        }
 
-    return engine.while_loop(due, lambda waiting: _fold(engine, waiting), state)
+    def due(now: dict[str, Any]) -> Array:
+        return (now["pending"] > 0) & (now["pending"] >= _LAG * now["folded"])
+
+    def folded(now: dict[str, Any]) -> dict[str, Any]:
+        return changed(_fold(engine, state._replace(**now)))
+
+    return state._replace(**engine.while_loop(due, folded, changed(state)))
 
 
 def _fold(engine: Engine, state: KroneckerState) -> KroneckerState:
