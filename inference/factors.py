@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from .engines.base import Array, Engine
 
-__all__ = ["Factor", "LayerFactors", "SharedFactors"]
+__all__ = ["Factor", "LayerFactors", "SharedFactors", "among_directions"]
 
 
 class LayerFactors(NamedTuple):
@@ -229,3 +229,15 @@ class SharedFactors(NamedTuple):
 
 Factor: TypeAlias = LayerFactors | SharedFactors
 """What every structure contracts."""
+
+
+def among_directions(
+    engine: Engine, covariance: Float[Array, "M M"], factor: Float[Array, "N K R"]
+) -> tuple[Float[Array, "D M"], Float[Array, "D D"]]:
+    """``LᵀC`` and ``LᵀCL`` for the covariance of M = N·K outputs, each row with an L of its own: D = N·R directions."""
+    xp = engine.xp
+    num_rows, num_outputs, rank = factor.shape
+    size = num_rows * rank
+    half = xp.reshape(factor.mT @ xp.reshape(covariance, (num_rows, num_outputs, -1)), (size, -1))
+    whole = factor.mT @ xp.reshape(half.mT, (num_rows, num_outputs, size))
+    return half, xp.reshape(whole, (size, size))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float
 
 from .engines.base import Array, Engine
+from .factors import among_directions
 from .influence import RowFactors
 from .likelihoods.base import Likelihood
 
@@ -142,15 +143,12 @@ def _information(
     ``squares`` is rᵀCr.
     """
     xp = engine.xp
-    num_rows, num_outputs, rank = factor.shape
-    left = factor.mT @ xp.reshape(covariance, (num_rows, num_outputs, -1))  # Lᵀ C, by rows of the batch
-    right = factor.mT @ xp.reshape(xp.reshape(left, (num_rows * rank, -1)).mT, (num_rows, num_outputs, -1))
-    gram = xp.reshape(right, (num_rows * rank, num_rows * rank))
-    identity = engine.eye(num_rows * rank, gram)
+    gram = among_directions(engine, covariance, factor)[1]
+    identity = engine.eye(gram.shape[0], gram)
     root, ok = engine.cholesky(identity + 0.5 * (gram + gram.mT))
     inverse_root = engine.solve_triangular(root, identity)
     log_determinant = 2 * xp.sum(xp.log(xp.sum(root * identity, axis=-1)))
-    shrinkage = num_rows * rank - xp.sum(inverse_root * inverse_root)
+    shrinkage = gram.shape[0] - xp.sum(inverse_root * inverse_root)
     moved = squares / likelihood.dispersion(after)
     gained = 0.5 * (log_determinant - shrinkage + moved) + likelihood.state_information(engine, after, before)
     return gained, xp.sum(gram * identity), ok

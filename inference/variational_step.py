@@ -20,6 +20,7 @@ from jaxtyping import Float
 from .checks import is_count, is_number
 from .engines.base import Array, Engine
 from .errors import InvalidInput
+from .factors import among_directions
 from .laplace_step import LaplaceStep
 from .likelihoods.base import Likelihood, node_offsets
 from .output_space import OutputProblem, OutputStep, Site, own_covariance
@@ -89,35 +90,12 @@ class VariationalStep(OutputStep):
         outputs, covariance, y, weight, state = problem
         num_rows, num_outputs = outputs.shape
         size = num_rows * num_outputs
-        identity = engine.eye(size, outputs)
-        rows_of_covariance = xp.reshape(covariance, (num_rows, num_outputs, size))
         prior_spread = own_covariance(engine, covariance, outputs)
         flat_spread = xp.reshape(prior_spread, (-1,))
         rounding = _size(engine, prior_spread)
         floor = _ROUNDING * weight[:, None, None] + _NOTHING
         host_nodes, host_weights = normal_nodes(num_outputs)
         nodes, node_weights = (engine.constant(values, outputs) for values in (host_nodes, host_weights))
-
-        def system(information: Array) -> Array:
-            """I + F C."""
-            return identity + xp.reshape(information @ rows_of_covariance, (size, size))
-
-        def settled(information: Array, error: Array) -> tuple[Array, Array]:
-            """(I + F C)⁻¹ error, and each row's own block of V = C (I + F C)⁻¹; for several rows by a root of F."""
-            if num_rows == 1:  # so small that few operations count for more than little arithmetic
-                right = xp.concat([error[:, None], identity], axis=1)
-                solved = engine.solve(system(information), right)
-                return solved[:, 0], (covariance @ solved[:, 1:])[None]
-            root = _root(engine, information, _size(engine, information), floor)
-            pulled = xp.reshape(root.mT @ rows_of_covariance, (size, size))  # LᵀC
-            within = xp.reshape(root.mT @ xp.reshape(pulled.mT, (num_rows, num_outputs, size)), (size, size))
-            factor, ok = engine.cholesky(identity + within)
-            factor = xp.where(ok, factor, xp.nan)
-            narrowed = engine.solve_triangular(factor, pulled)
-            columns = xp.permute_dims(xp.reshape(narrowed, (size, num_rows, num_outputs)), (1, 2, 0))
-            back = engine.solve_triangular(factor, (narrowed @ error)[:, None], transpose=True)
-            step = error - xp.reshape(root @ xp.reshape(back, (num_rows, num_outputs, 1)), (size,))
-            return step, prior_spread - columns @ columns.mT
 
         def errors(mean: Array, spread: Array) -> tuple[Array, Array]:
             """E[score] and E[Fisher] under N(mean, spread), times the rows' weights."""
@@ -136,7 +114,7 @@ class VariationalStep(OutputStep):
         def iterate(before: _Iterate) -> _Iterate:
             """A natural-gradient step, and where it has led."""
             information = before.information + before.rate * before.change
-            step, spread = settled(information, before.rate * before.error)
+            step, spread = _settled(engine, covariance, prior_spread, information, before.rate * before.error, floor)
             residual = before.residual + step
             moved = outputs + xp.reshape(residual @ covariance, outputs.shape)
             wanted_residual, wanted_information = errors(moved, spread)
@@ -157,9 +135,38 @@ class VariationalStep(OutputStep):
         # Where the fixed point is near, the whole step leads to it; a step that is cut off by its number stays careful.
         last = xp.where(found.distance > self.tolerance, found.rate, one)
         information = found.information + last * found.change
-        residual = found.residual + engine.solve(system(information), (last * found.error)[:, None])[:, 0]
+        system = _system(engine, covariance, information)
+        residual = found.residual + engine.solve(system, (last * found.error)[:, None])[:, 0]
         factor = _root(engine, information, _size(engine, information), floor)
         return Site(residual, xp.where(weight[:, None, None] > 0, factor, 0.0), found.count)
+
+
+def _system(engine: Engine, covariance: Float[Array, "M M"], information: Float[Array, "N K K"]) -> Array:
+    """I + F C."""
+    xp, size = engine.xp, covariance.shape[0]
+    product = information @ xp.reshape(covariance, (*information.shape[:2], size))
+    return engine.eye(size, covariance) + xp.reshape(product, (size, size))
+
+
+def _settled(
+    engine: Engine, covariance: Array, prior_spread: Array, information: Array, error: Array, floor: Array
+) -> tuple[Float[Array, " M"], Float[Array, "N K K"]]:
+    """(I + F C)⁻¹ error, and each row's own block of V = C (I + F C)⁻¹; for several rows by a root of F."""
+    xp, (num_rows, num_outputs, _), size = engine.xp, information.shape, covariance.shape[0]
+    identity = engine.eye(size, covariance)
+    if num_rows == 1:  # so small that few operations count for more than little arithmetic
+        right = xp.concat([error[:, None], identity], axis=1)
+        solved = engine.solve(_system(engine, covariance, information), right)
+        return solved[:, 0], (covariance @ solved[:, 1:])[None]
+    root = _root(engine, information, _size(engine, information), floor)
+    pulled, within = among_directions(engine, covariance, root)
+    factor, ok = engine.cholesky(identity + within)
+    factor = xp.where(ok, factor, xp.nan)
+    narrowed = engine.solve_triangular(factor, pulled)
+    columns = xp.permute_dims(xp.reshape(narrowed, (size, num_rows, num_outputs)), (1, 2, 0))
+    back = engine.solve_triangular(factor, (narrowed @ error)[:, None], transpose=True)
+    step = error - xp.reshape(root @ xp.reshape(back, (num_rows, num_outputs, 1)), (size,))
+    return step, prior_spread - columns @ columns.mT
 
 
 def _size(engine: Engine, matrix: Float[Array, "N K K"]) -> Float[Array, "N 1 1"]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from ..checks import is_count
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
+from ..factors import among_directions
 from .base import Factors, Grown, Layers, Structure, flatten_layers, split_layers, sum_float64
 
 __all__ = ["LowRank", "LowRankState"]
@@ -187,7 +188,7 @@ class LowRank(Structure):
     ) -> LowRankState:
         new = [factor.left_multiply(fisher_factor) for factor in factors]
         products = self._products(engine, state, new, joint=True)
-        return self._sharpened(engine, state, new, products, None)
+        return self._joined(engine, state, new, products, None)
 
     def learn(
         self,
@@ -201,9 +202,9 @@ class LowRank(Structure):
         """The products of LᵀJ are those of J, multiplied by Lᵀ."""
         new = [factor.left_multiply(fisher_factor) for factor in factors]
         coefficients, products = engine.in_float64(_of_the_new, cross, residual, fisher_factor)
-        return self._sharpened(engine, state, new, products, _Move(factors, residual, coefficients))
+        return self._joined(engine, state, new, products, _Move(factors, residual, coefficients))
 
-    def _sharpened(
+    def _joined(
         self,
         engine: Engine,
         state: LowRankState,
@@ -414,14 +415,9 @@ def _of_the_new(
     """(I + WᵀΥ⁻¹W)⁻¹ WᵀΥ⁻¹Jᵀ r, and the products of LᵀJ."""
     xp = engine.xp
     gram, projected, core = products
-    num_rows, num_outputs, rank = projected.shape
-    right = xp.reshape(projected, (-1, rank)).mT @ xp.reshape(residual, (-1,))
-    across = factor.mT @ projected
-    half = factor.mT @ xp.reshape(gram, (num_rows, num_outputs, num_rows * num_outputs))  # N, R', N K
-    half = xp.reshape(half, (-1, num_rows, num_outputs))
-    among = xp.permute_dims(xp.permute_dims(half, (1, 0, 2)) @ factor, (1, 0, 2))  # N R', N, R'
-    size = among.shape[0]
-    return _solve_core(engine, core, right), _Products(xp.reshape(among, (size, size)), across, core)
+    right = xp.reshape(projected, (-1, core.shape[0])).mT @ xp.reshape(residual, (-1,))
+    among = among_directions(engine, gram, factor)[1]
+    return _solve_core(engine, core, right), _Products(among, factor.mT @ projected, core)
 
 
 def _leading_directions(engine: Engine, products: _Products) -> Array:
