@@ -74,6 +74,7 @@ _HOME = {
     "Admission": "admission",
     "Quarantined": "admission",
     "Receipt": "receipts",
+    "NormalScores": "normal_scores",
     "Prequential": "prequential",
     "load": "replay",
     "replay_with": "comparing",

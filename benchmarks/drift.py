@@ -3,6 +3,7 @@
     python benchmarks/drift.py DATA                  # all streams; half an hour on two cores
     python benchmarks/drift.py DATA --quick          # the first 600 rows of each; nothing is written
     python benchmarks/drift.py DATA --streams outdoor --learners river
+    python benchmarks/drift.py DATA --standardised   # without normal scores, into results of their own
 
 DATA holds the folder ``streams``. One configuration of ours for all streams: :func:`adaptive`, which is a network of
 50 units whose rate of drift is learned. Beside it: the same model without dynamics; the label before, said again; plain
@@ -225,13 +226,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the first 600 rows of each stream")
     parser.add_argument("--streams", nargs="+", choices=STREAMS, default=list(STREAMS))
     parser.add_argument("--learners", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "drift.json")
+    parser.add_argument("--standardised", action="store_true", help="vectors without normal scores")
+    parser.add_argument("--results", type=Path, help="JSON file; beside it goes a table")
     options = parser.parse_args()
+    kind = "drift_standardised" if options.standardised else "drift"
+    file = options.results or Path(__file__).parent / "results" / f"{kind}.json"
     results: dict[str, dict[str, dict[str, float]]] = {}
-    if options.results.exists() and not options.quick:
-        results = json.loads(options.results.read_text())
+    if file.exists() and not options.quick:
+        results = json.loads(file.read_text())
     for name in options.streams:
-        stream = load_stream(options.data, name)
+        stream = load_stream(options.data, name, scores=not options.standardised)
         stream = stream.first(600) if options.quick else stream
         rows = results.setdefault(name, {})
         for learner, scores in learners(stream, options.learners):
@@ -239,11 +243,11 @@ def main() -> None:
                 rows[learner] = run(stream, scores)
                 Console(stderr=True).print(name, learner, rows[learner])
                 if not options.quick:
-                    options.results.write_text(json.dumps(results, indent=1) + "\n")
+                    file.write_text(json.dumps(results, indent=1) + "\n")
     show(results, Console())
     if not options.quick:
-        with options.results.with_suffix(".txt").open("w") as file:
-            show(results, Console(file=file, width=100))
+        with file.with_suffix(".txt").open("w") as table:
+            show(results, Console(file=table, width=100))
 
 
 if __name__ == "__main__":

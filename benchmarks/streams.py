@@ -1,8 +1,9 @@
 """The streams of ``drift.py``: rows in time order, made ready without looking ahead.
 
 Every learner is offered the same knowledge before each row: its columns, and the label before it. Trees take columns as
-they are (categories as codes); learners on vectors take categories one-hot, standardised by the running mean and
-variance of all rows so far, this one's inputs included, and clipped to five standard deviations.
+they are (categories as codes) and use nothing but their order. Learners on vectors take categories one-hot, all columns
+standardised by the running mean and variance of all rows so far, this one's inputs included, and clipped to five
+standard deviations; and beside them the numeric columns' order, as normal scores among the last 1,000 rows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+import bayesmlp as bm
 
 __all__ = ["STREAMS", "Stream", "load_stream"]
 
@@ -43,8 +46,8 @@ class Stream:
         return Stream(self.name, self.columns[:rows], self.vectors[:rows], self.y[:rows], self.num_classes)
 
 
-def load_stream(folder: Path, name: str) -> Stream:
-    """A stream of the data folder."""
+def load_stream(folder: Path, name: str, *, scores: bool = True) -> Stream:
+    """A stream of the data folder, its vectors with normal scores or without."""
     data = np.load(folder / "streams" / f"{name}.npz")
     x = data["X"].astype(np.float64)
     names = [str(n) for n in data["feature_names"]] if "feature_names" in data else [str(i) for i in range(x.shape[1])]
@@ -57,7 +60,11 @@ def load_stream(folder: Path, name: str) -> Stream:
     columns = np.column_stack([x, before])
     parts = [_one_hot(x[:, j]) if categorical[j] else x[:, j : j + 1] for j in range(x.shape[1])]
     parts.append(_one_hot(before) if num_classes > 2 else before[:, None])
-    return Stream(name, columns, _standardised(np.concatenate(parts, axis=1)), y, num_classes)
+    vectors = _standardised(np.concatenate(parts, axis=1))
+    if scores:
+        numeric = columns[:, np.append(~categorical, num_classes == 0)]
+        vectors = np.hstack([vectors, bm.NormalScores().observe(numeric)])
+    return Stream(name, columns, vectors, y, num_classes)
 
 
 def _one_hot(codes: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ by natural-gradient steps (Khan and Lin 2017, "Conjugate-computation variational
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,6 +104,11 @@ class VariationalStep(OutputStep):
             score, fisher = likelihood.expected_terms(engine, drawn, node_weights, y, state)
             return xp.reshape(weight[:, None] * score, (size,)), weight[:, None, None] * fisher
 
+        def root_of(information: Array) -> Array:
+            """L with L Lᵀ = F, up to rounding."""
+            factor = _root(engine, information, _size(engine, information), floor)
+            return factor[:, :, : likelihood.information_rank]
+
         def trace(information: Array) -> Array:
             """|tr(C F)| over the rows alone."""
             return xp.abs(flat_spread @ xp.reshape(information, (-1,)))
@@ -114,7 +120,7 @@ class VariationalStep(OutputStep):
         def iterate(before: _Iterate) -> _Iterate:
             """A natural-gradient step, and where it has led."""
             information = before.information + before.rate * before.change
-            step, spread = _settled(engine, covariance, prior_spread, information, before.rate * before.error, floor)
+            step, spread = _settled(engine, covariance, prior_spread, information, before.rate * before.error, root_of)
             residual = before.residual + step
             moved = outputs + xp.reshape(residual @ covariance, outputs.shape)
             wanted_residual, wanted_information = errors(moved, spread)
@@ -137,8 +143,7 @@ class VariationalStep(OutputStep):
         information = found.information + last * found.change
         system = _system(engine, covariance, information)
         residual = found.residual + engine.solve(system, (last * found.error)[:, None])[:, 0]
-        factor = _root(engine, information, _size(engine, information), floor)
-        return Site(residual, xp.where(weight[:, None, None] > 0, factor, 0.0), found.count)
+        return Site(residual, xp.where(weight[:, None, None] > 0, root_of(information), 0.0), found.count)
 
 
 def _system(engine: Engine, covariance: Float[Array, "M M"], information: Float[Array, "N K K"]) -> Array:
@@ -149,23 +154,27 @@ def _system(engine: Engine, covariance: Float[Array, "M M"], information: Float[
 
 
 def _settled(
-    engine: Engine, covariance: Array, prior_spread: Array, information: Array, error: Array, floor: Array
+    engine: Engine,
+    covariance: Array,
+    prior_spread: Array,
+    information: Array,
+    error: Array,
+    root_of: Callable[[Array], Array],
 ) -> tuple[Float[Array, " M"], Float[Array, "N K K"]]:
     """(I + F C)⁻¹ error, and each row's own block of V = C (I + F C)⁻¹; for several rows by a root of F."""
     xp, (num_rows, num_outputs, _), size = engine.xp, information.shape, covariance.shape[0]
-    identity = engine.eye(size, covariance)
     if num_rows == 1:  # so small that few operations count for more than little arithmetic
-        right = xp.concat([error[:, None], identity], axis=1)
+        right = xp.concat([error[:, None], engine.eye(size, covariance)], axis=1)
         solved = engine.solve(_system(engine, covariance, information), right)
         return solved[:, 0], (covariance @ solved[:, 1:])[None]
-    root = _root(engine, information, _size(engine, information), floor)
+    root = root_of(information)
     pulled, within = among_directions(engine, covariance, root)
-    factor, ok = engine.cholesky(identity + within)
+    factor, ok = engine.cholesky(engine.eye(within.shape[0], within) + within)
     factor = xp.where(ok, factor, xp.nan)
     narrowed = engine.solve_triangular(factor, pulled)
-    columns = xp.permute_dims(xp.reshape(narrowed, (size, num_rows, num_outputs)), (1, 2, 0))
+    columns = xp.permute_dims(xp.reshape(narrowed, (-1, num_rows, num_outputs)), (1, 2, 0))
     back = engine.solve_triangular(factor, (narrowed @ error)[:, None], transpose=True)
-    step = error - xp.reshape(root @ xp.reshape(back, (num_rows, num_outputs, 1)), (size,))
+    step = error - xp.reshape(root @ xp.reshape(back, (num_rows, -1, 1)), (size,))
     return step, prior_spread - columns @ columns.mT
 
 

@@ -128,6 +128,11 @@ class Likelihood(ABC):
     outputs (an exponential's average outgrows all nodes)."""
 
     @property
+    def information_rank(self) -> int:
+        """R, the most columns that a root L of the outputs' information F = L Lᵀ needs: the Cholesky factor's first."""
+        return self.num_outputs
+
+    @property
     def num_targets(self) -> int:
         """Number of target scales: the outputs' number, unless a target has several outputs."""
         return self.num_outputs

@@ -41,6 +41,11 @@ class Categorical(Likelihood):
     def num_outputs(self) -> int:  # type: ignore[override]
         return self.num_classes
 
+    @property
+    def information_rank(self) -> int:
+        """One less than the classes: the scores of the outputs add up to 0, so that the last column is 0."""
+        return self.num_classes - 1
+
     def prepare(self, y: Any, argument: str = "y") -> np.ndarray:
         labels = as_host_array(y, argument)
         if labels.dtype.kind not in "iu":
