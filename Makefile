@@ -10,7 +10,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[torch,jax,sklearn,plots,postgres,objects]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[torch,fast,jax,sklearn,plots,postgres,objects]"
 	$(BIN)/pip install --quiet -c constraints.txt --group dev
 	touch $(STAMP)
 

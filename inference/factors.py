@@ -87,12 +87,14 @@ class LayerFactors(NamedTuple):
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]
     ) -> tuple[Array, Float[Array, "I O"] | None]:
-        """:meth:`gram` of the inverse of a precision between all inputs, and for a single input ``aᵀ / precision``."""
+        """:meth:`gram` of the inverse of a precision between all inputs, and for a single input ``aᵀ / precision``
+        where the engine forms it.
+        """
         if self.rows.shape[0] > 1:
             return self.gram(engine, engine.xp.reciprocal(precision), joint=True), None
-        cross = self.inputs.mT / precision
+        spread, cross = engine.spread_over(self.inputs, precision)
         rows = self.rows[0]
-        return (rows * (self.inputs @ cross)) @ rows.mT, cross
+        return (rows * spread) @ rows.mT, cross
 
     def gram_diagonal(self, engine: Engine, variance: Float[Array, "I O"]) -> Float[Array, "N K"]:
         """The diagonal of :meth:`gram`."""

@@ -391,7 +391,7 @@ class MLP(Network):
         rows = rows[:1] if directions is None else rows  # the identity for every input
         for index in range(len(weights) - 2, -1, -1):
             if needed is None or any(needed[: index + 1]):
-                rows = (rows @ weights[index + 1][:-1, :].mT) * slopes[index][:, None, :]
+                rows = engine.products(rows, weights[index + 1][:-1, :].mT) * slopes[index][:, None, :]
                 factors.append(LayerFactors(inputs[index], rows))
             else:
                 factors.append(None)

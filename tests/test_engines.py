@@ -438,6 +438,44 @@ def test_the_writes_of_a_step(engine: Engine) -> None:
                 close(engine, owner.subtract_product(engine.asarray(matrix), left.T, right), matrix - outer)
 
 
+@pytest.fixture(params=["large", "small", "large, without Numba"])
+def side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of a matrix that compiled loops are worth, where Numba is installed, and of others."""
+    if request.param == "large":
+        pytest.importorskip("numba", reason="pip install 'bayesmlp[fast]'")
+    if request.param == "large, without Numba" and "torch" in sys.modules:
+        monkeypatch.setattr("bayesmlp.inference.engines.torch_engine.fused_loops", lambda: None)
+    return 5 if request.param == "small" else 190
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_independent_weights_learn(engine: Engine, side: int, rows: int) -> None:
+    mean, precision = random_matrix(side, side + 1), np.exp(random_matrix(side, side + 1, seed=3))
+    column, row = random_matrix(rows, side, seed=1), random_matrix(rows, side + 1, seed=2)
+    moved, sharper = mean + (column.T @ row) / precision, precision + (column**2).T @ row**2
+    for owner in (engine, engine.owning()):
+        given = [engine.asarray(array) for array in (mean, precision, column, row)]
+        with engine.scope():
+            cross = None
+            if rows == 1:
+                spread, cross = owner.spread_over(given[2], given[1])
+                close(engine, spread, column**2 @ (1 / precision))
+            gain = given[2] * given[2], given[3] * given[3]
+            learned = owner.learn_independent(given[0], given[1], (given[2], given[3]), gain, cross)
+        for got, expected in zip(learned, (moved, sharper), strict=True):
+            close(engine, got, expected)
+        if owner is engine:  # which may not write into what it is given
+            close(engine, given[0], mean)
+            close(engine, given[1], precision)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_of_batches(engine: Engine, rows: int) -> None:
+    left, right = random_matrix(rows * 2, 4).reshape(rows, 2, 4), random_matrix(4, 5, seed=1)
+    with engine.scope():
+        close(engine, engine.products(engine.asarray(left), engine.asarray(right)), left @ right)
+
+
 # -- parity -----------------------------------------------------------------------------------------------------------
 LIKELIHOOD = LIKELIHOODS["categorical"]
 SHAPES = shapes_of(LIKELIHOOD)

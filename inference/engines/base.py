@@ -499,6 +499,31 @@ class Engine(ABC):
         """``matrix + scale ∘ row``, the row (1, j) broadcast."""
         return matrix + scale * row
 
+    def spread_over(self, row: Array, precision: Array) -> tuple[Array, Array | None]:
+        """``row² @ (1 / precision)`` for a row (1, i), and ``rowᵀ / precision`` where it is formed on the way."""
+        cross = row.mT / precision
+        return row @ cross, cross
+
+    def learn_independent(
+        self,
+        mean: Array,
+        precision: Array,
+        step: tuple[Array, Array],
+        gain: tuple[Array, Array],
+        cross: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """``mean + (columnᵀ @ row) / precision``, and ``precision + columnᵀ @ row`` by columns and rows of its own.
+
+        Args:
+            mean: of independent weights, (i, j).
+            precision: of each weight.
+            step: stacked columns (n, i) and rows (n, j) that move the mean.
+            gain: the same for the precision.
+            cross: the step's only column over the precision, from :meth:`spread_over`.
+        """
+        moved = self.add_outer_over(mean, *step, precision) if cross is None else self.add_scaled(mean, cross, step[1])
+        return moved, self.add_outer(precision, *gain)
+
     def gram(self, rows: Array) -> Array:
         """``rowsᵀ @ rows``; where the framework's library can, at the price of one triangle."""
         return rows.mT @ rows

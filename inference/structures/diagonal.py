@@ -89,14 +89,17 @@ class Diagonal(Structure):
         fisher_factor: Float[Array, "N K R"],
     ) -> DiagonalState:
         """For one input every weight is passed once: to move it, Λ⁻¹ Jᵀ r is ``cross`` times a row."""
-        mean = []
-        for matrix, precision, factor, scale in zip(*state, factors, cross, strict=True):
-            column, row = factor.pull_back(residual)
-            if scale is None:
-                mean.append(engine.add_outer_over(matrix, column, row, precision))
-            else:
-                mean.append(engine.add_scaled(matrix, scale, row))
-        return self.add_precision(engine, DiagonalState(tuple(mean), state.precision), factors, fisher_factor)
+        layers = [
+            engine.learn_independent(
+                mean,
+                precision,
+                factor.pull_back(residual),
+                factor.left_multiply(fisher_factor).squares(engine),
+                scale,
+            )
+            for mean, precision, factor, scale in zip(*state, factors, cross, strict=True)
+        ]
+        return DiagonalState(*zip(*layers, strict=True))
 
     def transition(
         self, engine: Engine, state: DiagonalState, prior: Any, retention: Array, growth: Layers
