@@ -22,6 +22,10 @@ from .engines.base import Array, Engine
 __all__ = ["Factor", "LayerFactors", "SharedFactors", "among_directions"]
 
 
+_STRIP = 8
+"""Inputs whose covariances with the others are taken at a time: of two large symmetric halves one is left out."""
+
+
 class LayerFactors(NamedTuple):
     """The factors of one dense layer for N inputs and K output directions.
 
@@ -73,16 +77,26 @@ class LayerFactors(NamedTuple):
 
     def gram_of(self, engine: Engine, spread: Array, joint: bool) -> Array:
         """:meth:`gram`, given the :meth:`spread`."""
-        num_rows, num_outputs, width = self.rows.shape
+        num_rows = self.rows.shape[0]
         if not joint or num_rows == 1:
             grams = (self.rows * spread[:, None, :]) @ self.rows.mT
             return grams[0] if joint else grams
-        xp, size = engine.xp, num_rows * num_outputs
         first, second = np.triu_indices(num_rows)
         pair = np.empty((num_rows, num_rows), np.int64)
         pair[first, second] = pair[second, first] = np.arange(len(first))
-        weighted = xp.reshape(spread[pair][:, :, None, :] * self.rows, (num_rows, size, width))  # m, n k, o
-        return xp.reshape(xp.permute_dims(weighted @ self.rows.mT, (1, 0, 2)), (size, size))
+        strips = [self._strip(engine, spread, pair, start) for start in range(0, num_rows, _STRIP)]
+        lower = engine.xp.concat(strips, axis=1)
+        return engine.xp.tril(lower) + engine.xp.tril(lower, k=-1).mT
+
+    def _strip(self, engine: Engine, spread: Array, pair: np.ndarray, start: int) -> Array:
+        """Columns of the joint gram, of a few inputs with themselves and those after them; zeros above."""
+        xp, (_, num_outputs, width) = engine.xp, self.rows.shape
+        own, after = self.rows[start : start + _STRIP], self.rows[start:]
+        between = spread[pair[start : start + _STRIP, start:]]
+        weighted = xp.reshape(between[:, :, None, :] * after, (len(own), -1, width))  # n, m k, o
+        below = xp.reshape(xp.permute_dims(weighted @ own.mT, (1, 0, 2)), (-1, len(own) * num_outputs))
+        above = engine.constant(np.zeros((start * num_outputs, below.shape[1])), below)
+        return xp.concat([above, below], axis=0)
 
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]

@@ -469,6 +469,19 @@ def test_what_independent_weights_learn(engine: Engine, side: int, rows: int) ->
             close(engine, given[1], precision)
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_what_is_done_when_chosen(engine: Engine, chosen: bool) -> None:
+    values = random_matrix(3, 4)
+
+    def doubled(limit: Any, state: Any) -> Any:
+        return engine.when(limit > 0, lambda now: {"a": 2 * now["a"], "b": now["b"] + 1}, state)
+
+    state = {"a": engine.asarray(values), "b": engine.asarray(np.zeros(()))}
+    got = engine.jit(doubled)(engine.asarray(np.array(1.0 if chosen else -1.0)), state)
+    close(engine, got["a"], 2 * values if chosen else values)
+    assert float(got["b"]) == (1 if chosen else 0)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_products_of_batches(engine: Engine, rows: int) -> None:
     left, right = random_matrix(rows * 2, 4).reshape(rows, 2, 4), random_matrix(4, 5, seed=1)

@@ -220,6 +220,10 @@ class Engine(ABC):
     def while_loop(self, condition: Callable[[State], Array], body: Callable[[State], State], state: State) -> State:
         """Repeat ``body`` while ``condition`` holds."""
 
+    def when(self, chosen: Array, change: Callable[[State], State], state: State) -> State:
+        """``change(state)`` where ``chosen`` holds, else the state, at no cost: compiled code skips the work too."""
+        return change(state) if bool(chosen) else state
+
     @abstractmethod
     def guarded(self, ok: Array, update: Callable[[], State], old: State) -> State:
         """``update()`` where ``ok`` holds, else ``old``; eager engines then never begin the update."""

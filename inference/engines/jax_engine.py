@@ -131,6 +131,13 @@ class JaxEngine(Engine):
     def while_loop(self, condition: Callable[[Any], Any], body: Callable[[Any], Any], state: Any) -> Any:
         return jax.lax.while_loop(condition, body, state)
 
+    def when(self, chosen: Any, change: Callable[[Any], Any], state: Any) -> Any:
+        if self.device.platform == "cpu":
+            return jax.lax.cond(chosen, change, lambda unchanged: unchanged, state)
+        # Of what vmap maps, all would go through a branch; through a loop only while one of them needs it.
+        once = jax.lax.while_loop(lambda now: now[0], lambda now: (~now[0], change(now[1])), (chosen, state))
+        return once[1]
+
     def guarded(self, ok: Any, update: Callable[[], Any], old: Any) -> Any:
         return jax.tree.map(lambda new, before: jnp.where(ok, new, before), update(), old)
 

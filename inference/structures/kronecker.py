@@ -316,21 +316,19 @@ def _to_basis(engine: Engine, layer: _Layer, weights: Array) -> Array:
 
 
 def _fold_when_due(engine: Engine, state: KroneckerState) -> KroneckerState:
-    """:func:`_fold` if enough rows wait. The loop runs once at most: it is how a compiled step skips the work."""
+    """:func:`_fold` if enough rows wait."""
 
     def changed(state: KroneckerState) -> dict[str, Any]:
-        """What the work changes: a compiled loop copies all that it carries."""
+        """What the work changes: compiled code copies what a branch may change."""
         return {
             name: getattr(state, name) for name in ("precision", "input_basis", "output_basis", "folded", "pending")
         }
 
-    def due(now: dict[str, Any]) -> Array:
-        return (now["pending"] > 0) & (now["pending"] >= _LAG * now["folded"])
-
     def folded(now: dict[str, Any]) -> dict[str, Any]:
         return changed(_fold(engine, state._replace(**now)))
 
-    return state._replace(**engine.while_loop(due, folded, changed(state)))
+    due = (state.pending > 0) & (state.pending >= _LAG * state.folded)
+    return state._replace(**engine.when(due, folded, changed(state)))
 
 
 def _fold(engine: Engine, state: KroneckerState) -> KroneckerState:
