@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .estimators import BayesianMLPClassifier, BayesianMLPRegressor
+from .inference.checks import check_count
 from .inference.errors import InvalidInput, NotFitted
+from .normal_scores import NormalScores
 from .predictive import Predictive
 from .validation import MAX_MAGNITUDE, MAX_RAW_MAGNITUDE
 
@@ -35,14 +37,21 @@ class _Row(NamedTuple):
 class _River(ABC):
     """Features by name, and the warm-up."""
 
-    def __init__(self, estimator: Any, warm_up: int) -> None:
-        if not isinstance(warm_up, int | np.integer) or warm_up < 1:
-            raise InvalidInput(f"warm_up must be an integer of at least 1, got {warm_up!r}")
+    def __init__(self, estimator: Any, warm_up: int, normal_scores: int | None) -> None:
+        check_count("warm_up", warm_up)
         self.estimator = copy.deepcopy(estimator)
         self.warm_up = int(warm_up)
         self._rows: list[_Row] = []
         self._means: dict[Hashable, float] = {}  # of each feature, in the order of the model's inputs
+        if normal_scores is not None:
+            check_count("normal_scores", normal_scores)
+        self.normal_scores = normal_scores
+        self._scores = None if normal_scores is None else NormalScores(normal_scores)
         if self.is_ready:
+            if normal_scores is not None:
+                raise InvalidInput(
+                    f"normal_scores must be None, as a fitted estimator has no inputs for them, got {normal_scores}"
+                )
             if not hasattr(estimator, "feature_names_in_"):
                 raise InvalidInput("estimator was fitted without feature names; fit it with a data frame")
             self._means = dict(zip(estimator.feature_names_in_, self._model.scaling.input_mean.tolist(), strict=True))
@@ -58,7 +67,7 @@ class _River(ABC):
 
     @property
     def features(self) -> list[Hashable]:
-        """Names of the model's inputs, in order; empty during the warm-up."""
+        """Names of the features, in order; empty during the warm-up."""
         return list(self._means)
 
     @property
@@ -103,6 +112,8 @@ class _River(ABC):
 
     def _learn(self, row: _Row) -> None:
         self._model.update(self._inputs(row.x), [self._target(row.y)], weight=row.w)
+        if self._scores is not None:
+            self._scores.observe(self._values(row.x))
 
     def _start(self) -> None:
         columns: dict[Hashable, list[float]] = {}
@@ -110,15 +121,23 @@ class _River(ABC):
             for name, value in row.x.items():
                 columns.setdefault(name, []).append(value)
         self._means = {name: float(np.mean(values)) for name, values in columns.items()}
-        inputs = np.concatenate([self._inputs(row.x) for row in self._rows])
+        inputs = np.concatenate([self._values(row.x) for row in self._rows])
+        if self.normal_scores is not None:
+            inputs = np.hstack([inputs, NormalScores(self.normal_scores).observe(inputs)])
         # Rows of weight 0 set the scaling and teach nothing.
         self._begin(inputs, [row.y for row in self._rows], np.zeros(len(self._rows)))
         for row in self._rows:
             self._learn(row)
         self._rows = []
 
-    def _inputs(self, x: Mapping[Hashable, float]) -> np.ndarray:
+    def _values(self, x: Mapping[Hashable, float]) -> np.ndarray:
+        """Features in order, (1, features); those that are missing at their mean."""
         return np.array([[x.get(name, mean) for name, mean in self._means.items()]], dtype=np.float64)
+
+    def _inputs(self, x: Mapping[Hashable, float]) -> np.ndarray:
+        """What the model takes: the features, and their scores among the rows that were learned."""
+        values = self._values(x)
+        return values if self._scores is None else np.hstack([values, self._scores.transform(values)])
 
     # -- what the two tasks differ in -----------------------------------------------------------------------------
     @abstractmethod
@@ -143,13 +162,21 @@ class RiverRegressor(_River):
         estimator: the regressor that learns, with its parameters; one that was fitted on a data frame goes on from
             there, without a warm-up. A copy is taken.
         warm_up: rows that fix features and scaling. Until then the prediction is their mean target, 0 before any.
+        normal_scores: beside each feature its rank among so many of the last rows, as
+            :class:`~bayesmlp.NormalScores`: for heavy tails and for units that drift; None for the features alone.
 
     Raises:
         InvalidInput: bad arguments.
     """
 
-    def __init__(self, estimator: BayesianMLPRegressor | None = None, *, warm_up: int = 50) -> None:
-        super().__init__(estimator if estimator is not None else BayesianMLPRegressor(), warm_up)
+    def __init__(
+        self,
+        estimator: BayesianMLPRegressor | None = None,
+        *,
+        warm_up: int = 50,
+        normal_scores: int | None = None,
+    ) -> None:
+        super().__init__(estimator if estimator is not None else BayesianMLPRegressor(), warm_up, normal_scores)
 
     def predict_one(self, x: Mapping[Hashable, Any]) -> float:
         """Predictive mean of one row."""
@@ -176,6 +203,8 @@ class RiverClassifier(_River):
             two.
         warm_up: rows that fix features, scaling and classes. Until then the prediction is the frequency of the labels,
             each counted once more than it came.
+        normal_scores: beside each feature its rank among so many of the last rows, as
+            :class:`~bayesmlp.NormalScores`: for heavy tails and for units that drift; None for the features alone.
 
     Raises:
         InvalidInput: bad arguments.
@@ -187,8 +216,9 @@ class RiverClassifier(_River):
         *,
         classes: Iterable[Any] | None = None,
         warm_up: int = 50,
+        normal_scores: int | None = None,
     ) -> None:
-        super().__init__(estimator if estimator is not None else BayesianMLPClassifier(), warm_up)
+        super().__init__(estimator if estimator is not None else BayesianMLPClassifier(), warm_up, normal_scores)
         self.classes = None if classes is None else sorted(set(classes))
         if self.is_ready:
             self.classes = self.estimator.classes_.tolist()

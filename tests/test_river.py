@@ -56,6 +56,39 @@ def test_rows_are_learned_one_by_one(framework: str) -> None:
     assert model.predict_one(rows[0][0]) == reference.predict(table[:1]).mean[0]
 
 
+def test_scores_stand_beside_the_features() -> None:
+    """As if they had been computed before: each row's among those that were learned before it."""
+    rows = stream(30)
+    model = bm.RiverRegressor(bm.BayesianMLPRegressor(**SMALL, engine="numpy"), warm_up=10, normal_scores=8)
+    table, targets = np.array([[x["a"], x["b"]] for x, _ in rows]), np.array([y for _, y in rows])
+    inputs = np.hstack([table, bm.NormalScores(8).observe(table)])
+    for x, y in rows[:20]:
+        model.learn_one(x, y)
+    reference = bm.RiverRegressor(bm.BayesianMLPRegressor(**SMALL, engine="numpy"), warm_up=10)
+    for row, y in zip(inputs[:20], targets[:20], strict=True):
+        reference.learn_one(dict(enumerate(row)), y)
+    for index in range(20, 30):
+        x, y = rows[index]
+        assert model.predict_one(x) == model.predict_one(x) == reference.predict_one(dict(enumerate(inputs[index])))
+        with pytest.raises(InvalidInput):
+            model.learn_one(x, "much")
+        model.learn_one(x, y)
+        reference.learn_one(dict(enumerate(inputs[index])), y)
+    assert model.features == ["a", "b"]
+    again = pickle.loads(pickle.dumps(model))
+    assert again.predict_one(rows[0][0]) == model.predict_one(rows[0][0])
+
+
+def test_a_fitted_estimator_has_no_inputs_for_scores() -> None:
+    rows = stream(20)
+    table = pd.DataFrame([x for x, _ in rows])
+    fitted = bm.BayesianMLPRegressor(**SMALL, engine="torch", epochs=2).fit(table, [y for _, y in rows])
+    with pytest.raises(InvalidInput, match="normal_scores must be None, as a fitted estimator"):
+        bm.RiverRegressor(fitted, normal_scores=100)
+    with pytest.raises(InvalidInput, match="normal_scores must be an integer of at least 1, got 0"):
+        bm.RiverClassifier(normal_scores=0)
+
+
 def test_it_learns_the_function() -> None:
     model = regressor(warm_up=20)
     for x, y in stream(200):
