@@ -9,9 +9,12 @@ from jaxtyping import Float
 from scipy.special import ndtri
 
 from .inference.checks import check_count
+from .inference.errors import InvalidInput
 from .validation import check_inputs
 
 __all__ = ["NormalScores"]
+
+_LARGEST_WINDOW = 1_000_000
 
 
 class NormalScores:
@@ -23,14 +26,16 @@ class NormalScores:
     e equal it (Van der Waerden 1952, "Order tests for the two-sample problem and their power", with mid-ranks and the
     value counted among its own); among 1,000 rows it is at most 3.3 in magnitude.
 
-    A row's scores are fixed when it comes: learn from them and store them, so that a replay sees what was seen.
+    A row's scores are fixed when it comes: learn from them and store them, so that a replay sees what was seen. Threads
+    that share an object bring a lock.
 
     Args:
-        window: how many rows a value is ranked among; at least 1.
-        rows: that came before, oldest first, (n, num_inputs): those of :attr:`rows`, to go on from where another was.
+        window: how many rows a value is ranked among; 1 to a million.
+        rows: that came before, oldest first, (n, num_inputs), of which the window keeps the last: :attr:`rows` of
+            another one of the same window, to go on from where it was.
 
     Raises:
-        InvalidInput: another window, or rows that are not finite numbers.
+        InvalidInput: another window, or rows that are not finite numbers of at most 10³⁰ in magnitude.
 
     Example:
         >>> scores = NormalScores(window=3)
@@ -40,10 +45,12 @@ class NormalScores:
 
     def __init__(self, window: int = 1000, rows: Any = None) -> None:
         check_count("window", window)
+        if window > _LARGEST_WINDOW:
+            raise InvalidInput(f"window must be at most {_LARGEST_WINDOW:,}, got {window}")
         self.window = int(window)
         self._seen = 0
         self._ring: np.ndarray | None = None
-        if rows is not None:
+        if rows is not None and np.shape(rows)[0] > 0:
             self._add(check_inputs(rows, None, "rows"))
 
     @property
@@ -57,7 +64,7 @@ class NormalScores:
         """Scores of rows that are asked about: each among the window's rows, none of which they join.
 
         Raises:
-            InvalidInput: not (rows, num_inputs), or not finite.
+            InvalidInput: not (rows, num_inputs), not finite, or above 10³⁰ in magnitude.
         """
         return np.stack([self._scores(row) for row in self._checked(X)])
 
@@ -65,7 +72,7 @@ class NormalScores:
         """Scores of rows that have come, in their order: each among those before it, which it then joins.
 
         Raises:
-            InvalidInput: not (rows, num_inputs), or not finite; then no row has joined.
+            InvalidInput: not (rows, num_inputs), not finite, or above 10³⁰ in magnitude; then no row has joined.
         """
         scores = []
         for row in self._checked(X):

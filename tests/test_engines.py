@@ -29,6 +29,7 @@ from scipy import linalg, special
 
 import bayesmlp as bm
 from bayesmlp.inference.engines import Engine, NumpyEngine, engine_of, get_engine, map_arrays
+from bayesmlp.inference.engines.fused_loops import fused_loops
 from bayesmlp.inference.errors import DeviceUnavailable, InvalidInput
 from bayesmlp.inference.filtering import FilterModel, Posterior, UpdateInfo, filter_step
 from bayesmlp.inference.structures import Structure, low_rank
@@ -438,18 +439,41 @@ def test_the_writes_of_a_step(engine: Engine) -> None:
                 close(engine, owner.subtract_product(engine.asarray(matrix), left.T, right), matrix - outer)
 
 
-@pytest.fixture(params=["large", "small", "large, without Numba"])
-def side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Of a matrix that compiled loops are worth, where Numba is installed, and of others."""
-    if request.param == "large":
-        pytest.importorskip("numba", reason="pip install 'bayesmlp[fast]'")
-    if request.param == "large, without Numba" and "torch" in sys.modules:
-        monkeypatch.setattr("bayesmlp.inference.engines.torch_engine.fused_loops", lambda: None)
-    return 5 if request.param == "small" else 190
-
-
+@pytest.mark.parametrize(("side", "numba"), [(190, "there"), (5, "there"), (190, "absent"), (190, "broken")])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_what_independent_weights_learn(engine: Engine, side: int, rows: int) -> None:
+def test_what_independent_weights_learn(
+    engine: Engine, side: int, numba: str, rows: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By compiled loops, where Numba is there and a matrix is worth them, and without."""
+    if numba == "there":
+        pytest.importorskip("numba", reason="pip install 'bayesmlp[fast]'")
+    else:
+        monkeypatch.setattr(sys, "meta_path", [_Refuses(numba == "absent"), *sys.meta_path])
+        for name in [name for name in sys.modules if name.partition(".")[0] == "numba"]:
+            monkeypatch.delitem(sys.modules, name)
+    fused_loops.cache_clear()
+    try:
+        assert ("numba" in engine.fingerprint()) == (engine.name == "torch" and numba == "there")
+        _check_independent(engine, side, rows, engine.name == "torch" and side > 5 and numba == "there")
+    finally:
+        fused_loops.cache_clear()
+    assert any("numba does not load" in message for message in caplog.messages) == (
+        engine.name == "torch" and numba == "broken"
+    )
+
+
+class _Refuses:
+    """Stands in for a Numba that is not there, or does not load."""
+
+    def __init__(self, is_absent: bool) -> None:
+        self.error = ModuleNotFoundError if is_absent else ImportError
+
+    def find_spec(self, name: str, *args: Any) -> None:
+        if name == "numba":
+            raise self.error("Numba needs NumPy 1.0 or less")
+
+
+def _check_independent(engine: Engine, side: int, rows: int, uses_loops: bool) -> None:
     mean, precision = random_matrix(side, side + 1), np.exp(random_matrix(side, side + 1, seed=3))
     column, row = random_matrix(rows, side, seed=1), random_matrix(rows, side + 1, seed=2)
     moved, sharper = mean + (column.T @ row) / precision, precision + (column**2).T @ row**2
@@ -460,6 +484,7 @@ def test_what_independent_weights_learn(engine: Engine, side: int, rows: int) ->
             if rows == 1:
                 spread, cross = owner.spread_over(given[2], given[1])
                 close(engine, spread, column**2 @ (1 / precision))
+                assert (cross is None) == uses_loops
             gain = given[2] * given[2], given[3] * given[3]
             learned = owner.learn_independent(given[0], given[1], (given[2], given[3]), gain, cross)
         for got, expected in zip(learned, (moved, sharper), strict=True):

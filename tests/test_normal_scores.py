@@ -40,14 +40,16 @@ def test_batches_are_singles_and_asking_teaches_nothing(stream: np.ndarray) -> N
     np.testing.assert_array_equal(whole.transform(stream), single.transform(stream))
 
 
-@pytest.mark.parametrize("cut", [0, 7, 20, 33])
+@pytest.mark.parametrize("cut", [0, 1, 8, 20, 33])
 def test_another_goes_on_from_its_rows(stream: np.ndarray, cut: int) -> None:
-    first, straight = bm.NormalScores(window=20), bm.NormalScores(window=20)
-    straight.observe(stream[: cut + 1])
-    first.observe(stream[: cut + 1])
+    first = bm.NormalScores(window=20)
+    if cut:
+        first.observe(stream[:cut])
+        np.testing.assert_array_equal(first.rows, stream[max(0, cut - 20) : cut])
     second = bm.NormalScores(window=20, rows=first.rows)
-    np.testing.assert_array_equal(second.rows, stream[max(0, cut + 1 - 20) : cut + 1])
-    np.testing.assert_array_equal(second.observe(stream[cut + 1 :]), straight.observe(stream[cut + 1 :]))
+    np.testing.assert_array_equal(second.rows, first.rows)
+    whole = bm.NormalScores(window=20).observe(stream)
+    np.testing.assert_array_equal(second.observe(stream[cut:]), whole[cut:])
 
 
 def test_a_monotone_change_of_a_column_changes_nothing(stream: np.ndarray) -> None:
@@ -58,6 +60,8 @@ def test_a_monotone_change_of_a_column_changes_nothing(stream: np.ndarray) -> No
 def test_bad_input_names_its_argument_and_nothing_joins(stream: np.ndarray) -> None:
     with pytest.raises(bm.errors.InvalidInput, match="window must be an integer of at least 1, got 0"):
         bm.NormalScores(window=0)
+    with pytest.raises(bm.errors.InvalidInput, match="window must be at most 1,000,000, got 10000000000"):
+        bm.NormalScores(window=10**10)
     with pytest.raises(bm.errors.InvalidInput, match="rows must be finite, got nan"):
         bm.NormalScores(rows=[[np.nan]])
     scores = bm.NormalScores()

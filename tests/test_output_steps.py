@@ -98,6 +98,8 @@ def test_score_and_information_are_those_expected_under_the_answer(kind: str, sc
         weight = np.array([1.0, 0.5])
         found = solve(EXACT, likelihood, f, covariance, y, weight)
         assert bool(found.ok)
+        rank = size - 1 if kind == "categorical" else size  # probabilities add up to 1
+        assert found.fisher_factor.shape == (2, size, rank)
         information = found.fisher_factor @ found.fisher_factor.swapaxes(1, 2)
         whole = np.zeros((2 * size, 2 * size))
         for row in range(2):

@@ -221,7 +221,7 @@ class Engine(ABC):
         """Repeat ``body`` while ``condition`` holds."""
 
     def when(self, chosen: Array, change: Callable[[State], State], state: State) -> State:
-        """``change(state)`` where ``chosen`` holds, else the state, at no cost: compiled code skips the work too."""
+        """``change(state)`` where ``chosen`` holds, else the state; compiled code skips the work too, unless mapped."""
         return change(state) if bool(chosen) else state
 
     @abstractmethod

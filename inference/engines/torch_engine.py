@@ -23,7 +23,7 @@ from .base import (
     stack_trees,
     take,
 )
-from .fused_loops import FusedLoops, fused_loops, numba_version
+from .fused_loops import FusedLoops, fused_loops
 from .numpy_engine import NumpyEngine, processor, python_scan
 
 try:
@@ -83,8 +83,8 @@ class TorchEngine(Engine):
         on_gpu = self.device.type == "cuda"
         hardware = torch.cuda.get_device_name(self.device) if on_gpu else processor()
         versions = {"engine": self.name, "torch": torch.__version__, "processor": hardware, "threads": "1"}
-        numba = None if on_gpu else numba_version()
-        return versions if numba is None else {**versions, "numba": numba}
+        loops = None if on_gpu else fused_loops()
+        return versions if loops is None else {**versions, "numba": loops.version}
 
     def asarray(self, values: Any, dtype: str | None = None) -> torch.Tensor:
         if isinstance(values, torch.Tensor):

@@ -88,7 +88,7 @@ class Diagonal(Structure):
         residual: Float[Array, "N K"],
         fisher_factor: Float[Array, "N K R"],
     ) -> DiagonalState:
-        """For one input every weight is passed once: to move it, Λ⁻¹ Jᵀ r is ``cross`` times a row."""
+        """For one input Λ⁻¹ Jᵀ r is a row times ``cross``, where that was formed."""
         layers = [
             engine.learn_independent(
                 mean,
