@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from .inference.checks import check_count
 from .inference.errors import InvalidInput
-from .validation import check_inputs
+from .validation import as_host_array, check_inputs
 
 __all__ = ["NormalScores"]
 
@@ -50,7 +50,7 @@ class NormalScores:
         self.window = int(window)
         self._seen = 0
         self._ring: np.ndarray | None = None
-        if rows is not None and np.shape(rows)[0] > 0:
+        if rows is not None and as_host_array(rows, "rows").shape[:1] != (0,):
             self._add(check_inputs(rows, None, "rows"))
 
     @property

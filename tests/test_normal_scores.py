@@ -62,6 +62,8 @@ def test_bad_input_names_its_argument_and_nothing_joins(stream: np.ndarray) -> N
         bm.NormalScores(window=0)
     with pytest.raises(bm.errors.InvalidInput, match="window must be at most 1,000,000, got 10000000000"):
         bm.NormalScores(window=10**10)
+    with pytest.raises(bm.errors.InvalidInput, match=r"rows must have shape \(rows, inputs\), got shape \(\)"):
+        bm.NormalScores(rows=5.0)
     with pytest.raises(bm.errors.InvalidInput, match="rows must be finite, got nan"):
         bm.NormalScores(rows=[[np.nan]])
     scores = bm.NormalScores()
