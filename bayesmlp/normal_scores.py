@@ -31,11 +31,11 @@ class NormalScores:
 
     Args:
         window: how many rows a value is ranked among; 1 to a million.
-        rows: that came before, oldest first, (n, num_inputs), of which the window keeps the last: :attr:`rows` of
-            another one of the same window, to go on from where it was.
+        last_rows: that came before, oldest first, (n, num_inputs), of which the window keeps the last: those of another
+            one of the same window, to go on from where it was.
 
     Raises:
-        InvalidInput: another window, or rows that are not finite numbers of at most 10³⁰ in magnitude.
+        InvalidInput: another window, or last_rows that are not finite numbers of at most 10³⁰ in magnitude.
 
     Example:
         >>> scores = NormalScores(window=3)
@@ -43,18 +43,18 @@ class NormalScores:
         [0.0, 0.67, 0.97, 1.15]
     """
 
-    def __init__(self, window: int = 1000, rows: Any = None) -> None:
+    def __init__(self, window: int = 1000, last_rows: Any = None) -> None:
         check_count("window", window)
         if window > _LARGEST_WINDOW:
             raise InvalidInput(f"window must be at most {_LARGEST_WINDOW:,}, got {window}")
         self.window = int(window)
         self._seen = 0
         self._ring: np.ndarray | None = None
-        if rows is not None and as_host_array(rows, "rows").shape[:1] != (0,):
-            self._add(check_inputs(rows, None, "rows"))
+        if last_rows is not None and as_host_array(last_rows, "last_rows").shape[:1] != (0,):
+            self._add(check_inputs(last_rows, None, "last_rows"))
 
     @property
-    def rows(self) -> Float[np.ndarray, "n num_inputs"]:
+    def last_rows(self) -> Float[np.ndarray, "n num_inputs"]:
         """The rows of the window, oldest first; with them another one goes on from here. Empty before the first row."""
         if self._ring is None:
             return np.empty((0, 0))

@@ -45,9 +45,9 @@ def test_another_goes_on_from_its_rows(stream: np.ndarray, cut: int) -> None:
     first = bm.NormalScores(window=20)
     if cut:
         first.observe(stream[:cut])
-        np.testing.assert_array_equal(first.rows, stream[max(0, cut - 20) : cut])
-    second = bm.NormalScores(window=20, rows=first.rows)
-    np.testing.assert_array_equal(second.rows, first.rows)
+        np.testing.assert_array_equal(first.last_rows, stream[max(0, cut - 20) : cut])
+    second = bm.NormalScores(window=20, last_rows=first.last_rows)
+    np.testing.assert_array_equal(second.last_rows, first.last_rows)
     whole = bm.NormalScores(window=20).observe(stream)
     np.testing.assert_array_equal(second.observe(stream[cut:]), whole[cut:])
 
@@ -62,10 +62,10 @@ def test_bad_input_names_its_argument_and_nothing_joins(stream: np.ndarray) -> N
         bm.NormalScores(window=0)
     with pytest.raises(bm.errors.InvalidInput, match="window must be at most 1,000,000, got 10000000000"):
         bm.NormalScores(window=10**10)
-    with pytest.raises(bm.errors.InvalidInput, match=r"rows must have shape \(rows, inputs\), got shape \(\)"):
-        bm.NormalScores(rows=5.0)
-    with pytest.raises(bm.errors.InvalidInput, match="rows must be finite, got nan"):
-        bm.NormalScores(rows=[[np.nan]])
+    with pytest.raises(bm.errors.InvalidInput, match=r"last_rows must have shape \(rows, inputs\), got shape \(\)"):
+        bm.NormalScores(last_rows=5.0)
+    with pytest.raises(bm.errors.InvalidInput, match="last_rows must be finite, got nan"):
+        bm.NormalScores(last_rows=[[np.nan]])
     scores = bm.NormalScores()
     scores.observe(stream[:5])
     broken = stream[5:10].copy()
@@ -74,7 +74,7 @@ def test_bad_input_names_its_argument_and_nothing_joins(stream: np.ndarray) -> N
         scores.observe(broken)
     with pytest.raises(bm.errors.InvalidInput, match=r"X must have shape \(rows, 2\), got shape \(1, 3\)"):
         scores.transform([[1.0, 2.0, 3.0]])
-    np.testing.assert_array_equal(scores.rows, stream[:5])
+    np.testing.assert_array_equal(scores.last_rows, stream[:5])
 
 
 def test_the_example_says_what_it_prints() -> None:
