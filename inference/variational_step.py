@@ -29,7 +29,7 @@ from .quadrature import normal_nodes
 
 __all__ = ["VariationalStep"]
 
-_RATE = 0.5  # of a natural-gradient step; halved where the fixed point comes no nearer
+_RATE = 0.7  # of a natural-gradient step; halved where the fixed point comes no nearer
 _LOWEST_RATE = 0.125
 _JITTER = 1e-12
 _JITTER_OF_FLOAT32 = 1e-6
@@ -133,10 +133,10 @@ class VariationalStep(OutputStep):
         def unfinished(now: _Iterate) -> Array:
             return (now.distance > self.tolerance) & (now.count < self.max_iterations)
 
-        one, half = engine.constant(1.0, outputs), engine.constant(_RATE, outputs)
+        one, rate = engine.constant(1.0, outputs), engine.constant(_RATE, outputs)
         nothing = engine.constant(np.zeros(size), outputs), xp.zeros_like(prior_spread)
         wanted = errors(outputs, prior_spread)
-        start = _Iterate(*nothing, *wanted, distance_of(nothing[1], *wanted), half, one)
+        start = _Iterate(*nothing, *wanted, distance_of(nothing[1], *wanted), rate, one)
         found = engine.while_loop(unfinished, iterate, start)
         # Where the fixed point is near, the whole step leads to it; a step that is cut off by its number stays careful.
         last = xp.where(found.distance > self.tolerance, found.rate, one)
