@@ -12,6 +12,7 @@ A layer that one input passes at several positions (tokens, nodes, time steps) s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -84,19 +85,21 @@ class LayerFactors(NamedTuple):
         first, second = np.triu_indices(num_rows)
         pair = np.empty((num_rows, num_rows), np.int64)
         pair[first, second] = pair[second, first] = np.arange(len(first))
-        strips = [self._strip(engine, spread, pair, start) for start in range(0, num_rows, _STRIP)]
-        lower = engine.xp.concat(strips, axis=1)
-        return engine.xp.tril(lower) + engine.xp.tril(lower, k=-1).mT
+        strips: list[Array] = []
+        for start in range(0, num_rows, _STRIP):
+            strips.append(self._strip(engine, spread, pair, start, strips))
+        return engine.xp.concat(strips, axis=1)
 
-    def _strip(self, engine: Engine, spread: Array, pair: np.ndarray, start: int) -> Array:
-        """Columns of the joint gram, of a few inputs with themselves and those after them; zeros above."""
+    def _strip(self, engine: Engine, spread: Array, pair: np.ndarray, start: int, before: Sequence[Array]) -> Array:
+        """Columns of the joint gram, of a few inputs with themselves and those after them; above is what was before."""
         xp, (_, num_outputs, width) = engine.xp, self.rows.shape
         own, after = self.rows[start : start + _STRIP], self.rows[start:]
         between = spread[pair[start : start + _STRIP, start:]]
         weighted = xp.reshape(between[:, :, None, :] * after, (len(own), -1, width))  # n, m k, o
         below = xp.reshape(xp.permute_dims(weighted @ own.mT, (1, 0, 2)), (-1, len(own) * num_outputs))
-        above = engine.constant(np.zeros((start * num_outputs, below.shape[1])), below)
-        return xp.concat([above, below], axis=0)
+        first = start * num_outputs
+        above = [strip[first : first + below.shape[1]].mT for strip in before]
+        return xp.concat([*above, below], axis=0)
 
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]

@@ -30,7 +30,7 @@ from .quadrature import normal_nodes
 __all__ = ["VariationalStep"]
 
 _RATE = 0.7  # of a natural-gradient step; halved where the fixed point comes no nearer
-_LOWEST_RATE = 0.125
+_LOWEST_RATE = 0.125  # from which it is halved no further
 _JITTER = 1e-12
 _JITTER_OF_FLOAT32 = 1e-6
 _ROUNDING = 1e-14  # of a row's information, a difference of probabilities, relative to its weight
