@@ -101,6 +101,17 @@ class LayerFactors(NamedTuple):
         above = [strip[first : first + below.shape[1]].mT for strip in before]
         return xp.concat([*above, below], axis=0)
 
+    def spread_with(self, other: LayerFactors, variance: Float[Array, "I O"]) -> Float[Array, "N B O"]:
+        """As :meth:`spread`, of every pair of one of these inputs and one of B others."""
+        num_rows, num_inputs = self.inputs.shape
+        pairs = (self.inputs[:, None, :] * other.inputs).reshape((-1, num_inputs))
+        return (pairs @ variance).reshape((num_rows, -1, variance.shape[1]))
+
+    def gram_with(self, other: LayerFactors, spread: Float[Array, "N B O"]) -> Float[Array, "N K B L"]:
+        """``J diag(variance) J_otherᵀ``, for L directions of each of the others, given the :meth:`spread_with`."""
+        weighted = self.rows[:, None] * spread[:, :, None, :]  # N, B, K, O
+        return (weighted @ other.rows.mT).swapaxes(1, 2)
+
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]
     ) -> tuple[Array, Float[Array, "I O"] | None]:

@@ -12,7 +12,7 @@ import pytest
 import bayesmlp as bm
 from bayesmlp.inference.engines import Engine
 from bayesmlp.inference.likelihoods import LevelState, Likelihood, NoiseState, ScaleState, Thresholds
-from bayesmlp.inference.structures import Structure
+from bayesmlp.inference.structures import BufferedLowRank, Structure
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -28,6 +28,7 @@ STRUCTURES: dict[str, Structure] = {
     "diagonal": bm.Diagonal(),
     "full": bm.Full(),
     "low_rank": bm.LowRank(3),
+    "buffered": bm.LowRank(3, buffer=5),
     "kronecker": bm.Kronecker(),
     "last_full": bm.LastLayer(bm.Full(), bm.Diagonal()),
     "last_full_low_rank": bm.LastLayer(bm.Full(), bm.LowRank(2)),
@@ -116,6 +117,8 @@ def random_arrays(structure: Structure, shapes: Shapes, seed: int) -> dict[str, 
             f"columns.{i}": used * rng.standard_normal((structure.rank, *shape)) for i, shape in enumerate(shapes)
         }
         return means | diagonals | columns
+    if isinstance(structure, BufferedLowRank):
+        return random_buffered(structure, shapes, seed)
     if isinstance(structure, bm.Kronecker):
         return means | random_kronecker(shapes, rng)
     if isinstance(structure, bm.Full):
@@ -130,6 +133,30 @@ def random_arrays(structure: Structure, shapes: Shapes, seed: int) -> dict[str, 
     }
 
 
+def random_buffered(structure: BufferedLowRank, shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
+    """Of which one row waits, in one direction, so that a fold of rank 3 drops nothing."""
+    rng = np.random.default_rng([seed, 1])
+    arrays, places, outputs = random_arrays(structure.of, shapes, seed), structure.capacity, shapes[-1][1]
+    inputs, rows = [], []
+    for size, width in shapes:
+        inputs.append(np.concatenate([np.zeros((places - 1, size)), rng.standard_normal((1, size))]))
+        rows.append(np.zeros((places, outputs, width)))
+        rows[-1][-1, 0] = rng.standard_normal(width)
+    waiting = np.concatenate(
+        [np.einsum("bi,bko->bkio", a, d).reshape(places * outputs, -1) for a, d in zip(inputs, rows, strict=True)],
+        axis=1,
+    )
+    columns = np.concatenate(
+        [arrays[f"columns.{i}"].reshape(structure.of.rank, -1) for i in range(len(shapes))], axis=1
+    )
+    directions = np.concatenate([columns, waiting])
+    diagonal = np.concatenate([arrays[f"diagonal.{i}"].reshape(-1) for i in range(len(shapes))])
+    arrays |= {f"inputs.{i}": array for i, array in enumerate(inputs)}
+    arrays |= {f"rows.{i}": array for i, array in enumerate(rows)}
+    root = np.linalg.cholesky(np.eye(len(directions)) + directions / diagonal @ directions.T)
+    return arrays | {"root": root, "waiting": np.array(1.0)}
+
+
 def arrays_for(likelihood: Likelihood, structure: Structure, shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
     """As :func:`random_arrays`; twenty times as precise for a likelihood whose mode is ill-conditioned otherwise.
 
@@ -139,6 +166,11 @@ def arrays_for(likelihood: Likelihood, structure: Structure, shapes: Shapes, see
     arrays = random_arrays(structure, shapes, seed)
     if not isinstance(likelihood, bm.HeteroscedasticGaussian):
         return arrays
+    if isinstance(structure, BufferedLowRank):
+        return arrays | {
+            name: array * 20.0 ** {"diagonal": 1.0, "columns": 0.5, "rows": 0.5}.get(name.split(".")[0], 0.0)
+            for name, array in arrays.items()
+        }
     powers = {"mean": 0.0, "precision": 1.0, "diagonal": 1.0, "columns": 0.5, "covariance_root": -0.5}
     if isinstance(structure, bm.Kronecker):  # whose precisions are those within its bases
         powers = {"mean": 0.0, "precision": 0.0, "input_basis": -0.25, "output_basis": -0.25}

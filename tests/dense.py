@@ -15,7 +15,7 @@ import bayesmlp as bm
 from bayesmlp.inference.likelihoods import Likelihood
 from bayesmlp.inference.likelihoods.heteroscedastic_gaussian import LOG_VARIANCE_BOUNDS
 from bayesmlp.inference.likelihoods.poisson import LOG_RATE_BOUNDS
-from bayesmlp.inference.structures import Structure
+from bayesmlp.inference.structures import BufferedLowRank, Structure
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -98,6 +98,9 @@ def precision(structure: Structure, arrays: Mapping[str, np.ndarray], shapes: Sh
     if isinstance(structure, bm.LowRank):
         columns = low_rank_columns(arrays, shapes)
         return np.diag(flatten(layers_of("diagonal", arrays, len(shapes)))) + columns @ columns.T
+    if isinstance(structure, BufferedLowRank):
+        waiting = waiting_rows(arrays, shapes)
+        return precision(structure.of, arrays, shapes) + waiting.T @ waiting
     if isinstance(structure, bm.Kronecker):
         return linalg.block_diag(*(kronecker_precision(arrays, layer) for layer in range(len(shapes))))
     if isinstance(structure, bm.Full):
@@ -117,6 +120,13 @@ def low_rank_columns(arrays: Mapping[str, np.ndarray], shapes: Shapes) -> np.nda
     """W of a low-rank posterior, (P, R)."""
     layers = layers_of("columns", arrays, len(shapes))
     return np.concatenate([layer.reshape(len(layer), -1) for layer in layers], axis=1).T
+
+
+def waiting_rows(arrays: Mapping[str, np.ndarray], shapes: Shapes) -> np.ndarray:
+    """LᵀJ of the rows that wait in a buffer, (B K, P)."""
+    pairs = zip(layers_of("inputs", arrays, len(shapes)), layers_of("rows", arrays, len(shapes)), strict=True)
+    jacobians = [np.einsum("bi,bko->bkio", inputs, rows) for inputs, rows in pairs]
+    return np.concatenate([j.reshape(j.shape[0] * j.shape[1], -1) for j in jacobians], axis=1)
 
 
 def kronecker_precision(arrays: Mapping[str, np.ndarray], layer: int) -> np.ndarray:

@@ -35,12 +35,23 @@ from bayesmlp.inference.engines import Engine, NumpyEngine, get_engine
 from bayesmlp.inference.filtering import FilterModel, Posterior, UpdateInfo
 from bayesmlp.inference.laplace_step import LaplaceStep
 from bayesmlp.inference.likelihoods import Likelihood, NoiseState
-from bayesmlp.inference.structures import Structure
+from bayesmlp.inference.structures import BufferedLowRank, Structure
 
 EXACT = 1e-10
-ALL_STRUCTURES = STRUCTURES | {"low_rank_wide": bm.LowRank(12)}
+ALL_STRUCTURES = STRUCTURES | {
+    "low_rank_wide": bm.LowRank(12),
+    "buffer_full": bm.LowRank(3, buffer=3),  # with the row that waits
+    "buffer_too_small": bm.LowRank(3, buffer=2),
+}
 """The wide one has room for every column of these cases' batches, so that nothing is cut off."""
-PAIRS = [(s, k) for s in STRUCTURES for k in LIKELIHOODS] + [("low_rank_wide", "categorical")]
+PAIRS = [(s, k) for s in STRUCTURES for k in LIKELIHOODS] + [
+    ("low_rank_wide", "categorical"),
+    *(
+        (name, kind)
+        for name in ("buffer_full", "buffer_too_small")
+        for kind in ("gaussian_known", "categorical", "ordinal")
+    ),
+]
 
 
 # -- linear models: conjugate answers ---------------------------------------------------------------------------------
@@ -241,6 +252,13 @@ def assert_projection(
         np.testing.assert_allclose(got, np.diag(np.diag(exact)), rtol=EXACT, atol=EXACT)
     elif isinstance(structure, bm.Kronecker):
         assert_kronecker(before, after, shapes, exact)
+    elif isinstance(structure, BufferedLowRank):
+        if structure.capacity > 3:  # rows of a step, and one that has waited
+            np.testing.assert_allclose(got, exact, rtol=EXACT, atol=EXACT)
+            return
+        assert_truncation(structure.of, before, after, shapes, exact)
+        assert not dense.waiting_rows(after, shapes).any()
+        assert not after["waiting"]
     elif isinstance(structure, bm.LowRank) and structure.rank < 12:
         assert_truncation(structure, before, after, shapes, exact)
     else:

@@ -235,6 +235,17 @@ class Engine(ABC):
         """
         return self.guarded(ok, lambda: update(self), old)
 
+    def kept(self, new: State, old: State) -> State:
+        """What :meth:`map_blocks` does not write of an update that :meth:`guarded_blocks` may refuse."""
+        return new
+
+    def change_blocks(self, chosen: Array, change: Callable[[Engine, State], State], state: State) -> State:
+        """As :meth:`when`, for a change by the :meth:`map_blocks` of the engine it is given.
+
+        A compiled step that owns the state's memory then passes over it where nothing is to change.
+        """
+        return change(self, state) if bool(chosen) else state
+
     @abstractmethod
     def scan(self, body: Callable[[State, Any], tuple[State, Any]], state: State, sequence: Any) -> tuple[State, Any]:
         """Fold ``body`` over the leading axis of ``sequence``; per-step results are stacked."""

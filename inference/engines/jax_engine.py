@@ -52,9 +52,11 @@ class JaxEngine(Engine):
 
     Args:
         ok: what :meth:`map_blocks` writes its blocks under; None outside :meth:`guarded_blocks`.
+        seldom: whether that is for a change which most steps go without.
     """
 
     ok: Any = field(default=None, compare=False, repr=False)
+    seldom: bool = field(default=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -144,6 +146,14 @@ class JaxEngine(Engine):
     def guarded_blocks(self, ok: Any, update: Callable[[Engine], Any], old: Any) -> Any:
         return update(replace(self, ok=ok)) if self.in_place else super().guarded_blocks(ok, update, old)
 
+    def kept(self, new: Any, old: Any) -> Any:
+        return new if self.ok is None else self.guarded(self.ok, lambda: new, old)
+
+    def change_blocks(self, chosen: Any, change: Callable[[Engine, Any], Any], state: Any) -> Any:
+        if not self.in_place:
+            return self.when(chosen, lambda now: change(self, now), state)
+        return change(replace(self, ok=chosen if self.ok is None else self.ok & chosen, seldom=True), state)
+
     def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any) -> tuple[Any, Any]:
         return jax.lax.scan(body, state, sequence)
 
@@ -172,8 +182,11 @@ class JaxEngine(Engine):
     ) -> tuple[Any, ...]:
         if self.ok is None:
             return body(*arrays, *others)  # the compiler's own fusion is what blocks are for elsewhere
-        size = _LONGER * size
+        # What is done seldom is in blocks even where they are few, for blocks alone are passed over.
+        size = min(size, max(1, arrays[0].shape[-2] // 4)) if self.seldom else _LONGER * size
         whole, rest = divmod(arrays[0].shape[-2], size)
+        if self.device.platform != "cpu" and self.seldom:
+            return self.when(self.ok, lambda now: tuple(body(*now, *others)), tuple(arrays))
         if self.device.platform != "cpu" or whole < 3:
             return self.guarded(self.ok, lambda: tuple(body(*arrays, *others)), tuple(arrays))
 
@@ -185,7 +198,8 @@ class JaxEngine(Engine):
             pairs = zip(now, new, strict=True)
             return tuple(jax.lax.dynamic_update_slice_in_dim(array, part, first, axis=-2) for array, part in pairs)
 
-        written = jax.lax.fori_loop(0, whole, lambda index, now: write(index * size, size, now), tuple(arrays))
+        turns = jnp.where(self.ok, whole, 0)  # where nothing is to change, nothing is read
+        written = jax.lax.fori_loop(0, turns, lambda index, now: write(index * size, size, now), tuple(arrays))
         return write(whole * size, rest, written) if rest else written
 
     def slice_rows(self, array: Any, first: Any, size: int) -> jax.Array:

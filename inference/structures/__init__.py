@@ -2,6 +2,7 @@
 
 from .base import Structure
 from .blocks import Blocks, LastLayer
+from .buffered_low_rank import BufferedLowRank
 from .diagonal import Diagonal
 from .frozen import Frozen
 from .full import Full
@@ -14,6 +15,7 @@ from .subnetwork import Subnetwork
 
 __all__ = [
     "Blocks",
+    "BufferedLowRank",
     "Diagonal",
     "EvidenceGrid",
     "Frozen",

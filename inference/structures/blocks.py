@@ -12,6 +12,7 @@ from jaxtyping import Float
 from ..engines.base import Array, Engine
 from ..errors import InvalidInput
 from .base import Factors, Grown, Layers, Structure, changed
+from .buffered_low_rank import BufferedLowRank
 from .diagonal import Diagonal
 from .full import Full
 from .point import Point
@@ -73,7 +74,10 @@ class Blocks(Structure):
             if layers != "rest" and not all(-num_layers <= layer < num_layers for layer in layers):
                 raise InvalidInput(f"Blocks.parts names layers {layers} of a network of {num_layers} layers")
             if own:
-                parts.append((structure.resolve(len(own)), own))
+                resolved = structure.resolve(len(own))
+                if isinstance(resolved, BufferedLowRank) and len(own) < num_layers:
+                    raise InvalidInput("LowRank.buffer must be 0 in Blocks and LastLayer: it is for all layers at once")
+                parts.append((resolved, own))
         if sorted(layer for _, layers in parts for layer in layers) != list(range(num_layers)):
             got = [layers for _, layers in parts]
             raise InvalidInput(f"Blocks.parts must name each of the layers 0 to {num_layers - 1} once, got {got}")

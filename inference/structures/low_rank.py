@@ -53,7 +53,7 @@ class FreeLowRankState(NamedTuple):
     relative_columns: Layers
 
 
-class _Products(NamedTuple):
+class Products(NamedTuple):
     """What a step needs of the columns, in float64: differences of it are small where much is known.
 
     Attributes:
@@ -67,13 +67,13 @@ class _Products(NamedTuple):
     core: Float[Array, "R R"]
 
 
-class _Move(NamedTuple):
-    """How the mean moves.
+class Move(NamedTuple):
+    """How the mean moves: by Υ⁻¹ (Jᵀ r - W c).
 
     Attributes:
         factors: of J.
         residual: r.
-        coefficients: (I + WᵀΥ⁻¹W)⁻¹ WᵀΥ⁻¹Jᵀ r.
+        coefficients: c, (I + WᵀΥ⁻¹W)⁻¹ WᵀΥ⁻¹Jᵀ r.
     """
 
     factors: Factors
@@ -91,9 +91,12 @@ class LowRank(Structure):
 
     Args:
         rank: R, at least 1.
+        buffer: recent rows that stay as they are, at least 0; see :class:`~.buffered_low_rank.BufferedLowRank`. A
+            stream of single events is learned in less time, and what is dropped is chosen from many rows at once.
     """
 
     rank: int = 10
+    buffer: int = 0
 
     state_type = LowRankState
     per_layer = frozenset({"mean", "diagonal", "columns"})
@@ -102,6 +105,13 @@ class LowRank(Structure):
     def __post_init__(self) -> None:
         if not is_count(self.rank):
             raise InvalidInput(f"LowRank.rank must be an integer of at least 1, got {self.rank!r}")
+        if not is_count(self.buffer, least=0):
+            raise InvalidInput(f"LowRank.buffer must be an integer of at least 0, got {self.buffer!r}")
+
+    def resolve(self, num_layers: int) -> Structure:
+        from .buffered_low_rank import BufferedLowRank  # which is built on this
+
+        return BufferedLowRank(LowRank(self.rank), self.buffer) if self.buffer else self
 
     def initial(self, engine: Engine, mean: Layers, precision: Layers) -> LowRankState:
         xp = engine.xp
@@ -130,7 +140,7 @@ class LowRank(Structure):
         return LowRankState(free.mean, diagonal, tuple(xp.exp(0.5 * log_scale) * v for log_scale, _, v in layers))
 
     def _core(self, engine: Engine, state: LowRankState) -> Float[Array, "R R"]:
-        """WᵀΥ⁻¹W."""
+        """WᵀΥ⁻¹W, in the precision of the arrays."""
         grams = [
             _flat(engine, columns / diagonal) @ _flat(engine, columns).mT
             for columns, diagonal in zip(state.columns, state.diagonal, strict=True)
@@ -143,20 +153,21 @@ class LowRank(Structure):
 
     def output_covariance(self, engine: Engine, state: LowRankState, factors: Factors, *, joint: bool = False) -> Array:
         """JΥ⁻¹Jᵀ - (JΥ⁻¹W)(I + WᵀΥ⁻¹W)⁻¹(JΥ⁻¹W)ᵀ."""
-        return self._covariance(engine, self._products(engine, state, factors, joint))
+        return self._covariance(engine, self.products(engine, state, factors, joint))
 
-    def joint_covariances(self, engine: Engine, state: LowRankState, factors: Factors) -> tuple[Array, _Products]:
-        products = self._products(engine, state, factors, joint=True)
+    def joint_covariances(self, engine: Engine, state: LowRankState, factors: Factors) -> tuple[Array, Products]:
+        products = self.products(engine, state, factors, joint=True)
         return self._covariance(engine, products), products
 
-    def _products(self, engine: Engine, state: LowRankState, factors: Factors, joint: bool) -> _Products:
+    def products(self, engine: Engine, state: LowRankState, factors: Factors, joint: bool) -> Products:
+        """Those of J, between all inputs or of each alone."""
         parts = [
             _products_of_layer(engine, factor, diagonal, columns, joint)
             for factor, diagonal, columns in zip(factors, state.diagonal, state.columns, strict=True)
         ]
-        return _Products(*(sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True)))
+        return Products(*(sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True)))
 
-    def _covariance(self, engine: Engine, products: _Products) -> Array:
+    def _covariance(self, engine: Engine, products: Products) -> Array:
         projected = products.projected
         if products.gram.ndim == 2:
             projected = engine.xp.reshape(projected, (-1, projected.shape[2]))
@@ -187,7 +198,7 @@ class LowRank(Structure):
         self, engine: Engine, state: LowRankState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> LowRankState:
         new = [factor.left_multiply(fisher_factor) for factor in factors]
-        products = self._products(engine, state, new, joint=True)
+        products = self.products(engine, state, new, joint=True)
         return self._joined(engine, state, new, products, None)
 
     def learn(
@@ -195,22 +206,22 @@ class LowRank(Structure):
         engine: Engine,
         state: LowRankState,
         factors: Factors,
-        cross: _Products,
+        cross: Products,
         residual: Float[Array, "N K"],
         fisher_factor: Float[Array, "N K R"],
     ) -> LowRankState:
         """The products of LᵀJ are those of J, multiplied by Lᵀ."""
         new = [factor.left_multiply(fisher_factor) for factor in factors]
         coefficients, products = engine.in_float64(_of_the_new, cross, residual, fisher_factor)
-        return self._joined(engine, state, new, products, _Move(factors, residual, coefficients))
+        return self._joined(engine, state, new, products, Move(factors, residual, coefficients))
 
     def _joined(
         self,
         engine: Engine,
         state: LowRankState,
         new: Factors,
-        products: _Products,
-        move: _Move | None,
+        products: Products,
+        move: Move | None,
     ) -> LowRankState:
         """The new directions stay factors: only their products with the stored ones and among themselves are taken."""
         num_rows, num_directions, rank = products.projected.shape
@@ -220,17 +231,30 @@ class LowRank(Structure):
         for index, (factor, *arrays) in enumerate(zip(new, *state, strict=True)):
 
             def learned(m: Array, d: Array, w: Array, a: Array, factor: Any = factor, index: int = index) -> Any:
-                own = factor._replace(inputs=a.mT)
-                after = _combine(engine, rotation[:rank].mT, w) + own.combined(engine, mixing)
                 if move is not None:
-                    m = self._mean_after(engine, move.factors[index]._replace(inputs=a.mT), move, m, d, w)
-                return m, self._diagonal_after(engine, own, d, w, after), after
+                    m = self.mean_after(engine, move.factors[index]._replace(inputs=a.mT), move, m, d, w)
+                return m, *self.truncated(engine, factor._replace(inputs=a.mT), d, w, (rotation[:rank], mixing))
 
-            layers.append(engine.map_blocks(learned, arrays, (factor.inputs.mT,), _block_rows(arrays[2])))
+            layers.append(engine.map_blocks(learned, arrays, (factor.inputs.mT,), block_rows(arrays[2])))
         return LowRankState(*zip(*layers, strict=True))
 
-    def _mean_after(self, engine: Engine, factor: Any, move: _Move, mean: Array, d: Array, w: Array) -> Array:
-        """The mean with Λ⁻¹ Jᵀ r, in float64: where much is known, the columns take nearly all of it away again."""
+    def truncated(
+        self, engine: Engine, factor: Any, d: Array, w: Array, mixing: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """A layer's Υ and Wᵀ with new directions among the stored ones.
+
+        Args:
+            engine: of the arrays.
+            factor: of the new directions.
+            d: Υ before.
+            w: Wᵀ before.
+            mixing: of the stored directions, (R, R), and of the new ones, (N, K, R), into those that are kept.
+        """
+        after = _combine(engine, mixing[0].mT, w) + factor.combined(engine, mixing[1])
+        return self._diagonal_after(engine, factor, d, w, after), after
+
+    def mean_after(self, engine: Engine, factor: Any, move: Move, mean: Array, d: Array, w: Array) -> Array:
+        """A layer's mean, moved, in float64: where much is known, the columns take nearly all of it away again."""
         column, row = engine.widen(factor.pull_back(move.residual))
         step = column.mT @ row
         for index in range(self.rank):
@@ -334,7 +358,7 @@ class LowRank(Structure):
             whole = LowRankState(now.mean, diagonal, columns)
         step = self._solve(engine, whole, gradient)
         mean = tuple(m + s for m, s in zip(now.mean, step, strict=True))
-        rotation = _descending_eigenvectors(engine, self._core(engine, whole))[:, : self.rank]
+        rotation = descending_eigenvectors(engine, self._core(engine, whole))[:, : self.rank]
         kept = tuple(_combine(engine, rotation.mT, w) for w in whole.columns)
         dropped = (xp.sum(w * w, axis=0) - xp.sum(k * k, axis=0) for w, k in zip(whole.columns, kept, strict=True))
         diagonal = tuple(d + xp.clip(rest, 0, None) for d, rest in zip(whole.diagonal, dropped, strict=True))
@@ -345,7 +369,7 @@ def _flat(engine: Engine, columns: Float[Array, "R I O"]) -> Float[Array, "R P"]
     return engine.xp.reshape(columns, (columns.shape[0], -1))
 
 
-def _block_rows(columns: Float[Array, "R I O"]) -> int:
+def block_rows(columns: Float[Array, "R I O"]) -> int:
     """Rows of a layer that are taken at a time."""
     return int(max(1, _BLOCK // (columns.shape[0] * columns.shape[2])))
 
@@ -355,72 +379,84 @@ def _combine(engine: Engine, mixing: Float[Array, "M R"], columns: Float[Array, 
     return engine.xp.reshape(mixing @ _flat(engine, columns), (mixing.shape[0], *columns.shape[1:]))
 
 
-def _plus_identity(engine: Engine, core: Array) -> Array:
+def plus_identity(engine: Engine, core: Array) -> Array:
     return core + engine.eye(core.shape[0], core)
 
 
 def _divide_by_root(engine: Engine, core: Array, projected: Array) -> Array:
-    factor, _ = engine.cholesky(_plus_identity(engine, core))
+    factor, _ = engine.cholesky(plus_identity(engine, core))
     return engine.solve_triangular(factor, projected.mT).mT
 
 
 def _solve_core(engine: Engine, core: Array, right: Array) -> Array:
     matrix = right if right.ndim == 2 else right[:, None]
-    solved = engine.solve(_plus_identity(engine, core), matrix)
+    solved = engine.solve(plus_identity(engine, core), matrix)
     return solved if right.ndim == 2 else solved[:, 0]
 
 
 def _log_determinant_core(engine: Engine, core: Array) -> Array:
-    return engine.xp.linalg.slogdet(_plus_identity(engine, core))[1]
+    return engine.xp.linalg.slogdet(plus_identity(engine, core))[1]
 
 
 def _inverse_root(engine: Engine, core: Array) -> Array:
     """Lower Cholesky factor of (I + core)⁻¹."""
-    return engine.cholesky(engine.xp.linalg.inv(_plus_identity(engine, core)))[0]
+    return engine.cholesky(engine.xp.linalg.inv(plus_identity(engine, core)))[0]
 
 
-def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Array, joint: bool) -> _Products:
+def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Array, joint: bool) -> Products:
     """One layer's share, its rows taken in blocks that a processor's cache holds in float64."""
 
     def spreads(diagonal: Array, inputs: Array) -> Array:
         return wide._replace(inputs=inputs.mT).spread(engine, 1 / engine.widen(diagonal), joint)
 
-    def scaled(diagonal: Array, columns: Array) -> tuple[Array, Array]:
-        diagonal, columns = engine.widen((diagonal, columns))
-        return columns / diagonal, columns
-
     def moves_of(diagonal: Array, columns: Array, inputs: Array) -> Array:
-        return wide._replace(inputs=inputs.mT).moves(engine, scaled(diagonal, columns)[0])
+        return moves_of_block(engine, wide._replace(inputs=inputs.mT), diagonal, columns)
 
-    def core_of(diagonal: Array, columns: Array, inputs: Array) -> Array:
-        left, right = scaled(diagonal, columns)
-        return _flat(engine, left) @ _flat(engine, right).mT
-
-    def both(*layer: Array) -> tuple[Array, Array]:
-        return moves_of(*layer), core_of(*layer)
+    def both(diagonal: Array, columns: Array, inputs: Array) -> tuple[Array, Array]:
+        return moves_of(diagonal, columns, inputs), _core_of_block(engine, diagonal, columns)
 
     wide = engine.widen(factor)
-    layer, size = (diagonal, columns, wide.inputs.mT), _block_rows(columns)
-    spread = engine.sum_blocks(spreads, (diagonal, wide.inputs.mT), _block_rows(diagonal[None]), narrow=False)
+    layer, size = (diagonal, columns, wide.inputs.mT), block_rows(columns)
+    spread = engine.sum_blocks(spreads, (diagonal, wide.inputs.mT), block_rows(diagonal[None]), narrow=False)
     if factor.inputs.shape[0] == 1:
         moves, core = engine.sum_blocks(both, layer, size)
     else:
-        moves, core = engine.sum_blocks(moves_of, layer, size, narrow=False), engine.sum_blocks(core_of, layer, size)
-    return _Products(wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moves), core)
+        moves, core = engine.sum_blocks(moves_of, layer, size, narrow=False), core_of_layer(engine, diagonal, columns)
+    return Products(wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moves), core)
+
+
+def moves_of_block(engine: Engine, factor: Any, diagonal: Array, columns: Array) -> Array:
+    """How Υ⁻¹W moves the pre-activations, in float64."""
+    diagonal, columns = engine.widen((diagonal, columns))
+    return factor.moves(engine, columns / diagonal)
+
+
+def core_of_layer(engine: Engine, diagonal: Float[Array, "I O"], columns: Float[Array, "R I O"]) -> Array:
+    """One layer's share of WᵀΥ⁻¹W, in float64."""
+
+    def of_block(diagonal: Array, columns: Array) -> Array:
+        return _core_of_block(engine, diagonal, columns)
+
+    return engine.sum_blocks(of_block, (diagonal, columns), block_rows(columns))
+
+
+def _core_of_block(engine: Engine, diagonal: Array, columns: Array) -> Array:
+    diagonal, columns = engine.widen((diagonal, columns))
+    return _flat(engine, columns / diagonal) @ _flat(engine, columns).mT
 
 
 def _of_the_new(
-    engine: Engine, products: _Products, residual: Array, factor: Array
-) -> tuple[Float[Array, " R"], _Products]:
+    engine: Engine, products: Products, residual: Array, factor: Array
+) -> tuple[Float[Array, " R"], Products]:
     """(I + WᵀΥ⁻¹W)⁻¹ WᵀΥ⁻¹Jᵀ r, and the products of LᵀJ."""
     xp = engine.xp
     gram, projected, core = products
     right = xp.reshape(projected, (-1, core.shape[0])).mT @ xp.reshape(residual, (-1,))
     among = among_directions(engine, gram, factor)[1]
-    return _solve_core(engine, core, right), _Products(among, factor.mT @ projected, core)
+    return _solve_core(engine, core, right), Products(among, factor.mT @ projected, core)
 
 
-def _leading_directions(engine: Engine, products: _Products) -> Array:
+def _leading_directions(engine: Engine, products: Products) -> Array:
     """Leading eigenvectors of W̃ᵀΥ⁻¹W̃, where W̃ are the stored and the new directions."""
     xp = engine.xp
     gram, projected, core = products
@@ -428,10 +464,10 @@ def _leading_directions(engine: Engine, products: _Products) -> Array:
     cross = xp.reshape(projected, (-1, rank))
     upper = xp.concat([core, cross.mT], axis=1)
     lower = xp.concat([cross, 0.5 * (gram + gram.mT)], axis=1)
-    return _descending_eigenvectors(engine, xp.concat([upper, lower], axis=0))[:, :rank]
+    return descending_eigenvectors(engine, xp.concat([upper, lower], axis=0))[:, :rank]
 
 
-def _descending_eigenvectors(engine: Engine, gram: Array) -> Array:
+def descending_eigenvectors(engine: Engine, gram: Array) -> Array:
     vectors = engine.xp.linalg.eigh(gram)[1]
     return engine.xp.flip(vectors, axis=1)
 
