@@ -45,6 +45,7 @@ STRUCTURES: list[tuple[str, Any, int]] = [
     ("Diagonal", bm.Diagonal(), 32),
     ("LowRank(10)", bm.LowRank(10), 1),
     ("LowRank(10)", bm.LowRank(10), 32),
+    ("LowRank(10, buffer=16)", bm.LowRank(10, buffer=16), 1),
     ("LastLayer(Full, Diagonal)", bm.LastLayer(), 1),
     ("LastLayer(Kronecker, Diagonal)", bm.LastLayer(bm.Kronecker()), 1),
     ("Kronecker", bm.Kronecker(), 1),

@@ -31,6 +31,7 @@ WIDTHS = (115, 256, 740, 2_780, 9_615)  # of two hidden layers: 10^5 to 10^8 wei
 STRUCTURES: dict[str, tuple[Any, int]] = {
     "Diagonal": (bm.Diagonal(), 0),
     "LowRank(10)": (bm.LowRank(10), 10),
+    "LowRank(10, buffer=16)": (bm.LowRank(10, buffer=16), 10),
 }
 MEMORY_WIDTH = 3_000
 

@@ -27,6 +27,10 @@ _STRIP = 8
 """Inputs whose covariances with the others are taken at a time: of two large symmetric halves one is left out."""
 
 
+_AT_ONCE = 2**22
+"""Numbers of an array between two others."""
+
+
 class LayerFactors(NamedTuple):
     """The factors of one dense layer for N inputs and K output directions.
 
@@ -109,8 +113,14 @@ class LayerFactors(NamedTuple):
 
     def gram_with(self, other: LayerFactors, spread: Float[Array, "N B O"]) -> Float[Array, "N K B L"]:
         """``J diag(variance) J_otherᵀ``, for L directions of each of the others, given the :meth:`spread_with`."""
-        weighted = self.rows[:, None] * spread[:, :, None, :]  # N, B, K, O
-        return (weighted @ other.rows.mT).swapaxes(1, 2)
+        width = self.rows.shape[2]
+        units = max(1, _AT_ONCE // (spread.shape[0] * spread.shape[1] * self.rows.shape[1]))
+        total: Array = 0.0
+        for start in range(0, width, units):
+            own = slice(start, start + units)
+            weighted = self.rows[:, None, :, own] * spread[:, :, None, own]  # N, B, K, units
+            total = total + weighted @ other.rows[:, :, own].mT
+        return total.swapaxes(1, 2)
 
     def joint_covariances(
         self, engine: Engine, precision: Float[Array, "I O"]

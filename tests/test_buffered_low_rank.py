@@ -10,6 +10,7 @@ import pytest
 from cases import make_inputs, on, relative_error
 
 import bayesmlp as bm
+from bayesmlp.inference import factors
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.filtering import FilterModel, Posterior
 from bayesmlp.inference.structures import BufferedLowRank
@@ -167,3 +168,17 @@ def test_what_the_buffer_is_not_for() -> None:
         bm.LastLayer(hidden=bm.LowRank(3, buffer=2)).resolve(3)
     assert bm.LowRank(3, buffer=2).resolve(3) == BufferedLowRank(bm.LowRank(3), 2)
     assert bm.LowRank(3).resolve(3) == bm.LowRank(3)
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 2**22])
+def test_products_of_rows_with_others(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many units are taken at a time."""
+    monkeypatch.setattr(factors, "_AT_ONCE", at_once)
+    rng = np.random.default_rng(6)
+    one, other = (
+        factors.LayerFactors(rng.standard_normal((rows, 4)), rng.standard_normal((rows, outputs, 7)))
+        for rows, outputs in ((5, 3), (6, 2))
+    )
+    variance = rng.random((4, 7))
+    expected = np.einsum("ni,nko,io,bi,blo->nkbl", one.inputs, one.rows, variance, other.inputs, other.rows)
+    np.testing.assert_allclose(one.gram_with(other, one.spread_with(other, variance)), expected, rtol=1e-10, atol=1e-12)

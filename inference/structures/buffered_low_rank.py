@@ -207,9 +207,8 @@ class BufferedLowRank(Structure):
         ]
         size = factors[0].inputs.shape[0]
         full = state.waiting + size > self.capacity
-        # The leading directions of a few hundred are a step's longest computation, so that none is in vain.
         mixing = engine.when(full, lambda _: self._leading(engine, root), engine.cast(0 * root[:, : self.of.rank]))
-        # Compiled code then folds in place: it knows that the columns have been read.
+        # A fold waits for the mean: so compiled code has read the columns before it writes, and need not copy them.
         full = full & engine.xp.isfinite(sum(m[0, 0] for m in mean))
         changed = state.diagonal, state.columns
         diagonal, columns = engine.change_blocks(full, lambda own, now: self._fold(own, *now, rows, mixing), changed)
@@ -243,15 +242,16 @@ class BufferedLowRank(Structure):
     def _move(
         self, engine: Engine, state: BufferedLowRankState, factors: Factors, residual: Array, coefficients: Array
     ) -> Move:
-        """Jᵀ r less what [W G] takes away, as a move by more rows."""
+        """Jᵀ r less what [W G] takes away, as a move by more rows; in float64, for little of it may be left."""
         rank, shape = self.of.rank, state.rows[0].shape[:2]
-        taken = engine.cast(engine.xp.reshape(coefficients[rank:], shape))
-        wider = _filled(engine, residual, shape[1], axis=1)
+        factors, waiting, residual = engine.widen((tuple(factors), tuple(_factors(state)), residual))
         stacked = [
-            _joined(engine, _widened(engine, factor, state), waiting)
-            for factor, waiting in zip(factors, _factors(state), strict=True)
+            _joined(engine, factor._replace(rows=_filled(engine, factor.rows, shape[1], axis=1)), others)
+            for factor, others in zip(factors, waiting, strict=True)
         ]
-        return Move(stacked, engine.xp.concat([wider, -taken], axis=0), coefficients[:rank])
+        taken = engine.xp.reshape(coefficients[rank:], shape)
+        both = engine.xp.concat([_filled(engine, residual, shape[1], axis=1), -taken], axis=0)
+        return Move(stacked, both, coefficients[:rank])
 
     def _mean_after(self, engine: Engine, state: BufferedLowRankState, move: Move) -> Layers:
         means: list[Array] = []
@@ -370,13 +370,13 @@ def _as_wide_as(engine: Engine, factor: Float[Array, "N K R"], width: int) -> Fl
     return _filled(engine, factor, width, axis=2)
 
 
-def _widened(engine: Engine, factor: Factor, state: BufferedLowRankState) -> LayerFactors:
-    """Factors with as many output directions as those that wait."""
-    return LayerFactors(factor.inputs, _filled(engine, factor.rows, state.rows[0].shape[1], axis=1))
-
-
 def _joined(engine: Engine, first: Factor, second: Factor) -> LayerFactors:
     return LayerFactors(*(engine.xp.concat(pair, axis=0) for pair in zip(first, second, strict=True)))
+
+
+def _few_rows(diagonal: Float[Array, "I O"]) -> int:
+    """Rows of a layer that are taken at a time, where what is computed of them is kept for all of them."""
+    return max(1, block_rows(diagonal[None]) // 4)
 
 
 def _products_of_layer(
@@ -398,7 +398,7 @@ def _products_of_layer(
         return moves_of_block(engine, wide._replace(inputs=inputs.mT), diagonal, columns)
 
     arrays = diagonal, wide.inputs.mT, other.inputs.mT
-    spread, between = engine.sum_blocks(spreads, arrays, block_rows(diagonal[None]) // 4, narrow=False)
+    spread, between = engine.sum_blocks(spreads, arrays, _few_rows(diagonal), narrow=False)
     layer, narrow = (diagonal, columns, wide.inputs.mT), factor.inputs.shape[0] == 1
     moved = engine.sum_blocks(moves, layer, block_rows(columns), narrow=narrow)
     return wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moved), wide.gram_with(other, between)
