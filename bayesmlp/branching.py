@@ -21,7 +21,7 @@ from .inference.likelihoods import Gaussian
 from .inference.merging import merged
 from .inference.network import MLP
 from .inference.spec import to_spec
-from .inference.structures import Blocks, BufferedLowRank, Frozen, Full, LowRank, Mixture, Structure
+from .inference.structures import Blocks, Frozen, Full, LowRank, Mixture, Structure
 from .model import BayesianMLP
 from .replay import Replay, fold_on, line_of, replay
 from .stepper import Effect, step_fingerprint
@@ -244,7 +244,7 @@ def _is_exact(model: BayesianMLP) -> bool:
     """Whether merged posteriors are the posterior of a single stream; with ``LowRank`` while nothing is dropped."""
     is_linear = isinstance(model.network, MLP) and not model.network.hidden
     is_conjugate = isinstance(model.likelihood, Gaussian) and model.influence is None
-    return is_linear and is_conjugate and isinstance(model.filter_model.structure, Full | LowRank | BufferedLowRank)
+    return is_linear and is_conjugate and isinstance(model.filter_model.structure, Full | LowRank)
 
 
 def _merge_posteriors(store: PosteriorStore, writer: Writer, now: Replay, news: Sequence[_News], network: Any) -> int:

@@ -53,12 +53,19 @@ _TYPES: dict[str, type[Any]] = {
 def to_spec(value: Any) -> Any:
     """A description as plain JSON values.
 
+    A field with ``{"added": True}`` in its metadata is left out while it has its default: descriptions from before it,
+    and their digests, stay what they were.
+
     Raises:
         InvalidInput: a type that can not be stored.
     """
     if dataclasses.is_dataclass(value) and type(value).__name__ in _TYPES:
-        fields = {field.name: to_spec(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
+        told = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if not field.metadata.get("added") or getattr(value, field.name) != field.default
+        }
+        return {"type": type(value).__name__, **{name: to_spec(part) for name, part in told.items()}}
     if isinstance(value, Network) and (described := value.description()) is not None:
         return {"type": EXTERNAL, **described}
     if isinstance(value, tuple | list):

@@ -2,14 +2,14 @@
 
 A row that was learned has the precision (LᵀJ)ᵀ LᵀJ, whose directions are kept as the layers' factors: a few numbers for
 each unit in place of one for each weight. They wait until the buffer is full, and are then folded into the R columns
-together; until then the posterior is the exact one. Only at a fold does a step do more with the columns than contract
+together; until then the filter is the exact one. Only at a fold does a step do more with the columns than contract
 them, and only there is anything dropped.
 
 With the Cholesky factor F of I + [W G]ᵀ Υ⁻¹ [W G] the outputs' covariance is
 
     J Λ⁻¹ Jᵀ = J Υ⁻¹ Jᵀ - Yᵀ Y,   Y = F⁻¹ [W G]ᵀ Υ⁻¹ Jᵀ
 
-and a new row borders F by (Y L)ᵀ and a root of I + Lᵀ (J Λ⁻¹ Jᵀ) L: what is known of the rows that wait is never
+and a new row borders F by the Y of its LᵀJ and a root of I + LᵀJ Λ⁻¹ JᵀL: what is known of the rows that wait is never
 computed again.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
-from ..factors import Factor, LayerFactors, among_directions
+from ..factors import Factor, LayerFactors
 from .base import Factors, Grown, Layers, Structure
 from .low_rank import (
     LowRank,
@@ -58,16 +58,32 @@ class BufferedLowRankState(NamedTuple):
     waiting: Float[Array, ""]
 
 
+class _Contracted(NamedTuple):
+    """What the inputs of one layer say, whatever their rows of derivatives: all that passes over the weights; float64.
+
+    Attributes:
+        spread: of pairs of the inputs, see :meth:`LayerFactors.spread`.
+        moves: of the pre-activations along Υ⁻¹W.
+        between: spread of the inputs with those that wait.
+    """
+
+    spread: Array
+    moves: Float[Array, "R N O"]
+    between: Float[Array, "N B O"]
+
+
 class _Innovation(NamedTuple):
     """What a step needs of the outputs, in float64.
 
     Attributes:
         gram: JΥ⁻¹Jᵀ.
         narrowed: Y, (D, N·K).
+        contracted: what both are of, for each layer.
     """
 
     gram: Array
     narrowed: Float[Array, "D M"]
+    contracted: Sequence[_Contracted]
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,8 @@ class BufferedLowRank(Structure):
     """``LowRank(rank, buffer=B)`` for a network: a :class:`LowRank` whose newest rows wait in a buffer.
 
     The buffer is for rows that pass each layer once. Others, and batches of more rows than it holds, are folded in at
-    once; so is all that waits where a posterior is drawn from, moved by dynamics or merged.
+    once. The outputs' covariances are those with all that waits; whatever else is asked of the weights (draws,
+    variances, divergences) or done with them (dynamics, fits, merges) is with all of it folded in.
 
     Args:
         of: what the rows are folded into.
@@ -147,28 +164,43 @@ class BufferedLowRank(Structure):
 
     # -- among the outputs ----------------------------------------------------------------------------------------
     def _innovation(self, engine: Engine, state: BufferedLowRankState, factors: Factors, joint: bool) -> _Innovation:
-        xp = engine.xp
         parts = [
-            _products_of_layer(engine, cast(LayerFactors, factor), waiting, diagonal, columns, joint)
+            _contracted(engine, cast(LayerFactors, factor), waiting, diagonal, columns, joint)
             for factor, waiting, diagonal, columns in zip(
                 factors, _factors(state), state.diagonal, state.columns, strict=True
             )
         ]
-        gram, *projected = (sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True))
+        return self._of_rows(engine, state, factors, parts, joint)
+
+    def _of_rows(
+        self,
+        engine: Engine,
+        state: BufferedLowRankState,
+        factors: Factors,
+        contracted: Sequence[_Contracted],
+        joint: bool,
+    ) -> _Innovation:
+        """The products of some rows of derivatives at inputs that were contracted."""
+        xp, terms = engine.xp, []
+        for factor, waiting, (spread, moves, between) in zip(factors, _factors(state), contracted, strict=True):
+            wide, others = engine.widen((factor, waiting))
+            gram = wide.gram_of(engine, spread, joint)
+            terms.append((gram, wide.outputs_of(engine, moves), wide.gram_with(others, between)))
+        gram, *projected = (sum(each[1:], start=each[0]) for each in zip(*terms, strict=True))
         size = projected[0].shape[0] * projected[0].shape[1]
         flat = xp.concat([xp.reshape(each, (size, -1)) for each in projected], axis=1)
 
         def narrowed(own: Engine, root: Array, flat: Array) -> Array:
             return own.solve_triangular(root, flat.mT)
 
-        return _Innovation(gram, engine.in_float64(narrowed, state.root, flat))
+        return _Innovation(gram, engine.in_float64(narrowed, state.root, flat), contracted)
 
     def output_covariance(
         self, engine: Engine, state: BufferedLowRankState, factors: Factors, *, joint: bool = False
     ) -> Array:
         if not _fit(state, factors):
             return self.of.output_covariance(engine, self._settled(engine, state), factors, joint=joint)
-        gram, narrowed = self._innovation(engine, state, factors, joint)
+        gram, narrowed, _ = self._innovation(engine, state, factors, joint)
         return engine.cast(_covariance(engine, gram, narrowed))
 
     def joint_covariances(self, engine: Engine, state: BufferedLowRankState, factors: Factors) -> tuple[Array, Any]:
@@ -177,7 +209,7 @@ class BufferedLowRank(Structure):
             covariance, products = self.of.joint_covariances(engine, settled, factors)
             return covariance, (settled, products)
         innovation = self._innovation(engine, state, factors, joint=True)
-        return engine.cast(_covariance(engine, *innovation)), innovation
+        return engine.cast(_covariance(engine, innovation.gram, innovation.narrowed)), innovation
 
     def _may_wait(self, state: BufferedLowRankState, factors: Factors) -> bool:
         """Whether a batch can be in the buffer."""
@@ -197,21 +229,21 @@ class BufferedLowRank(Structure):
             settled, products = cross
             learned = self.of.learn(engine, settled, factors, products, residual, fisher_factor)
             return engine.kept(self._empty(engine, learned), state)
+        coefficients = engine.in_float64(_coefficients, state.root, cross.narrowed, residual)
+        mean = self._mean_after(engine, state, self._move(engine, state, factors, residual, coefficients))
         fisher_factor = _as_wide_as(engine, fisher_factor, state.rows[0].shape[1])
-        coefficients, root = engine.in_float64(_with_the_new, state.root, *cross, residual, fisher_factor)
-        move = self._move(engine, state, factors, residual, coefficients)
-        mean = self._mean_after(engine, state, move)
-        rows = [
-            _joined(engine, waiting, factor.left_multiply(fisher_factor))
-            for waiting, factor in zip(_factors(state), factors, strict=True)
-        ]
+        new = [factor.left_multiply(fisher_factor) for factor in factors]
+        # F is of the rows as they are stored, to the last bit: where much is known, their rounding is not little.
+        gram, border, _ = self._of_rows(engine, state, new, cross.contracted, joint=True)
+        root = engine.in_float64(_with_the_new, state.root, gram, border)
+        rows = [_joined(engine, waiting, factor) for waiting, factor in zip(_factors(state), new, strict=True)]
         size = factors[0].inputs.shape[0]
         full = state.waiting + size > self.capacity
         mixing = engine.when(full, lambda _: self._leading(engine, root), engine.cast(0 * root[:, : self.of.rank]))
         # A fold waits for the mean: so compiled code has read the columns before it writes, and need not copy them.
-        full = full & engine.xp.isfinite(sum(m[0, 0] for m in mean))
+        last = full & engine.xp.isfinite(sum(m[0, 0] for m in mean))
         changed = state.diagonal, state.columns
-        diagonal, columns = engine.change_blocks(full, lambda own, now: self._fold(own, *now, rows, mixing), changed)
+        diagonal, columns = engine.change_blocks(last, lambda own, now: self._fold(own, *now, rows, mixing), changed)
         return self._waiting(engine, state, LowRankState(mean, diagonal, columns), rows, root, (full, size))
 
     def _waiting(
@@ -379,15 +411,14 @@ def _few_rows(diagonal: Float[Array, "I O"]) -> int:
     return max(1, block_rows(diagonal[None]) // 4)
 
 
-def _products_of_layer(
+def _contracted(
     engine: Engine,
     factor: LayerFactors,
     waiting: LayerFactors,
     diagonal: Float[Array, "I O"],
     columns: Float[Array, "R I O"],
     joint: bool,
-) -> tuple[Array, Float[Array, "N K R"], Float[Array, "N K B L"]]:
-    """One layer's share of JΥ⁻¹Jᵀ, JΥ⁻¹W and JΥ⁻¹G, in float64."""
+) -> _Contracted:
     wide, other = engine.widen((factor, waiting))
 
     def spreads(diagonal: Array, inputs: Array, others: Array) -> tuple[Array, Array]:
@@ -400,8 +431,7 @@ def _products_of_layer(
     arrays = diagonal, wide.inputs.mT, other.inputs.mT
     spread, between = engine.sum_blocks(spreads, arrays, _few_rows(diagonal), narrow=False)
     layer, narrow = (diagonal, columns, wide.inputs.mT), factor.inputs.shape[0] == 1
-    moved = engine.sum_blocks(moves, layer, block_rows(columns), narrow=narrow)
-    return wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moved), wide.gram_with(other, between)
+    return _Contracted(spread, engine.sum_blocks(moves, layer, block_rows(columns), narrow=narrow), between)
 
 
 def _covariance(engine: Engine, gram: Array, narrowed: Float[Array, "D M"]) -> Array:
@@ -418,16 +448,10 @@ def _coefficients(engine: Engine, root: Array, narrowed: Array, residual: Float[
     return engine.solve_triangular(root, right, transpose=True)[:, 0]
 
 
-def _with_the_new(
-    engine: Engine, root: Array, gram: Array, narrowed: Array, residual: Array, factor: Float[Array, "N K R"]
-) -> tuple[Float[Array, " D"], Float[Array, "E E"]]:
-    """:func:`_coefficients`, and F with the rows' directions, for which there are K places each."""
-    xp = engine.xp
-    each = xp.permute_dims(xp.reshape(narrowed, (root.shape[0], *factor.shape[:2])), (1, 0, 2))  # N, D, K
-    border = xp.reshape(xp.permute_dims(each @ factor, (1, 0, 2)), (root.shape[0], -1))
-    among = among_directions(engine, _covariance(engine, gram, narrowed), factor)[1]
-    corner = engine.cholesky(engine.eye(among.shape[0], among) + 0.5 * (among + among.mT))[0]
-    return _coefficients(engine, root, narrowed, residual), _bordered(engine, root, border, corner)
+def _with_the_new(engine: Engine, root: Array, gram: Array, border: Float[Array, "D M"]) -> Float[Array, "E E"]:
+    """F with new directions, of which GΥ⁻¹Gᵀ and Y are given."""
+    inner = engine.eye(gram.shape[0], gram) + 0.5 * (gram + gram.mT) - border.mT @ border
+    return _bordered(engine, root, border, engine.cholesky(inner)[0])
 
 
 def _bordered(engine: Engine, root: Array, border: Array, corner: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -53,7 +53,7 @@ class FreeLowRankState(NamedTuple):
     relative_columns: Layers
 
 
-class Products(NamedTuple):
+class _Products(NamedTuple):
     """What a step needs of the columns, in float64: differences of it are small where much is known.
 
     Attributes:
@@ -91,12 +91,14 @@ class LowRank(Structure):
 
     Args:
         rank: R, at least 1.
-        buffer: recent rows that stay as they are, at least 0; see :class:`~.buffered_low_rank.BufferedLowRank`. A
-            stream of single events is learned in less time, and what is dropped is chosen from many rows at once.
+        buffer: recent rows that stay as they are, at least 0; see :class:`~.buffered_low_rank.BufferedLowRank`. Large
+            networks learn single events in less time, and what is dropped is chosen from many rows at once. An update
+            takes a power of two of its places; answers take longer; with dynamics other than ``Static()`` it gains
+            nothing.
     """
 
     rank: int = 10
-    buffer: int = 0
+    buffer: int = field(default=0, metadata={"added": True})
 
     state_type = LowRankState
     per_layer = frozenset({"mean", "diagonal", "columns"})
@@ -153,21 +155,21 @@ class LowRank(Structure):
 
     def output_covariance(self, engine: Engine, state: LowRankState, factors: Factors, *, joint: bool = False) -> Array:
         """JΥ⁻¹Jᵀ - (JΥ⁻¹W)(I + WᵀΥ⁻¹W)⁻¹(JΥ⁻¹W)ᵀ."""
-        return self._covariance(engine, self.products(engine, state, factors, joint))
+        return self._covariance(engine, self._products(engine, state, factors, joint))
 
-    def joint_covariances(self, engine: Engine, state: LowRankState, factors: Factors) -> tuple[Array, Products]:
-        products = self.products(engine, state, factors, joint=True)
+    def joint_covariances(self, engine: Engine, state: LowRankState, factors: Factors) -> tuple[Array, _Products]:
+        products = self._products(engine, state, factors, joint=True)
         return self._covariance(engine, products), products
 
-    def products(self, engine: Engine, state: LowRankState, factors: Factors, joint: bool) -> Products:
+    def _products(self, engine: Engine, state: LowRankState, factors: Factors, joint: bool) -> _Products:
         """Those of J, between all inputs or of each alone."""
         parts = [
             _products_of_layer(engine, factor, diagonal, columns, joint)
             for factor, diagonal, columns in zip(factors, state.diagonal, state.columns, strict=True)
         ]
-        return Products(*(sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True)))
+        return _Products(*(sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True)))
 
-    def _covariance(self, engine: Engine, products: Products) -> Array:
+    def _covariance(self, engine: Engine, products: _Products) -> Array:
         projected = products.projected
         if products.gram.ndim == 2:
             projected = engine.xp.reshape(projected, (-1, projected.shape[2]))
@@ -198,7 +200,7 @@ class LowRank(Structure):
         self, engine: Engine, state: LowRankState, factors: Factors, fisher_factor: Float[Array, "N K R"] | None
     ) -> LowRankState:
         new = [factor.left_multiply(fisher_factor) for factor in factors]
-        products = self.products(engine, state, new, joint=True)
+        products = self._products(engine, state, new, joint=True)
         return self._joined(engine, state, new, products, None)
 
     def learn(
@@ -206,7 +208,7 @@ class LowRank(Structure):
         engine: Engine,
         state: LowRankState,
         factors: Factors,
-        cross: Products,
+        cross: _Products,
         residual: Float[Array, "N K"],
         fisher_factor: Float[Array, "N K R"],
     ) -> LowRankState:
@@ -220,7 +222,7 @@ class LowRank(Structure):
         engine: Engine,
         state: LowRankState,
         new: Factors,
-        products: Products,
+        products: _Products,
         move: Move | None,
     ) -> LowRankState:
         """The new directions stay factors: only their products with the stored ones and among themselves are taken."""
@@ -379,31 +381,31 @@ def _combine(engine: Engine, mixing: Float[Array, "M R"], columns: Float[Array, 
     return engine.xp.reshape(mixing @ _flat(engine, columns), (mixing.shape[0], *columns.shape[1:]))
 
 
-def plus_identity(engine: Engine, core: Array) -> Array:
+def _plus_identity(engine: Engine, core: Array) -> Array:
     return core + engine.eye(core.shape[0], core)
 
 
 def _divide_by_root(engine: Engine, core: Array, projected: Array) -> Array:
-    factor, _ = engine.cholesky(plus_identity(engine, core))
+    factor, _ = engine.cholesky(_plus_identity(engine, core))
     return engine.solve_triangular(factor, projected.mT).mT
 
 
 def _solve_core(engine: Engine, core: Array, right: Array) -> Array:
     matrix = right if right.ndim == 2 else right[:, None]
-    solved = engine.solve(plus_identity(engine, core), matrix)
+    solved = engine.solve(_plus_identity(engine, core), matrix)
     return solved if right.ndim == 2 else solved[:, 0]
 
 
 def _log_determinant_core(engine: Engine, core: Array) -> Array:
-    return engine.xp.linalg.slogdet(plus_identity(engine, core))[1]
+    return engine.xp.linalg.slogdet(_plus_identity(engine, core))[1]
 
 
 def _inverse_root(engine: Engine, core: Array) -> Array:
     """Lower Cholesky factor of (I + core)⁻¹."""
-    return engine.cholesky(engine.xp.linalg.inv(plus_identity(engine, core)))[0]
+    return engine.cholesky(engine.xp.linalg.inv(_plus_identity(engine, core)))[0]
 
 
-def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Array, joint: bool) -> Products:
+def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Array, joint: bool) -> _Products:
     """One layer's share, its rows taken in blocks that a processor's cache holds in float64."""
 
     def spreads(diagonal: Array, inputs: Array) -> Array:
@@ -422,7 +424,7 @@ def _products_of_layer(engine: Engine, factor: Any, diagonal: Array, columns: Ar
         moves, core = engine.sum_blocks(both, layer, size)
     else:
         moves, core = engine.sum_blocks(moves_of, layer, size, narrow=False), core_of_layer(engine, diagonal, columns)
-    return Products(wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moves), core)
+    return _Products(wide.gram_of(engine, spread, joint), wide.outputs_of(engine, moves), core)
 
 
 def moves_of_block(engine: Engine, factor: Any, diagonal: Array, columns: Array) -> Array:
@@ -446,17 +448,17 @@ def _core_of_block(engine: Engine, diagonal: Array, columns: Array) -> Array:
 
 
 def _of_the_new(
-    engine: Engine, products: Products, residual: Array, factor: Array
-) -> tuple[Float[Array, " R"], Products]:
+    engine: Engine, products: _Products, residual: Array, factor: Array
+) -> tuple[Float[Array, " R"], _Products]:
     """(I + WᵀΥ⁻¹W)⁻¹ WᵀΥ⁻¹Jᵀ r, and the products of LᵀJ."""
     xp = engine.xp
     gram, projected, core = products
     right = xp.reshape(projected, (-1, core.shape[0])).mT @ xp.reshape(residual, (-1,))
     among = among_directions(engine, gram, factor)[1]
-    return _solve_core(engine, core, right), Products(among, factor.mT @ projected, core)
+    return _solve_core(engine, core, right), _Products(among, factor.mT @ projected, core)
 
 
-def _leading_directions(engine: Engine, products: Products) -> Array:
+def _leading_directions(engine: Engine, products: _Products) -> Array:
     """Leading eigenvectors of W̃ᵀΥ⁻¹W̃, where W̃ are the stored and the new directions."""
     xp = engine.xp
     gram, projected, core = products
