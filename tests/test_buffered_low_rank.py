@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dense
 import numpy as np
 import pytest
 from cases import make_inputs, on, relative_error
@@ -13,6 +14,7 @@ import bayesmlp as bm
 from bayesmlp.inference import factors
 from bayesmlp.inference.errors import InvalidInput
 from bayesmlp.inference.filtering import FilterModel, Posterior
+from bayesmlp.inference.spec import from_spec, to_spec
 from bayesmlp.inference.structures import BufferedLowRank
 
 NETWORK = bm.MLP((4, 3), "tanh")
@@ -182,3 +184,52 @@ def test_products_of_rows_with_others(at_once: int, monkeypatch: pytest.MonkeyPa
     variance = rng.random((4, 7))
     expected = np.einsum("ni,nko,io,bi,blo->nkbl", one.inputs, one.rows, variance, other.inputs, other.rows)
     np.testing.assert_allclose(one.gram_with(other, one.spread_with(other, variance)), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", on("numpy", "torch"))
+def test_the_root_is_of_the_rows_as_they_are_stored(engine: str) -> None:
+    """In float32, of inputs that come again with noise of 10⁻⁷: nothing fails, and no variance is negative."""
+    x = make_inputs(5, seed=7)
+    y = np.sin(x @ np.random.default_rng(8).standard_normal((2, 2)))
+    model = bm.BayesianMLP(
+        bm.MLP((16, 16), "tanh"), bm.Gaussian(2, noise_variance=1e-7), structure=bm.LowRank(20, buffer=8),
+        engine=engine, dtype="float32", standardize=False,
+    )  # fmt: skip
+    for event in range(60):
+        model.update(x[event % 5 : event % 5 + 1], y[event % 5 : event % 5 + 1])
+        covariance = model.predict(x).output_covariance
+        assert covariance is not None
+        assert np.diagonal(covariance, axis1=-2, axis2=-1).min() > 0
+    arrays = {name.removeprefix("weights."): array.astype(np.float64) for name, array in model.to_arrays().items()}
+    shapes = [arrays[f"mean.{i}"].shape for i in range(3)]
+    directions = np.concatenate([dense.low_rank_columns(arrays, shapes).T, dense.waiting_rows(arrays, shapes)])
+    scaled = directions / np.concatenate([arrays[f"diagonal.{i}"].reshape(-1) for i in range(3)])
+    expected = np.eye(len(directions)) + scaled @ directions.T
+    np.testing.assert_allclose(arrays["root"] @ arrays["root"].T, expected, rtol=1e-10, atol=1e-13 * expected.max())
+
+
+def test_a_merge_is_by_replay_unless_it_is_told(tmp_path: Path) -> None:
+    """A merge by differences drops what a stream still holds."""
+    x, y = make_inputs(20, seed=9), np.random.default_rng(10).standard_normal(20)
+    model = bm.BayesianMLP(
+        bm.MLP(()), bm.Gaussian(noise_variance=0.1), structure=bm.LowRank(1, buffer=30), engine="numpy",
+        dtype="float64", standardize=False,
+    )  # fmt: skip
+    model.start_from_prior(2)
+    store = bm.open_store(tmp_path / "store.db")
+    store.publish("m", model)
+    store.branch("m", ["a", "b"])
+    for name, rows in (("a", slice(0, 10)), ("b", slice(10, 20))):
+        with bm.OnlineUpdater(store, name, engine="numpy") as updater:
+            for row in range(rows.start, rows.stop):
+                updater.observe(x[row], y[row])
+    store.merge("m", ["a", "b"])
+    for row in range(20):
+        model.update(x[row : row + 1], y[row : row + 1])
+    assert relative_error(answers(bm.load(store, "m", engine="numpy")), answers(model)) < 1e-12
+
+
+def test_a_description_from_before_there_were_buffers_is_the_same() -> None:
+    assert to_spec(bm.LowRank(3)) == {"type": "LowRank", "rank": 3}
+    assert from_spec(to_spec(bm.LowRank(3, buffer=2))) == bm.LowRank(3, buffer=2)
+    assert from_spec({"type": "LowRank", "rank": 3}) == bm.LowRank(3)
