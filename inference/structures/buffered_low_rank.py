@@ -388,11 +388,8 @@ def _fit(state: BufferedLowRankState, factors: Factors) -> bool:
 
 def _filled(engine: Engine, array: Array, size: int, axis: int) -> Array:
     """An array with zeros behind it, up to a size."""
-    missing = list(array.shape)
-    missing[axis] = size - missing[axis]
-    if not missing[axis]:
-        return array
-    return engine.xp.concat([array, engine.constant(np.zeros(missing), array)], axis=axis)
+    nothing = engine.xp.zeros_like(array[(slice(None),) * axis + (slice(0, 1),)])
+    return engine.xp.concat([array, *[nothing] * (size - array.shape[axis])], axis=axis)
 
 
 def _as_wide_as(engine: Engine, factor: Float[Array, "N K R"], width: int) -> Float[Array, "N K W"]:
@@ -457,5 +454,5 @@ def _with_the_new(engine: Engine, root: Array, gram: Array, border: Float[Array,
 def _bordered(engine: Engine, root: Array, border: Array, corner: Array) -> Array:
     """The lower triangular matrix of a root, a border (as columns) and a corner."""
     xp = engine.xp
-    above = xp.concat([root, engine.constant(np.zeros(border.shape), root)], axis=1)
+    above = xp.concat([root, xp.zeros_like(border)], axis=1)
     return xp.concat([above, xp.concat([border.mT, corner], axis=1)], axis=0)
