@@ -8,7 +8,7 @@ from typing import Any
 import dense
 import numpy as np
 import pytest
-from cases import make_inputs, on, relative_error
+from cases import make_inputs, needs, on, relative_error
 
 import bayesmlp as bm
 from bayesmlp.inference import factors
@@ -19,6 +19,10 @@ from bayesmlp.inference.structures import BufferedLowRank
 
 NETWORK = bm.MLP((4, 3), "tanh")
 LIKELIHOODS = {"classes": bm.Categorical(3), "numbers": bm.Gaussian(2, noise_variance=0.1)}
+
+
+IN_JAX = pytest.param("jax", marks=[needs("jax"), pytest.mark.slow])
+"""Where a step that folds takes seconds to compile, and another test has it."""
 
 
 def stream(kind: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +53,7 @@ def answers(model: bm.BayesianMLP) -> np.ndarray:
     return np.concatenate([prediction.output_mean.ravel(), prediction.output_covariance.ravel()])
 
 
-@pytest.mark.parametrize("engine", on("numpy", "torch", "jax"))
+@pytest.mark.parametrize("engine", [*on("numpy", "torch"), IN_JAX])
 @pytest.mark.parametrize("kind", LIKELIHOODS)
 def test_it_is_exact_while_rows_wait(kind: str, engine: str) -> None:
     """Whatever the rank; and not after a fold of so small a one."""
@@ -154,7 +158,7 @@ def test_dynamics_fold_what_waits(dynamics: Any) -> None:
     assert relative_error(answers(mine), answers(plain)) < 1e-9
 
 
-@pytest.mark.parametrize("engine", on("numpy", "torch", "jax"))
+@pytest.mark.parametrize("engine", [*on("numpy", "torch"), IN_JAX])
 def test_many_rows_in_one_dispatch_are_those_one_by_one(engine: str) -> None:
     one, many = (started("classes", bm.LowRank(2, buffer=2), engine) for _ in range(2))
     learned(one, "classes", [1] * 130)
