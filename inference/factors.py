@@ -25,10 +25,8 @@ __all__ = ["Factor", "LayerFactors", "SharedFactors", "among_directions"]
 
 _STRIP = 8
 """Inputs whose covariances with the others are taken at a time: of two large symmetric halves one is left out."""
-
-
 _AT_ONCE = 2**22
-"""Numbers of an array between two others."""
+"""Numbers of what is multiplied at a time, of inputs with others: more units than that have turns."""
 
 
 class LayerFactors(NamedTuple):

@@ -229,8 +229,7 @@ class BufferedLowRank(Structure):
             settled, products = cross
             learned = self.of.learn(engine, settled, factors, products, residual, fisher_factor)
             return engine.kept(self._empty(engine, learned), state)
-        coefficients = engine.in_float64(_coefficients, state.root, cross.narrowed, residual)
-        mean = self._mean_after(engine, state, self._move(engine, state, factors, residual, coefficients))
+        mean = self._moved(engine, state, factors, residual, cross.narrowed)
         fisher_factor = _as_wide_as(engine, fisher_factor, state.rows[0].shape[1])
         new = [factor.left_multiply(fisher_factor) for factor in factors]
         # F is of the rows as they are stored, to the last bit: where much is known, their rounding is not little.
@@ -271,10 +270,11 @@ class BufferedLowRank(Structure):
         buffer = engine.kept(new[3:], before[3:])
         return BufferedLowRankState(*after, *buffer)
 
-    def _move(
-        self, engine: Engine, state: BufferedLowRankState, factors: Factors, residual: Array, coefficients: Array
-    ) -> Move:
-        """Jᵀ r less what [W G] takes away, as a move by more rows; in float64, for little of it may be left."""
+    def _moved(
+        self, engine: Engine, state: BufferedLowRankState, factors: Factors, residual: Array, narrowed: Array
+    ) -> Layers:
+        """The mean with Λ⁻¹ Jᵀ r: what G takes away is a move by more rows, in float64, for little may be left."""
+        coefficients = engine.in_float64(_coefficients, state.root, narrowed, residual)
         rank, shape = self.of.rank, state.rows[0].shape[:2]
         factors, waiting, residual = engine.widen((tuple(factors), tuple(_factors(state)), residual))
         stacked = [
@@ -283,10 +283,7 @@ class BufferedLowRank(Structure):
         ]
         taken = engine.xp.reshape(coefficients[rank:], shape)
         both = engine.xp.concat([_filled(engine, residual, shape[1], axis=1), -taken], axis=0)
-        return Move(stacked, both, coefficients[:rank])
-
-    def _mean_after(self, engine: Engine, state: BufferedLowRankState, move: Move) -> Layers:
-        means: list[Array] = []
+        move, means = Move(stacked, both, coefficients[:rank]), list[Array]()
         for factor, m, d, w in zip(move.factors, state.mean, state.diagonal, state.columns, strict=True):
 
             def moved(m: Array, d: Array, w: Array, a: Array, factor: Any = factor) -> tuple[Array]:
@@ -301,10 +298,8 @@ class BufferedLowRank(Structure):
         if not _fit(state, factors):
             settled = self._settled(engine, state)
             return state._replace(mean=self.of.shift(engine, settled, factors, residual).mean)
-        innovation = self._innovation(engine, state, factors, joint=True)
-        coefficients = engine.in_float64(_coefficients, state.root, innovation.narrowed, residual)
-        move = self._move(engine, state, factors, residual, coefficients)
-        return state._replace(mean=self._mean_after(engine, state, move))
+        narrowed = self._innovation(engine, state, factors, joint=True).narrowed
+        return state._replace(mean=self._moved(engine, state, factors, residual, narrowed))
 
     def add_precision(
         self, engine: Engine, state: BufferedLowRankState, factors: Factors, fisher_factor: Array | None

@@ -470,6 +470,7 @@ def _leading_directions(engine: Engine, products: _Products) -> Array:
 
 
 def descending_eigenvectors(engine: Engine, gram: Array) -> Array:
+    """Eigenvectors of a symmetric matrix as columns, that of the largest eigenvalue first."""
     vectors = engine.xp.linalg.eigh(gram)[1]
     return engine.xp.flip(vectors, axis=1)
 
