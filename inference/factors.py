@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from .engines.base import Array, Engine
 
-__all__ = ["Factor", "LayerFactors", "SharedFactors", "among_directions"]
+__all__ = ["Factor", "LayerFactors", "SharedFactors", "among_directions", "joined_rows"]
 
 
 _STRIP = 8
@@ -267,6 +267,13 @@ class SharedFactors(NamedTuple):
 
 Factor: TypeAlias = LayerFactors | SharedFactors
 """What every structure contracts."""
+
+
+def joined_rows(engine: Engine, factors: Sequence[Factor]) -> Float[Array, "K Os"] | None:
+    """The rows of all layers side by side, for one input that passes each layer once; else None."""
+    if any(isinstance(factor, SharedFactors) or len(factor.rows) > 1 for factor in factors):
+        return None
+    return engine.xp.concat([factor.rows[0] for factor in factors], axis=1)
 
 
 def among_directions(

@@ -193,6 +193,21 @@ def _learn(
 
     The third result is the batch's evidence, where the posterior is compared with others.
     """
+    alone = len(batch[0]) == 1 and model.network.engine_name is None
+    if not alone or not model.of_member.is_light(weights):
+        return _learned(engine, model, compared, before, weights, batch)
+    passed = () if weights is before.weights else (weights,)
+
+    def learned(own: Engine, now: Posterior, rows: tuple[Array, ...], *relaxed: Any) -> Any:
+        return _learned(own, model, compared, now, relaxed[0] if relaxed else now.weights, rows)
+
+    return engine.lightly(learned, before, batch, *passed)
+
+
+def _learned(
+    engine: Engine, model: FilterModel, compared: bool, before: Posterior, weights: Any, batch: tuple[Array, ...]
+) -> tuple[Posterior, UpdateInfo, Array]:
+    """As :func:`_learn`, by this very engine."""
     x, y, weight = batch
     structure = model.of_member
     mean = structure.mean(weights)

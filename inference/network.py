@@ -215,7 +215,7 @@ class Network(ABC):
 
 
 def _relu_slope(engine: Engine, z: Array, value: Array) -> Array:
-    return engine.xp.astype(z > 0, z.dtype)  # products with booleans are slow
+    return engine.xp.sign(value)  # one operation; and products with booleans are slow
 
 
 def _tanh(engine: Engine, z: Array) -> Array:

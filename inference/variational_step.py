@@ -93,21 +93,23 @@ class VariationalStep(OutputStep):
         size = num_rows * num_outputs
         prior_spread = own_covariance(engine, covariance, outputs)
         flat_spread = xp.reshape(prior_spread, (-1,))
-        rounding = _size(engine, prior_spread)
+        identity = engine.eye(num_outputs, outputs)
+        size_of_prior = _size(engine, prior_spread)
+        rounding = _jitters(identity, size_of_prior, _NOTHING)
         floor = _ROUNDING * weight[:, None, None] + _NOTHING
         host_nodes, host_weights = normal_nodes(num_outputs)
         nodes, node_weights = (engine.constant(values, outputs) for values in (host_nodes, host_weights))
 
         def errors(mean: Array, spread: Array) -> tuple[Array, Array]:
             """E[score] and E[Fisher] under N(mean, spread), times the rows' weights."""
-            drawn = mean + node_offsets(engine, nodes, _root(engine, spread, rounding))
+            drawn = mean + node_offsets(engine, nodes, _root(engine, spread, *rounding))
             score, fisher = likelihood.expected_terms(engine, drawn, node_weights, y, state)
             return xp.reshape(weight[:, None] * score, (size,)), weight[:, None, None] * fisher
 
         def root_of(information: Array) -> Array:
             """L with L Lᵀ = F, up to rounding."""
-            factor = _root(engine, information, _size(engine, information), floor)
-            return factor[:, :, : likelihood.information_rank]
+            jitters = _jitters(identity, _size(engine, information), floor)
+            return _root(engine, information, *jitters)[:, :, : likelihood.information_rank]
 
         def trace(information: Array) -> Array:
             """|tr(C F)| over the rows alone."""
@@ -126,8 +128,8 @@ class VariationalStep(OutputStep):
             wanted_residual, wanted_information = errors(moved, spread)
             error, change = wanted_residual - residual, wanted_information - information
             distance = distance_of(information, error, change)
-            slower = xp.where(before.rate > _LOWEST_RATE, 0.5 * before.rate, before.rate)
-            rate = xp.where(distance > before.distance, slower, before.rate)
+            slower = (distance > before.distance) & (before.rate > _LOWEST_RATE)
+            rate = xp.where(slower, 0.5 * before.rate, before.rate)
             return _Iterate(residual, information, error, change, distance, rate, before.count + 1)
 
         def unfinished(now: _Iterate) -> Array:
@@ -164,9 +166,8 @@ def _settled(
     """(I + F C)⁻¹ error, and each row's own block of V = C (I + F C)⁻¹; for several rows by a root of F."""
     xp, (num_rows, num_outputs, _), size = engine.xp, information.shape, covariance.shape[0]
     if num_rows == 1:  # so small that few operations count for more than little arithmetic
-        right = xp.concat([error[:, None], engine.eye(size, covariance)], axis=1)
-        solved = engine.solve(_system(engine, covariance, information), right)
-        return solved[:, 0], (covariance @ solved[:, 1:])[None]
+        inverse = engine.solve(_system(engine, covariance, information), engine.eye(size, covariance))
+        return inverse @ error, (covariance @ inverse)[None]
     root = root_of(information)
     pulled, within = among_directions(engine, covariance, root)
     factor, ok = engine.cholesky(engine.eye(within.shape[0], within) + within)
@@ -184,16 +185,20 @@ def _size(engine: Engine, matrix: Float[Array, "N K K"]) -> Float[Array, "N 1 1"
     return xp.sum(xp.abs(xp.linalg.diagonal(matrix)), axis=-1)[:, None, None]
 
 
+def _jitters(identity: Array, size: Float[Array, "N 1 1"], floor: Array | float) -> tuple[Array, Callable[[], Array]]:
+    """What is added to matrices of which the roots are taken, as a matter of course and where that is not enough."""
+    return (_JITTER * size + floor) * identity, lambda: (_JITTER_OF_FLOAT32 * size + floor) * identity
+
+
 def _root(
-    engine: Engine, matrix: Float[Array, "N K K"], size: Float[Array, "N 1 1"], floor: Array | float = _NOTHING
+    engine: Engine, matrix: Float[Array, "N K K"], jitter: Float[Array, "N K K"], larger: Callable[[], Array]
 ) -> Float[Array, "N K K"]:
     """Cholesky factor of matrices that may be singular, and are rounded relative to another one's size."""
-    identity = engine.eye(matrix.shape[-1], matrix)
     symmetric = 0.5 * (matrix + matrix.mT)
-    factor, ok = engine.cholesky(symmetric + (_JITTER * size + floor) * identity)
+    factor, ok = engine.cholesky(symmetric + jitter)
 
     def safer() -> Array:
         """Where the outputs' covariance came in float32, it is indefinite beyond float64's rounding."""
-        return engine.cholesky(symmetric + (_JITTER_OF_FLOAT32 * size + floor) * identity)[0]
+        return engine.cholesky(symmetric + larger())[0]
 
     return engine.guarded(~ok, safer, factor)

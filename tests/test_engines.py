@@ -440,11 +440,11 @@ def test_the_writes_of_a_step(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("side", "numba"), [(190, "there"), (5, "there"), (190, "absent"), (190, "broken")])
-@pytest.mark.parametrize("rows", [1, 2])
 def test_what_independent_weights_learn(
-    engine: Engine, side: int, numba: str, rows: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: Engine, side: int, numba: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By compiled loops, where Numba is there and a matrix is worth them, and without."""
+    has_loops = engine.name in ("numpy", "torch")
     if numba == "there":
         pytest.importorskip("numba", reason="pip install 'bayesmlp[fast]'")
     else:
@@ -453,13 +453,11 @@ def test_what_independent_weights_learn(
             monkeypatch.delitem(sys.modules, name)
     fused_loops.cache_clear()
     try:
-        assert ("numba" in engine.fingerprint()) == (engine.name == "torch" and numba == "there")
-        _check_independent(engine, side, rows, engine.name == "torch" and side > 5 and numba == "there")
+        assert ("numba" in engine.fingerprint()) == (has_loops and numba == "there")
+        _check_independent(engine, side, has_loops and side > 5 and numba == "there")
     finally:
         fused_loops.cache_clear()
-    assert any("numba does not load" in message for message in caplog.messages) == (
-        engine.name == "torch" and numba == "broken"
-    )
+    assert any("numba does not load" in message for message in caplog.messages) == (has_loops and numba == "broken")
 
 
 class _Refuses:
@@ -473,25 +471,59 @@ class _Refuses:
             raise self.error("Numba needs NumPy 1.0 or less")
 
 
-def _check_independent(engine: Engine, side: int, rows: int, uses_loops: bool) -> None:
+def _check_independent(engine: Engine, side: int, uses_loops: bool) -> None:
     mean, precision = random_matrix(side, side + 1), np.exp(random_matrix(side, side + 1, seed=3))
-    column, row = random_matrix(rows, side, seed=1), random_matrix(rows, side + 1, seed=2)
+    column, row = random_matrix(1, side, seed=1), random_matrix(1, side + 1, seed=2)
     moved, sharper = mean + (column.T @ row) / precision, precision + (column**2).T @ row**2
     for owner in (engine, engine.owning()):
         given = [engine.asarray(array) for array in (mean, precision, column, row)]
         with engine.scope():
-            cross = None
-            if rows == 1:
-                spread, cross = owner.spread_over(given[2], given[1])
-                close(engine, spread, column**2 @ (1 / precision))
-                assert (cross is None) == uses_loops
-            gain = given[2] * given[2], given[3] * given[3]
-            learned = owner.learn_independent(given[0], given[1], (given[2], given[3]), gain, cross)
+            spread, cross = owner.spread_over(given[2], given[1])
+            close(engine, spread, column**2 @ (1 / precision))
+            assert (cross is None) == uses_loops
+            learned = owner.learn_independent(given[0], given[1], given[2], given[3], given[3] * given[3], cross)
         for got, expected in zip(learned, (moved, sharper), strict=True):
             close(engine, got, expected)
         if owner is engine:  # which may not write into what it is given
             close(engine, given[0], mean)
             close(engine, given[1], precision)
+
+
+def test_light_work_is_done_on_the_same_memory(engine: Engine) -> None:
+    """What comes back as it went is the same array, what was written into too; the rest is of the engine's own kind."""
+    values, row = random_matrix(3, 4), random_matrix(1, 4)
+    given = {"written": engine.asarray(values), "kept": engine.asarray(row), "none": None}
+
+    def work(own: Engine, tree: Any) -> Any:
+        written = own.add_scaled(tree["written"], own.constant(2.0, tree["kept"]), tree["kept"])
+        return {**tree, "written": written, "new": tree["kept"] + 1, "number": own.xp.sum(tree["kept"])}
+
+    for owner in (engine, engine.owning()):
+        with engine.scope():
+            got = owner.lightly(work, given)
+        kind = type(given["kept"])
+        assert isinstance(got["new"], kind)
+        assert got["none"] is None
+        assert got["kept"] is given["kept"]
+        close(engine, got["written"], values + 2 * row)
+        close(engine, got["new"], row + 1)
+        assert float(got["number"]) == pytest.approx(row.sum(), rel=1e-5)
+        if owner is engine:
+            close(engine, given["written"], values)
+        elif engine.name != "jax":
+            assert got["written"] is given["written"]
+
+
+def test_products_have_one_thread_inside_and_as_many_as_before_outside(engine: Engine) -> None:
+    from threadpoolctl import ThreadpoolController
+
+    libraries = ThreadpoolController().select(user_api="blas")
+    assert libraries.lib_controllers
+    count = lambda: {library.get_num_threads() for library in libraries.lib_controllers}  # noqa: E731
+    with libraries.limit(limits=2):
+        with engine.scope(), engine.scope():
+            assert engine.name == "jax" or count() == {1}
+        assert count() == {2}
 
 
 @pytest.mark.parametrize("chosen", [False, True])

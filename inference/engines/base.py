@@ -53,7 +53,7 @@ State = TypeVar("State")
 def map_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply ``function`` to every array of a tree of tuples, named tuples and dictionaries."""
     if isinstance(tree, tuple):
-        mapped = (map_arrays(function, leaf) for leaf in tree)
+        mapped = [map_arrays(function, leaf) for leaf in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
     if isinstance(tree, dict):
         return {name: map_arrays(function, leaf) for name, leaf in tree.items()}
@@ -215,6 +215,13 @@ class Engine(ABC):
         The engine passed to ``function`` is the one that runs it: for torch on the CPU this is NumPy, whose calls
         cost a fraction of torch's at these sizes; inside :meth:`value_and_grad` it is torch, and gradients pass.
         """
+
+    def lightly(self, function: Callable[..., State], *trees: Any) -> State:
+        """``function(engine, *trees)`` for many operations of little arithmetic, by the engine that is called quickest.
+
+        For torch on a processor this is NumPy, on the same memory.
+        """
+        return function(self, *trees)
 
     @abstractmethod
     def while_loop(self, condition: Callable[[State], Array], body: Callable[[State], State], state: State) -> State:
@@ -469,6 +476,11 @@ class Engine(ABC):
     def logsumexp(self, array: Array, axis: int) -> Array:
         """Log Σ exp along an axis."""
 
+    def softmax(self, array: Array) -> Array:
+        """Exponentials along the last axis, divided by their sum."""
+        exponentials = self.xp.exp(array - array.max(-1, keepdims=True))
+        return exponentials / exponentials.sum(-1, keepdims=True)
+
     def exp2(self, array: Array) -> Array:
         """2 to the power of the array: in torch on a processor a third of the time of exp."""
         return self.xp.exp2(array)
@@ -523,21 +535,26 @@ class Engine(ABC):
         self,
         mean: Array,
         precision: Array,
-        step: tuple[Array, Array],
-        gain: tuple[Array, Array],
+        column: Array,
+        step: Array,
+        gain: Array,
         cross: Array | None = None,
     ) -> tuple[Array, Array]:
-        """``mean + (columnᵀ @ row) / precision``, and ``precision + columnᵀ @ row`` by columns and rows of its own.
+        """``mean + (columnᵀ @ step) / precision``, and ``precision + (column²)ᵀ @ gain``.
 
         Args:
             mean: of independent weights, (i, j).
             precision: of each weight.
-            step: stacked columns (n, i) and rows (n, j) that move the mean.
-            gain: the same for the precision.
-            cross: the step's only column over the precision, from :meth:`spread_over`.
+            column: of one input, (1, i).
+            step: a row that moves the mean, (1, j).
+            gain: a row that raises the precision, (1, j).
+            cross: ``columnᵀ / precision``, where :meth:`spread_over` has formed it.
         """
-        moved = self.add_outer_over(mean, *step, precision) if cross is None else self.add_scaled(mean, cross, step[1])
-        return moved, self.add_outer(precision, *gain)
+        if cross is None:
+            moved = self.add_outer_over(mean, column, step, precision)
+        else:
+            moved = self.add_scaled(mean, cross, step)
+        return moved, self.add_outer(precision, column * column, gain)
 
     def gram(self, rows: Array) -> Array:
         """``rowsᵀ @ rows``; where the framework's library can, at the price of one triangle."""

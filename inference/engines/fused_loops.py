@@ -11,9 +11,15 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-__all__ = ["FusedLoops", "fused_loops"]
+import numpy as np
+
+__all__ = ["WORTH_A_LOOP", "FusedLoops", "fused_loops", "loops_for"]
 
 _log = logging.getLogger(__name__)
+
+WORTH_A_LOOP = 2**15
+"""Numbers of a matrix from which one pass in a compiled loop saves more than it costs to enter."""
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class FusedLoops(NamedTuple):
@@ -21,13 +27,15 @@ class FusedLoops(NamedTuple):
 
     Attributes:
         version: of Numba.
-        divided_sum: ``(squares, divisor, total)``: writes ``Σ_i squares_i / divisor_ij`` into total, (j,).
-        learn: ``(mean, precision, column, row, squared_column, squared_row)``: adds ``(column ⊗ row) / precision`` to
-            the mean, (i, j), and ``squared_column ⊗ squared_row`` to the precision.
+        divided_sum: ``(column, divisor, total)``: writes ``Σ_i column_i² / divisor_ij`` into total, (j,).
+        add_outer: ``(matrix, column, row)``: adds ``column ⊗ row`` to the matrix, (i, j).
+        learn: ``(mean, precision, column, step, gain)``: adds ``(column ⊗ step) / precision`` to the mean, (i, j), and
+            ``column² ⊗ gain`` to the precision.
     """
 
     version: str
     divided_sum: Callable[..., None]
+    add_outer: Callable[..., None]
     learn: Callable[..., None]
 
 
@@ -45,18 +53,34 @@ def fused_loops() -> FusedLoops | None:
         _log.warning("numba does not load, so that large layers take longer: %s", error)
         return None
     compiled = numba.njit(error_model="numpy", nogil=True)
-    return FusedLoops(numba.__version__, compiled(_divided_sum), compiled(_learn))
+    return FusedLoops(numba.__version__, compiled(_divided_sum), compiled(_add_outer), compiled(_learn))
 
 
-def _divided_sum(squares: Any, divisor: Any, total: Any) -> None:
+def loops_for(matrix: np.ndarray, *others: np.ndarray) -> FusedLoops | None:
+    """The loops, where they are there, the matrix is worth them and they take these arrays."""
+    if matrix.size < WORTH_A_LOOP or matrix.dtype not in _FLOATS:
+        return None
+    alike = all(array.dtype == matrix.dtype and array.flags.c_contiguous for array in (matrix, *others))
+    return fused_loops() if alike else None
+
+
+def _divided_sum(column: Any, divisor: Any, total: Any) -> None:
     total[:] = 0
     for i in range(divisor.shape[0]):
+        square = column[i] * column[i]
         for j in range(divisor.shape[1]):
-            total[j] += squares[i] / divisor[i, j]
+            total[j] += square / divisor[i, j]
 
 
-def _learn(mean: Any, precision: Any, column: Any, row: Any, squared_column: Any, squared_row: Any) -> None:
+def _add_outer(matrix: Any, column: Any, row: Any) -> None:
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            matrix[i, j] += column[i] * row[j]
+
+
+def _learn(mean: Any, precision: Any, column: Any, step: Any, gain: Any) -> None:
     for i in range(mean.shape[0]):
+        square = column[i] * column[i]
         for j in range(mean.shape[1]):
-            mean[i, j] += column[i] * row[j] / precision[i, j]
-            precision[i, j] += squared_column[i] * squared_row[j]
+            mean[i, j] += column[i] * step[j] / precision[i, j]
+            precision[i, j] += square * gain[j]

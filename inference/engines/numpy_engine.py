@@ -6,15 +6,19 @@ import contextlib
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidInput
 from .base import Engine, Tap, leading_length, map_arrays, stack_trees, take
+from .fused_loops import fused_loops, loops_for
 
-__all__ = ["NumpyEngine", "processor"]
+__all__ = ["NumpyEngine", "one_blas_thread", "processor"]
 
+_SMALL = 128
+"""Rows of a matrix up to which what surrounds the arithmetic counts."""
 _LEAST_TRIANGULAR = 64
 """Rows from which LAPACK's triangular solve makes good what it costs to call it."""
 
@@ -50,7 +54,16 @@ class NumpyEngine(Engine):
         return False
 
     def fingerprint(self) -> dict[str, str]:
-        return {"engine": self.name, "numpy": np.__version__, "processor": processor()}
+        return {"engine": self.name, "processor": processor(), **self.libraries()}
+
+    @staticmethod
+    def libraries() -> dict[str, str]:
+        """Versions of what computes, and the number of its threads."""
+        import scipy
+
+        versions = {"numpy": np.__version__, "scipy": scipy.__version__, "threads": "1"}
+        loops = fused_loops()
+        return versions if loops is None else {**versions, "numba": loops.version}
 
     def asarray(self, values: Any, dtype: str | None = None) -> np.ndarray:
         array = np.array(values, dtype=dtype)
@@ -61,7 +74,7 @@ class NumpyEngine(Engine):
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        with np.errstate(all="ignore"):  # failures are reported by flags, not by warnings
+        with np.errstate(all="ignore"), one_blas_thread():  # failures are reported by flags, not by warnings
             yield
 
     def jit(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
@@ -128,13 +141,23 @@ class NumpyEngine(Engine):
     def normal(self, key: np.random.SeedSequence, shape: tuple[int, ...]) -> np.ndarray:
         return np.random.default_rng(key).standard_normal(shape).astype(self.dtype)
 
+    def eye(self, size: int, like: np.ndarray) -> np.ndarray:
+        """Read-only, so that the small ones of a filter step need not be made anew."""
+        return _identity(size, like.dtype) if size <= _SMALL else np.eye(size, dtype=like.dtype)
+
     def cholesky(self, matrix: np.ndarray) -> tuple[np.ndarray, Any]:
+        if _is_one(matrix):
+            upper, info = _lapack().dpotrf(matrix.reshape(matrix.shape[-2:]).T, clean=True)  # of the lower triangle
+            return upper.T.reshape(matrix.shape), np.bool_(info == 0)
         try:
             return np.linalg.cholesky(matrix), np.True_
         except np.linalg.LinAlgError:
             return np.full_like(matrix, np.nan), np.False_
 
     def solve(self, matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+        if _is_one(matrix) and matrix.ndim == right.ndim == 2:
+            *_, solution, info = _lapack().dgesv(matrix, right)
+            return solution if info == 0 else np.full_like(right, np.nan)
         try:
             return np.linalg.solve(matrix, right)
         except np.linalg.LinAlgError:
@@ -172,6 +195,96 @@ class NumpyEngine(Engine):
 
     def relu(self, array: np.ndarray) -> np.ndarray:
         return np.maximum(array, 0)
+
+    def products(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        if left.ndim == 3 and len(left) == 1 and right.ndim == 2:  # with the large matrix first, in two thirds
+            return (right.mT @ left[0].mT).mT[None]
+        return left @ right
+
+    def add_outer(self, matrix: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+        loops = loops_for(matrix, column, row) if len(column) == 1 and self.in_place else None
+        if loops is None:
+            return self._plus(matrix, _outer(column, row))
+        loops.add_outer(matrix, column[0], row[0])
+        return matrix
+
+    def add_outer_over(self, matrix: Any, column: Any, row: Any, divisor: Any) -> np.ndarray:
+        return self._plus(matrix, _outer(column, row) / divisor)
+
+    def add_scaled(self, matrix: np.ndarray, scale: np.ndarray, row: np.ndarray) -> np.ndarray:
+        return self._plus(matrix, scale * row)
+
+    def subtract_product(self, matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return np.subtract(matrix, left @ right, out=matrix if self.in_place else None)
+
+    def _plus(self, matrix: np.ndarray, change: np.ndarray) -> np.ndarray:
+        return np.add(matrix, change, out=matrix if self.in_place else None)
+
+    def spread_over(self, row: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        loops = loops_for(precision, row)
+        if loops is None:
+            return super().spread_over(row, precision)
+        spread = np.empty((1, precision.shape[1]), precision.dtype)
+        loops.divided_sum(row[0], precision, spread[0])
+        return spread, None
+
+    def learn_independent(
+        self, mean: Any, precision: Any, column: Any, step: Any, gain: Any, cross: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        loops = loops_for(mean, precision, column, step, gain)
+        if loops is None:
+            return super().learn_independent(mean, precision, column, step, gain, cross)
+        if not self.in_place:
+            mean, precision = mean.copy(), precision.copy()
+        loops.learn(mean, precision, column[0], step[0], gain[0])
+        return mean, precision
+
+
+def _outer(column: np.ndarray, row: np.ndarray) -> np.ndarray:
+    return column.T * row if len(column) == 1 else column.T @ row
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """One thread for the products of NumPy and SciPy: with several, small ones take longer, and bits may depend on it.
+
+    The number is the process's. What other threads of the program multiply meanwhile has one thread too.
+    """
+    changed = [(library, count) for library in _blas() if (count := library.get_num_threads()) != 1]
+    for library, _ in changed:
+        library.set_num_threads(1)
+    try:
+        yield
+    finally:
+        for library, count in changed:
+            library.set_num_threads(count)
+
+
+@cache
+def _blas() -> list[Any]:
+    from threadpoolctl import ThreadpoolController
+
+    _lapack()  # which brings a library of its own
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _is_one(matrix: np.ndarray) -> bool:
+    """Whether this is a single matrix, not empty and so small that NumPy's own preparations take longer than LAPACK."""
+    return matrix.dtype == np.float64 and 0 < matrix.shape[-1] <= _SMALL and matrix.size == matrix.shape[-1] ** 2
+
+
+@cache
+def _lapack() -> Any:
+    from scipy.linalg import lapack
+
+    return lapack
+
+
+@lru_cache
+def _identity(size: int, dtype: Any) -> np.ndarray:
+    identity = np.eye(size, dtype=dtype)
+    identity.flags.writeable = False
+    return identity
 
 
 _REFERENCE = NumpyEngine()

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from .base import (
     stack_trees,
     take,
 )
-from .fused_loops import FusedLoops, fused_loops
-from .numpy_engine import NumpyEngine, processor, python_scan
+from .fused_loops import WORTH_A_LOOP, fused_loops
+from .numpy_engine import NumpyEngine, one_blas_thread, processor, python_scan
 
 try:
     import torch
@@ -43,8 +44,6 @@ _LARGE_BLOCK = 32_000_000
 this size; others it returns, and their pages are mapped and cleared anew: a fifth of the time of a Laplace fit."""
 _CACHED = 300_000
 """Numbers of an array that a few operations in a row find in a processor's cache."""
-_WORTH_A_LOOP = 2**15
-"""Numbers of a matrix from which one pass in a compiled loop saves more than it costs to enter."""
 _FLOATS = (torch.float32, torch.float64)
 
 
@@ -82,15 +81,16 @@ class TorchEngine(Engine):
     def fingerprint(self) -> dict[str, str]:
         on_gpu = self.device.type == "cuda"
         hardware = torch.cuda.get_device_name(self.device) if on_gpu else processor()
-        versions = {"engine": self.name, "torch": torch.__version__, "processor": hardware, "threads": "1"}
-        loops = None if on_gpu else fused_loops()
-        return versions if loops is None else {**versions, "numba": loops.version}
+        return {"engine": self.name, "torch": torch.__version__, "processor": hardware, **_HOST.libraries()}
 
     def asarray(self, values: Any, dtype: str | None = None) -> torch.Tensor:
         if isinstance(values, torch.Tensor):
             tensor = values.detach().to(self.device, copy=True)
         else:  # torch.tensor copies into memory of torch's own alignment, on which the bits of a product may depend
-            tensor = torch.tensor(np.asarray(values), device=self.device)
+            host = np.asarray(values)
+            if dtype is None and host.dtype.kind == "f":  # sooner converted here than there
+                host = host.astype(self.dtype, copy=False)
+            tensor = torch.tensor(host, device=self.device)
         if dtype is not None:
             return tensor.to(getattr(torch, dtype))
         return tensor.to(self.float_dtype) if tensor.dtype.is_floating_point else tensor
@@ -116,7 +116,7 @@ class TorchEngine(Engine):
         if self.device.type == "cpu" and threads != 1:
             torch.set_num_threads(1)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), one_blas_thread():
                 yield
         finally:
             if torch.get_num_threads() != threads:
@@ -137,8 +137,33 @@ class TorchEngine(Engine):
         if small and not _on_tape(arrays):
             with np.errstate(all="ignore"):
                 result = function(_HOST, *(map_arrays(_widen_on_host, array) for array in arrays))
-            return map_arrays(lambda a: torch.from_numpy(np.array(a, order="C")).to(self.device), result)
+            return map_arrays(self._from_host, result)
         return function(replace(self, dtype="float64"), *(map_arrays(_widen, array) for array in arrays))
+
+    def lightly(self, function: Callable[..., Any], *trees: Any) -> Any:
+        if self.device.type != "cpu" or _on_tape(trees):
+            return function(self, *trees)
+        lent: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
+
+        def lend(tensor: torch.Tensor) -> np.ndarray:
+            host = tensor.numpy()
+            lent[id(host)] = host, tensor
+            return host
+
+        def give_back(array: Any) -> torch.Tensor:
+            if id(array) in lent:
+                return lent[id(array)][1]
+            return torch.tensor(array) if array.ndim else torch.from_numpy(np.array(array))
+
+        on_host = map_arrays(lend, trees)
+        if any(host.size >= WORTH_A_LOOP for host, _ in lent.values()) and fused_loops() is None:
+            return function(self, *trees)
+        with np.errstate(all="ignore"):
+            return map_arrays(give_back, function(_host(self.dtype, self.in_place), *on_host))
+
+    def _from_host(self, array: Any) -> torch.Tensor:
+        tensor = torch.from_numpy(np.array(array, order="C"))
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     def while_loop(self, condition: Callable[[Any], Any], body: Callable[[Any], Any], state: Any) -> Any:
         while condition(state):
@@ -296,6 +321,9 @@ class TorchEngine(Engine):
     def logsumexp(self, array: torch.Tensor, axis: int) -> torch.Tensor:
         return torch.logsumexp(array, dim=axis)
 
+    def softmax(self, array: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(array, dim=-1)
+
     def lgamma(self, array: torch.Tensor) -> torch.Tensor:
         return torch.lgamma(array)
 
@@ -338,23 +366,20 @@ class TorchEngine(Engine):
         return matrix.addcmul_(scale, row) if self.in_place else torch.addcmul(matrix, scale, row)
 
     def spread_over(self, row: torch.Tensor, precision: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        loops = _loops_for(precision, row)
-        if loops is None:
+        if not self._has_loops_for(precision):
             return super().spread_over(row, precision)
-        spread = torch.empty((1, precision.shape[1]), dtype=precision.dtype)
-        loops.divided_sum((row * row)[0].numpy(), precision.numpy(), spread[0].numpy())
-        return spread, None
+        return self.lightly(lambda host, *arrays: host.spread_over(*arrays), row, precision)
 
     def learn_independent(
-        self, mean: Any, precision: Any, step: tuple[Any, Any], gain: tuple[Any, Any], cross: Any = None
+        self, mean: Any, precision: Any, column: Any, step: Any, gain: Any, cross: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        loops = _loops_for(mean, precision, *step, *gain) if len(step[0]) == len(gain[0]) == 1 else None
-        if loops is None:
-            return super().learn_independent(mean, precision, step, gain, cross)
-        if not self.in_place:
-            mean, precision = mean.clone(), precision.clone()
-        loops.learn(mean.numpy(), precision.numpy(), *(one[0].numpy() for one in (*step, *gain)))
-        return mean, precision
+        if not self._has_loops_for(precision):
+            return super().learn_independent(mean, precision, column, step, gain, cross)
+        arrays = mean, precision, column, step, gain, cross
+        return self.lightly(lambda host, *arrays: host.learn_independent(*arrays), *arrays)
+
+    def _has_loops_for(self, matrix: torch.Tensor) -> bool:
+        return self.device.type == "cpu" and matrix.numel() >= WORTH_A_LOOP and fused_loops() is not None
 
     def gram(self, rows: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cpu":
@@ -368,20 +393,17 @@ class TorchEngine(Engine):
         return torch.addmm(matrix, left, right, alpha=-1)
 
 
+@cache
+def _host(dtype: str, in_place: bool) -> NumpyEngine:
+    return NumpyEngine(dtype=dtype, in_place=in_place)
+
+
 _MASK = 2**63 - 1
 
 
 def _rows_of(array: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """``array[index]``, by whole rows: a fifth of the time of indexing."""
     return torch.index_select(array, 0, index.reshape(-1)).reshape(*index.shape, *array.shape[1:])
-
-
-def _loops_for(matrix: torch.Tensor, *others: torch.Tensor) -> FusedLoops | None:
-    """The loops, where they are there, the matrix is worth them and they take these tensors."""
-    if matrix.numel() < _WORTH_A_LOOP or matrix.device.type != "cpu" or matrix.dtype not in _FLOATS:
-        return None
-    alike = all(tensor.dtype == matrix.dtype and tensor.is_contiguous() for tensor in (matrix, *others))
-    return fused_loops() if alike else None
 
 
 def _on_tape(tree: Any) -> bool:

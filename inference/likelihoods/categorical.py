@@ -61,9 +61,7 @@ class Categorical(Likelihood):
         return np.asarray(np.argmax(outputs + rng.gumbel(size=outputs.shape), axis=-1))
 
     def _one_hot(self, engine: Engine, outputs: Array, y: Array) -> Array:
-        xp = engine.xp
-        classes = engine.constant(np.arange(self.num_classes), y)
-        return xp.astype(y[:, None] == classes, outputs.dtype)
+        return engine.xp.take(engine.eye(self.num_classes, outputs), y, axis=0)
 
     def unit_log_prob(
         self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any = ()
@@ -114,9 +112,7 @@ class Categorical(Likelihood):
         return root[:, :, None] * basis
 
     def mean(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any = ()) -> Array:
-        xp = engine.xp
-        exponentials = xp.exp(outputs - xp.max(outputs, axis=-1, keepdims=True))
-        return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
+        return engine.softmax(outputs)
 
     def variance(self, engine: Engine, outputs: Float[Array, "*S N K"], state: Any) -> Array:
         probabilities = self.mean(engine, outputs)

@@ -121,6 +121,10 @@ class Structure(ABC):
         """``Λ ← Λ + Jᵀ L Lᵀ J``, projected on what the structure can hold; None where the factors are those of LᵀJ."""
 
     # -- the filter step, in two halves: what a structure can share between them, it does -----------------------------
+    def is_light(self, state: Any) -> bool:
+        """Whether the step on one input is many operations of little arithmetic: see :meth:`Engine.lightly`."""
+        return False
+
     def joint_covariances(self, engine: Engine, state: Any, factors: Factors) -> tuple[Array, Any]:
         """:meth:`output_covariance` between all inputs, and the weights' covariance with the outputs, Λ⁻¹ Jᵀ.
 

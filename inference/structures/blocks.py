@@ -183,6 +183,10 @@ class Blocks(Structure):
             tuple(self._each(lambda s, part, f: s.add_precision(engine, part, f, fisher_factor), state, factors))
         )
 
+    def is_light(self, state: BlocksState) -> bool:
+        parts = zip(self.parts, state.parts, strict=True)
+        return all(structure.is_light(part) for (structure, _), part in parts)
+
     def joint_covariances(self, engine: Engine, state: BlocksState, factors: Factors) -> tuple[Array, Any]:
         pairs = self._each(lambda s, part, f: s.joint_covariances(engine, part, f), state, factors)
         return sum((covariance for covariance, _ in pairs[1:]), start=pairs[0][0]), [cross for _, cross in pairs]

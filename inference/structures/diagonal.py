@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 
 from ..engines.base import Array, Engine
+from ..factors import joined_rows
 from .base import Factors, Grown, Layers, Structure, sum_float64
 
 __all__ = ["Diagonal", "DiagonalState"]
@@ -22,6 +24,18 @@ class DiagonalState(NamedTuple):
 
     mean: Layers
     precision: Layers
+
+
+class _OfOneInput(NamedTuple):
+    """What the two halves of a step on one input share.
+
+    Attributes:
+        rows: of the factors of all layers, side by side.
+        over_precision: ``aᵀ / precision`` for each layer, None where it was not formed.
+    """
+
+    rows: Float[Array, "K Os"]
+    over_precision: tuple[Float[Array, "I O"] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -75,9 +89,16 @@ class Diagonal(Structure):
         )
         return DiagonalState(state.mean, precision)
 
+    def is_light(self, state: DiagonalState) -> bool:
+        return True
+
     def joint_covariances(self, engine: Engine, state: DiagonalState, factors: Factors) -> tuple[Array, Any]:
-        pairs = [f.joint_covariances(engine, p) for f, p in zip(factors, state.precision, strict=True)]
-        return sum((gram for gram, _ in pairs[1:]), start=pairs[0][0]), [cross for _, cross in pairs]
+        rows = joined_rows(engine, factors)
+        if rows is None:
+            return super().joint_covariances(engine, state, factors)
+        layers = zip(factors, state.precision, strict=True)
+        spreads, crosses = zip(*(engine.spread_over(f.inputs, precision) for f, precision in layers), strict=True)
+        return (rows * engine.xp.concat(spreads, axis=1)) @ rows.mT, _OfOneInput(rows, crosses)
 
     def learn(
         self,
@@ -88,16 +109,16 @@ class Diagonal(Structure):
         residual: Float[Array, "N K"],
         fisher_factor: Float[Array, "N K R"],
     ) -> DiagonalState:
-        """For one input Λ⁻¹ Jᵀ r is a row times ``cross``, where that was formed."""
+        """For one input in one pass over the weights, and what has the outputs' size is taken of all layers at once."""
+        if cross is None:
+            return super().learn(engine, state, factors, cross, residual, fisher_factor)
+        step, told = residual @ cross.rows, fisher_factor[0].mT @ cross.rows
+        gain = engine.xp.sum(told * told, axis=0)[None]
+        ends = list(itertools.accumulate(mean.shape[1] for mean in state.mean))
+        units = [slice(end - mean.shape[1], end) for mean, end in zip(state.mean, ends, strict=True)]
         layers = [
-            engine.learn_independent(
-                mean,
-                precision,
-                factor.pull_back(residual),
-                factor.left_multiply(fisher_factor).squares(engine),
-                scale,
-            )
-            for mean, precision, factor, scale in zip(*state, factors, cross, strict=True)
+            engine.learn_independent(mean, precision, factor.inputs, step[:, own], gain[:, own], scale)
+            for mean, precision, factor, scale, own in zip(*state, factors, cross.over_precision, units, strict=True)
         ]
         return DiagonalState(*zip(*layers, strict=True))
 

@@ -55,6 +55,9 @@ class Frozen(Structure):
     def replace_mean(self, state: Any, mean: Layers) -> Any:
         return self.of.replace_mean(state, mean)
 
+    def is_light(self, state: Any) -> bool:
+        return self.of.is_light(state)
+
     # -- what would learn -----------------------------------------------------------------------------------------
     def shift(self, engine: Engine, state: Any, factors: Factors, residual: Float[Array, "N K"]) -> Any:
         return state

@@ -15,6 +15,9 @@ from .output_layer import output_layer as make_output_layer
 
 __all__ = ["Full", "FullState", "root_kl", "root_log_determinant", "root_merged", "root_transition", "root_update"]
 
+_LIGHT = 512
+"""Weights up to which a step's products take no longer than what surrounds them."""
+
 
 class FullState(NamedTuple):
     """Attributes:
@@ -98,6 +101,9 @@ class Full(Structure):
         step = state.covariance_root @ (gradient @ state.covariance_root)
         moves = split_layers(engine, step, state.mean)
         return FullState(tuple(m + d for m, d in zip(state.mean, moves, strict=True)), state.covariance_root)
+
+    def is_light(self, state: FullState) -> bool:
+        return int(state.covariance_root.shape[0]) <= _LIGHT
 
     def joint_covariances(self, engine: Engine, state: FullState, factors: Factors) -> tuple[Array, Array]:
         rooted = _rooted(engine, state, factors)

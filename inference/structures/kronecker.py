@@ -123,6 +123,9 @@ class Kronecker(Structure):
             mean.append(layer.mean + _from_basis(layer, (column.mT @ row) / layer.precision))
         return state._replace(mean=tuple(mean))
 
+    def is_light(self, state: KroneckerState) -> bool:
+        return True
+
     def joint_covariances(self, engine: Engine, state: KroneckerState, factors: Factors) -> tuple[Array, Any]:
         pairs = [
             (rotated, *rotated.joint_covariances(engine, layer.precision))
@@ -158,8 +161,8 @@ class Kronecker(Structure):
         input_sums, output_sums = [], []
         for factor, layer in zip(factors, _layers(state), strict=True):
             inputs, rows = factor.left_multiply(fisher_factor).expanded()
-            length = xp.sqrt(xp.sum(inputs * inputs, axis=1))
-            root_trace = xp.sqrt(xp.sum(rows * rows, axis=(1, 2)))
+            length = xp.linalg.vector_norm(inputs, axis=1)
+            root_trace = xp.linalg.vector_norm(rows, axis=(1, 2))
             scaled = xp.reshape(rows * length[:, None, None], (-1, rows.shape[2]))
             input_sums.append(_add_gram(engine, layer.input_sum, inputs * root_trace[:, None]))
             output_sums.append(_add_gram(engine, layer.output_sum, scaled))
