@@ -122,9 +122,8 @@ def sgd_jax(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray, classes: bo
 def bare_step(model: bm.BayesianMLP, x: np.ndarray, y: np.ndarray) -> Callable[[int], None]:
     """One Kalman step from the structure's primitives alone."""
     structure, likelihood, network = model.filter_model.structure, model.likelihood, model.network
-    engine = model.engine.owning()
 
-    def kalman(weights: Any, row: Any, target: Any) -> Any:
+    def kalman(engine: Engine, weights: Any, row: Any, target: Any) -> Any:
         outputs, factors = network.factors(engine, structure.mean(weights), row)
         covariance = structure.output_covariance(engine, weights, factors, joint=True)
         factor = likelihood.fisher_factor(engine, outputs)
@@ -133,7 +132,9 @@ def bare_step(model: bm.BayesianMLP, x: np.ndarray, y: np.ndarray) -> Callable[[
         residual = engine.xp.linalg.solve(system, score.mT).mT
         return structure.add_precision(engine, structure.shift(engine, weights, factors, residual), factors, factor)
 
-    compiled = model.engine.jit(kalman, donate=(0,))
+    owner = model.engine.owning()
+    lightly = owner.lightly if structure.is_light(model.posterior.weights) else lambda step, *args: step(owner, *args)
+    compiled = owner.jit(lambda *args: lightly(kalman, *args), donate=(0,))
     state = {"weights": model.to_engine(model.engine).posterior.weights}
     rows, targets = x.astype(np.float32), y
 

@@ -382,7 +382,7 @@ class MLP(Network):
         for index, matrix in enumerate(weights):
             extended = xp.concat([x, ones], axis=1)
             inputs.append(extended)
-            x = z = extended @ matrix
+            x = z = engine.products(extended, matrix)
             if index < len(weights) - 1:
                 x = activate(engine, z)
                 slopes.append(slope(engine, z, x))

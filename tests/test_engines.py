@@ -474,10 +474,12 @@ class _Refuses:
 def _check_independent(engine: Engine, side: int, uses_loops: bool) -> None:
     mean, precision = random_matrix(side, side + 1), np.exp(random_matrix(side, side + 1, seed=3))
     column, row = random_matrix(1, side, seed=1), random_matrix(1, side + 1, seed=2)
+    column[:, 1::3] = 0.0
     moved, sharper = mean + (column.T @ row) / precision, precision + (column**2).T @ row**2
     for owner in (engine, engine.owning()):
         given = [engine.asarray(array) for array in (mean, precision, column, row)]
         with engine.scope():
+            close(engine, owner.products(given[2], given[0]), column @ mean)
             spread, cross = owner.spread_over(given[2], given[1])
             close(engine, spread, column**2 @ (1 / precision))
             assert (cross is None) == uses_loops

@@ -199,7 +199,12 @@ class NumpyEngine(Engine):
     def products(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         if left.ndim == 3 and len(left) == 1 and right.ndim == 2:  # with the large matrix first, in two thirds
             return (right.mT @ left[0].mT).mT[None]
-        return left @ right
+        loops = loops_for(right, left) if left.ndim == right.ndim == 2 and len(left) == 1 else None
+        if loops is None:
+            return left @ right
+        product = np.empty((1, right.shape[1]), right.dtype)
+        loops.product(left[0], right, product[0])
+        return product
 
     def add_outer(self, matrix: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
         loops = loops_for(matrix, column, row) if len(column) == 1 and self.in_place else None
