@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 from store_cases import published, small_model, stream
 
 import bayesmlp as bm
+from bayesmlp.feedback import Observation
 from bayesmlp.inference.assembly import assembler
+from bayesmlp.inference.engines.base import leaves_of
+from bayesmlp.inference.engines.fused_loops import fused_loops
 from bayesmlp.inference.methods import FitProblem
 from bayesmlp.inference.objective import Parameters
+from bayesmlp.stepper import Stepper
 
 torch = pytest.importorskip("torch", reason="pip install 'bayesmlp[torch]' to enable")
 jax = pytest.importorskip("jax", reason="pip install 'bayesmlp[jax]' to enable")
@@ -72,6 +77,43 @@ def test_a_torch_tensor_and_a_jax_array_are_as_good_as_numpy() -> None:
     other.update(jax.numpy.asarray(x, dtype="float32"), jax.numpy.asarray(y))
     assert difference(model, other, x) <= 1e-5
     assert isinstance(model.predict(torch.tensor(x)).mean, np.ndarray)
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker", "last layer"])
+def test_an_event_of_a_large_layer(structure: str, numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, and with the updater's permission to write: by NumPy and compiled loops, where those are
+    there, else by torch; a third of the inputs is 0.
+    """
+    if numba:
+        pytest.importorskip("numba", reason="pip install 'bayesmlp[fast]'")
+    else:
+        monkeypatch.setitem(sys.modules, "numba", None)
+    fused_loops.cache_clear()
+    try:
+        rng = np.random.default_rng(0)
+        x, y = rng.standard_normal((6, 300)), rng.integers(0, 3, 6)
+        x[:, ::3] = 0.0
+        answers = {}
+        for engine in ("torch", "numpy"):
+            model = bm.BayesianMLP(
+                bm.MLP((120,)), bm.Categorical(3), structure=STRUCTURES[structure], engine=engine, standardize=False
+            )
+            model.start_from_prior(300)
+            before = model.posterior
+            kept = [np.array(model.engine.to_numpy(array)) for array in leaves_of(before)]
+            stepper = Stepper(model)
+            for i in range(6):
+                model.update(x[i : i + 1], y[i : i + 1])
+                event = Observation.check(x[i : i + 1], y[i : i + 1], None, None, model=model)
+                assert stepper.apply(event).outcome == "applied"
+            for array, old in zip(leaves_of(before), kept, strict=True):
+                np.testing.assert_array_equal(model.engine.to_numpy(array), old)
+            answers[engine] = model.predict(x).probabilities
+            np.testing.assert_array_equal(stepper.model.predict(x).probabilities, answers[engine])
+        np.testing.assert_allclose(answers["torch"], answers["numpy"], atol=1e-5)
+    finally:
+        fused_loops.cache_clear()
 
 
 # -- fits -------------------------------------------------------------------------------------------------------------
