@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -525,6 +526,21 @@ def test_products_have_one_thread_inside_and_as_many_as_before_outside(engine: E
     with libraries.limit(limits=2):
         with engine.scope(), engine.scope():
             assert engine.name == "jax" or count() == {1}
+        assert count() == {2}
+        inside, leave = threading.Event(), threading.Event()
+
+        def another() -> None:
+            with engine.scope():
+                inside.set()
+                leave.wait()
+
+        thread = threading.Thread(target=another)
+        thread.start()
+        inside.wait()
+        with engine.scope():
+            leave.set()
+            thread.join()
+            assert engine.name == "jax" or count() == {1}  # though who came first has left
         assert count() == {2}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -249,20 +250,41 @@ def _outer(column: np.ndarray, row: np.ndarray) -> np.ndarray:
     return column.T * row if len(column) == 1 else column.T @ row
 
 
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
+class _BlasThreads:
     """One thread for the products of NumPy and SciPy: with several, small ones take longer, and bits may depend on it.
 
-    The number is the process's. What other threads of the program multiply meanwhile has one thread too.
+    The number is the process's: it is lowered when the first of the program's threads comes in, and put back when the
+    last has left. What others multiply meanwhile has one thread too.
     """
-    changed = [(library, count) for library in _blas() if (count := library.get_num_threads()) != 1]
-    for library, _ in changed:
-        library.set_num_threads(1)
-    try:
-        yield
-    finally:
-        for library, count in changed:
-            library.set_num_threads(count)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: list[tuple[Any, int]] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._before = [(library, library.get_num_threads()) for library in _blas()]
+                _set_threads([(library, 1) for library, count in self._before if count != 1])
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    _set_threads([(library, count) for library, count in self._before if count != 1])
+
+
+def _set_threads(counts: list[tuple[Any, int]]) -> None:
+    """From whichever thread: who came in first may leave first, and newer threadpoolctl obeys one thread alone."""
+    for library, count in counts:
+        release = getattr(library, "clear_controlling_thread", lambda **_: None)  # older: not there
+        release(force=True)
+        library.set_num_threads(count)
+        release()
 
 
 @cache
@@ -271,6 +293,9 @@ def _blas() -> list[Any]:
 
     _lapack()  # which brings a library of its own
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+one_blas_thread = _BlasThreads().one
 
 
 def _is_one(matrix: np.ndarray) -> bool:

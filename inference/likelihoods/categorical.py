@@ -61,7 +61,9 @@ class Categorical(Likelihood):
         return np.asarray(np.argmax(outputs + rng.gumbel(size=outputs.shape), axis=-1))
 
     def _one_hot(self, engine: Engine, outputs: Array, y: Array) -> Array:
-        return engine.xp.take(engine.eye(self.num_classes, outputs), y, axis=0)
+        xp = engine.xp
+        classes = engine.constant(np.arange(self.num_classes), y)
+        return xp.astype(y[:, None] == classes, outputs.dtype)
 
     def unit_log_prob(
         self, engine: Engine, outputs: Float[Array, "*S N K"], y: Array, state: Any = ()
