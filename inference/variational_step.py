@@ -94,8 +94,7 @@ class VariationalStep(OutputStep):
         prior_spread = own_covariance(engine, covariance, outputs)
         flat_spread = xp.reshape(prior_spread, (-1,))
         identity = engine.eye(num_outputs, outputs)
-        size_of_prior = _size(engine, prior_spread)
-        rounding = _jitters(identity, size_of_prior, _NOTHING)
+        rounding = _jitters(identity, _size(engine, prior_spread), _NOTHING)
         floor = _ROUNDING * weight[:, None, None] + _NOTHING
         host_nodes, host_weights = normal_nodes(num_outputs)
         nodes, node_weights = (engine.constant(values, outputs) for values in (host_nodes, host_weights))

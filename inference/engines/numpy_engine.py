@@ -58,12 +58,12 @@ class NumpyEngine(Engine):
         return {"engine": self.name, "processor": processor(), **self.libraries()}
 
     @staticmethod
-    def libraries() -> dict[str, str]:
-        """Versions of what computes, and the number of its threads."""
+    def libraries(*, large: bool = True) -> dict[str, str]:
+        """Versions of what computes, ``large`` layers too, and the number of its threads."""
         import scipy
 
         versions = {"numpy": np.__version__, "scipy": scipy.__version__, "threads": "1"}
-        loops = fused_loops()
+        loops = fused_loops() if large else None
         return versions if loops is None else {**versions, "numba": loops.version}
 
     def asarray(self, values: Any, dtype: str | None = None) -> np.ndarray:

@@ -81,7 +81,8 @@ class TorchEngine(Engine):
     def fingerprint(self) -> dict[str, str]:
         on_gpu = self.device.type == "cuda"
         hardware = torch.cuda.get_device_name(self.device) if on_gpu else processor()
-        return {"engine": self.name, "torch": torch.__version__, "processor": hardware, **_HOST.libraries()}
+        libraries = _HOST.libraries(large=not on_gpu)
+        return {"engine": self.name, "torch": torch.__version__, "processor": hardware, **libraries}
 
     def asarray(self, values: Any, dtype: str | None = None) -> torch.Tensor:
         if isinstance(values, torch.Tensor):
