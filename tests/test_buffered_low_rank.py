@@ -167,6 +167,28 @@ def test_many_rows_in_one_dispatch_are_those_one_by_one(engine: str) -> None:
     assert relative_error(answers(many), answers(one)) < 1e-9
 
 
+@pytest.mark.parametrize("engine", [*on("numpy", "torch"), IN_JAX])
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_rows_that_say_nothing_take_no_place(kind: str, engine: str) -> None:
+    """Of weight 0, as padding is, alone or between others; what waits stays exact, and a full buffer full."""
+    exact, mine = (started(kind, structure, engine) for structure in (bm.Full(), bm.LowRank(1, buffer=8)))
+    x, y = stream(kind, 9)
+    weight = np.array([1, 0, 1, 0, 2, 1, 0.5, 0, 1])
+    for model in (exact, mine):
+        for rows in (slice(0, 5), slice(5, 6), slice(6, 9)):  # in eight, one and four places
+            model.update(x[rows], y[rows], weight=weight[rows])
+    assert mine.to_arrays()["weights.waiting"] == np.count_nonzero(weight)
+    learned(mine, kind, [1, 1])
+    learned(exact, kind, [1, 1])
+    assert mine.to_arrays()["weights.waiting"] == 8
+    assert relative_error(answers(mine), answers(exact)) < 1e-9
+    before = answers(mine)
+    for _ in range(9):
+        mine.update(x[:1], y[:1], weight=0)
+    assert mine.to_arrays()["weights.waiting"] == 8
+    np.testing.assert_array_equal(answers(mine), before)
+
+
 def test_what_the_buffer_is_not_for() -> None:
     with pytest.raises(InvalidInput, match=r"LowRank\.buffer must be an integer of at least 0, got -1"):
         bm.LowRank(3, buffer=-1)

@@ -46,7 +46,7 @@ class BufferedLowRankState(NamedTuple):
     inputs: of the B rows that may wait, the newest last, (B, I) for each layer.
     rows: of their LᵀJ, 0 where none waits, (B, K, O) for each layer.
     root: F, lower, in float64; D = R + B·K.
-    waiting: number of rows that wait, padding too.
+    waiting: number of rows that wait.
     """
 
     mean: Layers
@@ -90,9 +90,10 @@ class _Innovation(NamedTuple):
 class BufferedLowRank(Structure):
     """``LowRank(rank, buffer=B)`` for a network: a :class:`LowRank` whose newest rows wait in a buffer.
 
-    The buffer is for rows that pass each layer once. Others, and batches of more rows than it holds, are folded in at
-    once. The outputs' covariances are those with all that waits; whatever else is asked of the weights (draws,
-    variances, divergences) or done with them (dynamics, fits, merges) is with all of it folded in.
+    The buffer is for rows that pass each layer once; a row of weight 0 takes no place in it. Others, and batches of more
+    rows than it holds (padding counts there), are folded in at once. The outputs' covariances are those with all that
+    waits; whatever else is asked of the weights (draws, variances, divergences) or done with them (dynamics, fits,
+    merges) is with all of it folded in.
 
     Args:
         of: what the rows are folded into.
@@ -236,14 +237,24 @@ class BufferedLowRank(Structure):
         gram, border, _ = self._of_rows(engine, state, new, cross.contracted, joint=True)
         root = engine.in_float64(_with_the_new, state.root, gram, border)
         rows = [_joined(engine, waiting, factor) for waiting, factor in zip(_factors(state), new, strict=True)]
-        size = factors[0].inputs.shape[0]
-        full = state.waiting + size > self.capacity
+        count, places = self._places(engine, state, fisher_factor)
+        full = count > self.capacity
         mixing = engine.when(full, lambda _: self._leading(engine, root), engine.cast(0 * root[:, : self.of.rank]))
         # A fold waits for the mean: so compiled code has read the columns before it writes, and need not copy them.
         last = full & engine.xp.isfinite(sum(m[0, 0] for m in mean))
         changed = state.diagonal, state.columns
         diagonal, columns = engine.change_blocks(last, lambda own, now: self._fold(own, *now, rows, mixing), changed)
-        return self._waiting(engine, state, LowRankState(mean, diagonal, columns), rows, root, (full, size))
+        waiting = engine.xp.where(full, 0.0, count), places[factors[0].inputs.shape[0] :]
+        return self._waiting(engine, state, LowRankState(mean, diagonal, columns), rows, root, full, *waiting)
+
+    def _places(
+        self, engine: Engine, state: BufferedLowRankState, fisher_factor: Float[Array, "N K R"]
+    ) -> tuple[Float[Array, ""], Array]:
+        """Number of rows that wait or are new, and the B + N places they are in, with those first that say nothing."""
+        xp = engine.xp
+        old = engine.constant(np.arange(self.capacity), state.waiting) >= self.capacity - state.waiting
+        taken = xp.astype(xp.concat([old, xp.any(fisher_factor != 0, axis=(1, 2))]), state.waiting.dtype)
+        return xp.sum(taken), xp.argsort(taken, stable=True)
 
     def _waiting(
         self,
@@ -252,20 +263,24 @@ class BufferedLowRank(Structure):
         after: LowRankState,
         rows: Sequence[LayerFactors],
         root: Float[Array, "E E"],
-        fold: tuple[Array, int],
+        full: Array,
+        waiting: Float[Array, ""],
+        places: Array,
     ) -> BufferedLowRankState:
-        """The state with a buffer that some new rows have joined, or that a fold has emptied."""
-        xp, (full, size) = engine.xp, fold
-        rank, width = self.of.rank, size * before.rows[0].shape[1]
-        free = [root[:rank], root[rank + width :]]  # the oldest places, which are free unless it is full
-        shorter = xp.concat([xp.concat([part[:, :rank], part[:, rank + width :]], axis=1) for part in free], axis=0)
-        places = shorter.shape[0] - rank
+        """The state with a buffer of the rows at some B places, or emptied by a fold.
+
+        The other places are free unless it is full: their rows and columns of F are those of the identity.
+        """
+        xp, rank, width = engine.xp, self.of.rank, before.rows[0].shape[1]
+        columns, outputs = (engine.constant(np.arange(size), places) for size in (rank, width))
+        own = xp.concat([columns, xp.reshape(rank + width * places[:, None] + outputs, (-1,))])
+        shorter = xp.take(xp.take(root, own, axis=0), own, axis=1)
         new = BufferedLowRankState(
             *after,
-            tuple(xp.where(full, 0.0, factor.inputs[size:]) for factor in rows),
-            tuple(xp.where(full, 0.0, factor.rows[size:]) for factor in rows),
-            engine.when(full, lambda _: self._root(engine, after, places), shorter),
-            xp.where(full, 0.0, before.waiting + size),
+            tuple(xp.where(full, 0.0, xp.take(factor.inputs, places, axis=0)) for factor in rows),
+            tuple(xp.where(full, 0.0, xp.take(factor.rows, places, axis=0)) for factor in rows),
+            engine.when(full, lambda _: self._root(engine, after, self.capacity * width), shorter),
+            waiting,
         )
         buffer = engine.kept(new[3:], before[3:])
         return BufferedLowRankState(*after, *buffer)
