@@ -206,3 +206,22 @@ def test_a_fitted_grid_prunes_as_it_says() -> None:
     model.fit(x, y, method=bm.Laplace(bm.TrainingOptions(steps=50)))
     assert model.to_engine("torch").spec() == model.spec()
     assert model._resolved.prune_below == -12.0
+
+
+@pytest.mark.parametrize("engine", ["numpy", pytest.param("torch", marks=needs("torch"))])
+@pytest.mark.parametrize("buffer", [0, 1])
+@pytest.mark.parametrize("scale", [1e3, 1e4, 1e6])
+def test_rounding_of_large_directions_takes_nothing_of_what_was_known(engine: str, buffer: int, scale: float) -> None:
+    """In float32 the squares of what an event tells have roundings as large as a prior's precision."""
+    for seed in range(4):
+        x = np.sign(np.random.default_rng(seed).standard_normal((2, 3))) * scale
+        model = bm.BayesianMLP(
+            bm.MLP((5,)), bm.Gaussian(noise_variance=0.1), structure=bm.LowRank(3, buffer), engine=engine,
+            standardize=False,
+        )  # fmt: skip
+        model.start_from_prior(3)
+        prior = model.weight_variances()
+        for row in x:
+            model.update(row[None], [1.0])
+        ratios = [after / before for after, before in zip(model.weight_variances(), prior, strict=True)]
+        assert all((ratio > 0).all() and (ratio < 1 + 2 / 16).all() for ratio in ratios)

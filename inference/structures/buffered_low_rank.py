@@ -90,9 +90,9 @@ class _Innovation(NamedTuple):
 class BufferedLowRank(Structure):
     """``LowRank(rank, buffer=B)`` for a network: a :class:`LowRank` whose newest rows wait in a buffer.
 
-    The buffer is for rows that pass each layer once; a row of weight 0 takes no place in it. Others, and batches of more
-    rows than it holds (padding counts there), are folded in at once. The outputs' covariances are those with all that
-    waits; whatever else is asked of the weights (draws, variances, divergences) or done with them (dynamics, fits,
+    The buffer is for rows that pass each layer once; a row of weight 0 takes no place in it. Others, and batches of
+    more rows than it holds (padding counts there), are folded in at once. The outputs' covariances are those with all
+    that waits; whatever else is asked of the weights (draws, variances, divergences) or done with them (dynamics, fits,
     merges) is with all of it folded in.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Float
 
 from ..checks import is_count
@@ -19,6 +20,8 @@ __all__ = ["LowRank", "LowRankState"]
 
 _LEAST_KEPT = 0.5
 """Share of the diagonal that rounding may take at a step, at most."""
+_ROUNDINGS = 16
+"""Roundings of what the columns hold: the diagonal that it may take nothing of."""
 _BLOCK = 262_144
 """Numbers of the columns that are in float64 at a time."""
 
@@ -266,15 +269,22 @@ class LowRank(Structure):
     def _diagonal_after(self, engine: Engine, factor: Any, diagonal: Array, before: Array, after: Array) -> Array:
         """Υ with the squares of what was dropped: what the diagonal of Λ is to be, less what the columns hold.
 
-        So rounding of the columns is made good, up or down; were only what is positive added, Υ would drift upwards.
+        So rounding of the columns is made good, up or down; were only what is positive added, Υ would drift upwards. It
+        takes nothing below what it can tell from 0, or many steps would leave no Υ where the columns hold much.
         """
+        xp = engine.xp
         column, row = engine.widen(factor.squares(engine))
-        dropped = column.mT @ row
+        told = column.mT @ row
         for index in range(self.rank):  # one after the other: compilers reduce a leading axis badly
-            held, kept = engine.widen((before[index], after[index]))
-            dropped = engine.add_product(engine.add_product(dropped, held, held), kept, kept, -1.0)
-        least = -_LEAST_KEPT * diagonal
-        return engine.cast(diagonal + engine.xp.where(dropped > least, dropped, least))
+            held = engine.widen(before[index])
+            told = engine.add_product(told, held, held)
+        dropped = told
+        for index in range(self.rank):
+            kept = engine.widen(after[index])
+            dropped = engine.add_product(dropped, kept, kept, -1.0)
+        smallest = _ROUNDINGS * float(np.finfo(engine.dtype).eps) * told
+        least = xp.clip(smallest - diagonal, -_LEAST_KEPT * diagonal, 0.0)
+        return engine.cast(diagonal + xp.where(dropped > least, dropped, least))
 
     def transition(
         self, engine: Engine, state: LowRankState, prior: Any, retention: Array, growth: Layers
