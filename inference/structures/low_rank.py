@@ -21,7 +21,7 @@ __all__ = ["LowRank", "LowRankState"]
 _LEAST_KEPT = 0.5
 """Share of the diagonal that rounding may take at a step, at most."""
 _ROUNDINGS = 16
-"""Roundings of what the columns hold: the diagonal that it may take nothing of."""
+"""Of what the columns hold: rounding takes nothing of a diagonal that is less than so many of them."""
 _BLOCK = 262_144
 """Numbers of the columns that are in float64 at a time."""
 
