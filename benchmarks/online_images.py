@@ -8,7 +8,7 @@ MLP 500-500-10. Images come in blocks, each a Bayes step. For each structure, wi
 400 images: error, negative log likelihood at the mean, and of the linearised predictive distribution, and the numbers
 kept, in multiples of the weights. Beside them Adam on the same network, which replays: every event it takes ten steps
 on 32 images of a buffer. It keeps three numbers for each weight; its buffer has ten images, as in the published
-comparison, or as many as make it as large as a structure above.
+comparison, or as many as a structure above stores, or as many as make it as large as one.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def main() -> None:
         started = time.perf_counter()
         results = [filtered(name, hidden, data, options.engine, seed, options.block, stored) for seed in range(seeds)]
         numbers = report(f"{name}, {stored} stored" if stored else name, results, started)
-        buffers.add(min(count, max(SMALLEST, (numbers - 3 * weights) // 785)))
+        buffers |= {min(count, max(SMALLEST, images)) for images in (stored, (numbers - 3 * weights) // 785)}
     for buffer in sorted(buffers):
         started = time.perf_counter()
         results = [replayed(hidden, data, buffer, seed) for seed in range(seeds)]
