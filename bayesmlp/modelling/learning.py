@@ -146,7 +146,8 @@ class LearningModel(FittedModel):
             posterior, infos = fold(self.posterior, self._prior_state, *batches)
             infos = self.engine.fetch(infos)
             if not np.all(infos.ok):
-                raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
+                first = start + int(np.argmin(infos.ok))
+                raise self._not_learned(f"row {first}", x[first], weight[first])
             self._posterior = posterior
             self.prune()
             scores.append(np.asarray(infos.log_predictive))
@@ -155,6 +156,13 @@ class LearningModel(FittedModel):
             info = self._update_in_chunks(x[one], y[one], weight[one], elapsed, None, None, source)
             scores.append(np.array([info.log_predictive]))
         return np.concatenate(scores)
+
+    def _not_learned(self, which: str, x: np.ndarray, weight: np.ndarray) -> NumericalFailure:
+        """With what rows of such a kind have in common: they are large, or weigh much."""
+        return NumericalFailure(
+            f"the update by {which} would not be finite and positive definite in {self.engine.dtype}; nothing was "
+            f"learned. Scaled inputs are up to {np.max(np.abs(x)):.3g} in magnitude, weights up to {np.max(weight):.3g}"
+        )
 
     def _update_in_chunks(
         self,
@@ -177,7 +185,7 @@ class LearningModel(FittedModel):
             posterior, info = step(self.posterior, self._prior_state, *batch)
             info = UpdateInfo(*(float(value) for value in self.engine.fetch(info)))
             if not info.ok:
-                raise NumericalFailure("the update would not be finite and positive definite; nothing was learned")
+                raise self._not_learned("a row" if len(x[rows]) == 1 else f"{len(x[rows])} rows", x[rows], weight[rows])
             self._posterior = posterior
             self.prune()
             if kind is None:
