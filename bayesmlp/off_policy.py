@@ -9,11 +9,12 @@ import numpy as np
 from .inference.errors import InvalidInput
 from .inference.off_policy import PolicyValue, importance_values
 from .store.store import PosteriorStore
-from .validation import as_host_array
+from .validation import MAX_RAW_MAGNITUDE, as_host_array
 
 __all__ = ["LoggedDecisions", "logged_decisions", "off_policy_value"]
 
 METHODS = ("ips", "snips", "dr")
+_LEAST_PROPENSITY = 1e-100  # whose weight can be squared
 
 
 class LoggedDecisions(NamedTuple):
@@ -73,17 +74,43 @@ def off_policy_value(
         raise InvalidInput(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if (expected is not None) != (method == "dr"):
         raise InvalidInput(f"expected rewards go with method 'dr' and with no other, got method {method!r}")
-    count = len(logged.actions)
-    propensities = np.asarray(logged.propensities, np.float64)
-    if not ((propensities > 0) & (propensities <= 1)).all():
-        raise InvalidInput("logged.propensities must be above 0 and at most 1")
-    probabilities = _of_actions(policy, "policy", count, logged.actions)
+    actions, rewards, propensities = _checked(logged)
+    probabilities = _of_actions(policy, "policy", len(actions), actions)
     if (probabilities < 0).any() or not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-6):
         raise InvalidInput("policy must hold probabilities whose rows add up to 1")
-    model = None if expected is None else _of_actions(expected, "expected", count, logged.actions)
-    rewards = np.asarray(logged.rewards, np.float64)
-    actions = np.asarray(logged.actions)
+    model = None if expected is None else _of_actions(expected, "expected", len(actions), actions)
+    if model is not None and model.shape != probabilities.shape:
+        raise InvalidInput(f"expected must have policy's shape {probabilities.shape}, got {model.shape}")
+    if model is None and not probabilities[np.arange(len(actions)), actions].any():
+        raise InvalidInput(
+            "policy must take some action that was logged: of one that never does, only method 'dr' knows anything"
+        )
     return importance_values(actions, rewards, propensities, probabilities, model, normalised=method == "snips")
+
+
+def _checked(logged: LoggedDecisions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Actions, rewards and propensities, (N,) each, N at least 1."""
+    actions, rewards, propensities = (
+        as_host_array(getattr(logged, name), f"logged.{name}") for name in ("actions", "rewards", "propensities")
+    )
+    for name, array, kinds in (
+        ("actions", actions, "iu"),
+        ("rewards", rewards, "fiu"),
+        ("propensities", propensities, "fiu"),
+    ):
+        if array.ndim != 1 or len(array) != len(actions) or not len(array) or array.dtype.kind not in kinds:
+            expected = "integers" if kinds == "iu" else "numbers"
+            raise InvalidInput(
+                f"logged.{name} must be {expected}, one for each decision and at least one, "
+                f"got shape {array.shape} and dtype {array.dtype}"
+            )
+    if (actions < 0).any():
+        raise InvalidInput(f"logged.actions must be at least 0, got {actions.min()}")
+    if not (np.abs(rewards) <= MAX_RAW_MAGNITUDE).all():
+        raise InvalidInput(f"logged.rewards must be finite and at most {MAX_RAW_MAGNITUDE:g} in magnitude")
+    if not ((propensities >= _LEAST_PROPENSITY) & (propensities <= 1)).all():
+        raise InvalidInput(f"logged.propensities must be above 0 (at least {_LEAST_PROPENSITY:g}) and at most 1")
+    return actions, rewards.astype(np.float64), propensities.astype(np.float64)
 
 
 def _of_actions(values: Any, argument: str, count: int, actions: np.ndarray) -> np.ndarray:

@@ -107,7 +107,7 @@ class _River(ABC):
             self._learn(row)
             return
         self._rows.append(row)
-        if len(self._rows) >= self.warm_up and self._may_start():
+        if len(self._rows) >= self.warm_up and any(row.x for row in self._rows) and self._may_start():
             self._start()
 
     def _learn(self, row: _Row) -> None:
@@ -219,7 +219,10 @@ class RiverClassifier(_River):
         normal_scores: int | None = None,
     ) -> None:
         super().__init__(estimator if estimator is not None else BayesianMLPClassifier(), warm_up, normal_scores)
-        self.classes = None if classes is None else sorted(set(classes))
+        labels = None if classes is None else set(classes)
+        if labels is not None and not _are_of_one_kind(labels):
+            raise InvalidInput(f"classes must be all strings or all numbers, got {list(labels)!r:.80}")
+        self.classes = None if labels is None else sorted(labels)
         if self.is_ready:
             self.classes = self.estimator.classes_.tolist()
         if self.classes is not None and len(self.classes) < 2:
@@ -245,9 +248,9 @@ class RiverClassifier(_River):
     def _checked(self, y: Any) -> Any:
         if self.classes is not None and y not in self.classes:
             raise InvalidInput(f"y must be one of the classes {self.classes}, got {y!r}; announce all of them first")
-        if y is None or y != y:
-            raise InvalidInput(f"y must be a label, got {y!r}")
-        if self._rows and isinstance(y, str) != isinstance(self._rows[0].y, str):
+        if not _are_of_one_kind([y]) or y != y:
+            raise InvalidInput(f"y must be a label, a string or a number, got {y!r:.80}")
+        if self._rows and not _are_of_one_kind([y, self._rows[0].y]):
             raise InvalidInput(f"y must be a label of the same kind as {self._rows[0].y!r}, got {y!r}")
         return y
 
@@ -261,6 +264,12 @@ class RiverClassifier(_River):
     def _target(self, y: Any) -> int:
         assert self.classes is not None
         return self.classes.index(y)
+
+
+def _are_of_one_kind(labels: Iterable[Any]) -> bool:
+    """Whether labels can be put in order: all strings, or all numbers."""
+    labels = list(labels)
+    return any(all(isinstance(label, kinds) for label in labels) for kinds in (str, (Real, np.bool_)))
 
 
 def _numbers(x: Mapping[Hashable, Any], is_scaled: bool) -> dict[Hashable, float]:

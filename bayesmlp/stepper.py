@@ -16,7 +16,7 @@ from .model import BayesianMLP
 
 __all__ = ["Effect", "Stepper", "Steps", "step_fingerprint"]
 
-STEP_VERSION = 11
+STEP_VERSION = 12
 """Raised whenever a change of the code changes the bits of a step."""
 
 

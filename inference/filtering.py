@@ -30,7 +30,7 @@ from .variational_step import VariationalStep
 
 __all__ = ["FilterModel", "Posterior", "UpdateInfo", "filter_step", "pass_time"]
 
-_HOPELESS = -1e10  # log predictive density of a candidate whose step would not be finite
+_HOPELESS = -1e10  # log predictive density of a member whose step would not be finite
 _LARGEST_STEP = {"float32": 1e20, "float64": 1e200}
 
 
@@ -270,12 +270,14 @@ def _learn_in_mixture(
 
     members = Posterior(began.weights.members, began.likelihood)
     learned, infos, evidence = engine.batched(step)(members, prior, each)
-    densities, gained, ok = infos.log_predictive, infos.information, xp.all(infos.ok)
+    # What diverges is out, and keeps its posterior; it does not take the others along.
+    densities, evidence = (xp.where(infos.ok, values, _HOPELESS) for values in (infos.log_predictive, evidence))
+    gained = xp.where(infos.ok, infos.information, 0.0)
     assert isinstance(model.structure, Mixture)
-    if model.structure.prune_below is not None:  # a candidate that diverges is out; it does not take the others along
-        densities, evidence = (xp.where(infos.ok, values, _HOPELESS) for values in (densities, evidence))
-        gained = xp.where(infos.ok, gained, 0.0)
+    if model.structure.prune_below is not None:
         ok = xp.any(infos.ok)
+    else:  # an event that most of the weight can't learn is refused, and nobody is out for it
+        ok = xp.sum(xp.where(infos.ok, xp.exp(log_weights), 0.0)) > 0.5
     log_predictive = engine.logsumexp(log_weights + densities, axis=0)
     scored = log_weights + evidence
     after = scored - engine.logsumexp(scored, axis=0)

@@ -5,6 +5,7 @@ Rewards are of the actions that were taken; the propensity is the probability wi
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ __all__ = ["PolicyValue", "importance_values"]
 class PolicyValue(NamedTuple):
     """Attributes:
     value: estimated reward per decision.
-    standard_error: of the estimate.
+    standard_error: of the estimate; infinite for a single decision, which says nothing of it.
     effective_samples: (Σ w)² / Σ w² of the importance weights; far below the number of decisions, the policies are too
         unlike for a sound estimate.
     """
@@ -60,4 +61,5 @@ def importance_values(
         values = values + np.sum(policy * expected, axis=1)
     value = float(values.mean())
     spread = weights * (rewards - value) if normalised and expected is None else values - value
-    return PolicyValue(value, float(np.sqrt(np.sum(spread**2)) / len(spread)), effective)
+    error = float(np.sqrt(np.sum(spread**2)) / len(spread)) if len(spread) > 1 else math.inf
+    return PolicyValue(value, error, effective)

@@ -7,6 +7,12 @@ the row says beyond the tangent is a Bregman divergence of the outputs f from f�
 
 It is 0 with slope 0 at f₀, whatever y is: a prediction that has not changed pulls at nothing. For exponential families
 in their natural outputs (normal, classes, counts) it is the KL divergence of the prediction now from the one then.
+Where the log likelihood is not concave (Student-t noise, predicted noise) it may cross its tangent, and D would fall
+without bound. There that KL divergence is taken to second order::
+
+    D(f) = ½ |Lᵀ (f - f₀)|²
+
+with L Lᵀ the Fisher information then or now, whichever is smaller: a prediction that was best may have been too sure.
 Pan et al. (2020), "Continual deep learning by functional regularisation of memorable past"; Khan and Swaroop (2021),
 "Knowledge-adaptation priors".
 """
@@ -78,6 +84,10 @@ def divergence(
         y: targets, as the likelihood prepared them.
         state: of the likelihood.
     """
+    if not likelihood.is_concave:
+        return -_Remembered(
+            then, _least_root(engine, likelihood, then, engine.stop_gradient(outputs), y, state)
+        ).log_prob(engine, outputs)
     tangent = likelihood.unit_score(engine, then, y, state)
     beyond = likelihood.unit_log_prob(engine, then, y, state) - likelihood.unit_log_prob(engine, outputs, y, state)
     return beyond + engine.xp.sum(tangent * (outputs - then), axis=-1)
@@ -149,16 +159,17 @@ def rehearse(
     needed = structure.uses_factors(model.network.num_layers)
     outputs, factors = model.network.factors(engine, structure.mean(posterior.weights), rows.x, needed=needed)
     covariance = structure.output_covariance(engine, posterior.weights, factors, joint=True)
-    tilted = _Tilted(model.likelihood)
+    likelihood = model.likelihood
 
     def solve(wide: Engine, f: Array, c: Array, y: Array, then: Array, weight: Array, state: Any) -> Any:
         xp = wide.xp
-        tangent = model.likelihood.unit_score(wide, then, y, state)
-        problem = OutputProblem(f, c, _TiltedTargets(y, tangent), weight, state)
-        residual = LaplaceStep().site(wide, tilted, problem).residual  # type: ignore[arg-type]
+        said: Any = _Tilted(likelihood), _TiltedTargets(y, likelihood.unit_score(wide, then, y, state))
+        if not likelihood.is_concave:
+            said = _Quadratic(), _Remembered(then, _least_root(wide, likelihood, then, f, y, state))
+        residual = LaplaceStep().site(wide, said[0], OutputProblem(f, c, said[1], weight, state)).residual
         size = residual @ (c @ residual)
         ok = xp.isfinite(size) & (size <= _LARGEST_MOVE)
-        before = outlook_of(wide, model.likelihood, f, own_covariance(wide, c, f), y, state, model.influence)
+        before = outlook_of(wide, likelihood, f, own_covariance(wide, c, f), y, state, model.influence)
         return xp.reshape(residual, f.shape), ok, before
 
     state = _state(model, posterior)
@@ -214,3 +225,39 @@ class _Tilted:
 
     def observed_information(self, engine: Engine, outputs: Array, y: _TiltedTargets, state: Any) -> Array | None:
         return self.likelihood.observed_information(engine, outputs, y.y, state)
+
+
+class _Remembered(NamedTuple):
+    """Outputs that are to come back, (M, K), and a root of the Fisher information there, (M, K, R)."""
+
+    outputs: Array
+    root: Array
+
+    def error(self, engine: Engine, outputs: Array) -> Float[Array, "M R"]:
+        """L₀ᵀ (f₀ - f)."""
+        return engine.xp.sum(self.root * (self.outputs - outputs)[:, :, None], axis=1)
+
+    def log_prob(self, engine: Engine, outputs: Array) -> Float[Array, " M"]:
+        """-½ |L₀ᵀ (f₀ - f)|²."""
+        error = self.error(engine, outputs)
+        return -0.5 * engine.xp.sum(error * error, axis=-1)
+
+
+def _least_root(
+    engine: Engine, likelihood: Likelihood, then: Array, now: Array, y: Array, state: Any
+) -> Float[Array, "M K R"]:
+    """L of the smaller Fisher information of a row, then or now."""
+    roots = [likelihood.unit_terms(engine, outputs, y, state)[2] for outputs in (then, now)]
+    sizes = [engine.xp.sum(root * root, axis=(1, 2), keepdims=True) for root in roots]
+    return engine.xp.where(sizes[0] <= sizes[1], *roots)
+
+
+class _Quadratic:
+    """What a :class:`LaplaceStep` asks of a likelihood, for exp(-D) to second order."""
+
+    def unit_terms(self, engine: Engine, outputs: Array, y: _Remembered, state: Any) -> tuple[Array, Array, Array]:
+        score = engine.xp.sum(y.root * y.error(engine, outputs)[:, None, :], axis=-1)
+        return y.log_prob(engine, outputs), score, y.root
+
+    def observed_information(self, engine: Engine, outputs: Array, y: _Remembered, state: Any) -> None:
+        """Fisher's."""

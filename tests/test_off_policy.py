@@ -94,7 +94,41 @@ def test_off_policy_arguments_are_checked_by_name() -> None:
         (TARGET, {"expected": EXPECTED}, "expected rewards go with method 'dr'"),
         (TARGET, {"method": "dr"}, "expected rewards go with method 'dr'"),
         (TARGET[:, :1], {}, "policy must have a column for each action and 2 rows"),
+        (TARGET, {"method": "dr", "expected": EXPECTED[:, :2]}, r"expected must have policy's shape \(2, 3\), got"),
         (2 * TARGET, {}, "policy must hold probabilities whose rows add up to 1"),
     ):
         with pytest.raises(InvalidInput, match=message):
             bm.off_policy_value(decisions, policy, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": np.array([0, -1])}, "logged.actions must be at least 0, got -1"),
+        ({"actions": np.zeros(2)}, "logged.actions must be integers, .* got shape .* float64"),
+        ({"actions": np.array([], int)}, "logged.actions must be integers, .* at least one, got shape"),
+        ({"rewards": np.ones(3)}, r"logged.rewards must be numbers, one for each decision .* got shape \(3,\)"),
+        ({"rewards": np.array([1.0, np.nan])}, "logged.rewards must be finite"),
+        ({"propensities": np.array([0.5, 1e-320])}, "logged.propensities must be above 0"),
+        ({"propensities": np.array([0.5, np.nan])}, "logged.propensities must be above 0"),
+    ],
+)
+def test_logged_decisions_are_checked_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        bm.off_policy_value(logged([0, 1])._replace(**changes), TARGET, method="ips")
+
+
+def test_a_policy_that_takes_no_logged_action_has_a_value_by_a_model_alone() -> None:
+    decisions, other = logged([0, 0]), np.array([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    for method in ("ips", "snips"):
+        with pytest.raises(InvalidInput, match="policy must take some action that was logged"):
+            bm.off_policy_value(decisions, other, method=method)
+    by_model = bm.off_policy_value(decisions, other, method="dr", expected=EXPECTED)
+    assert by_model.value == EXPECTED[:, 1].mean()
+    assert by_model.effective_samples == 0
+
+
+def test_one_decision_has_no_standard_error() -> None:
+    one = bm.LoggedDecisions(np.ones((1, 2)), np.array([0]), np.array([2.0]), np.array([0.5]))
+    for method in ("ips", "snips"):
+        assert bm.off_policy_value(one, [[1.0, 0.0]], method=method).standard_error == np.inf

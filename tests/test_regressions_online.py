@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import needs
+from cases import needs, on
 from scipy import integrate, optimize, special
 
 import bayesmlp as bm
@@ -225,3 +225,49 @@ def test_rounding_of_large_directions_takes_nothing_of_what_was_known(engine: st
             model.update(row[None], [1.0])
         ratios = [after / before for after, before in zip(model.weight_variances(), prior, strict=True)]
         assert all((ratio > 0).all() and (ratio < 1 + 2 / 16).all() for ratio in ratios)
+
+
+@pytest.mark.parametrize("engine", on("numpy", "torch", "jax"))
+def test_a_hypothesis_that_diverges_does_not_refuse_events_for_the_others(engine: str) -> None:
+    """After a gap of decades random walks have variances of 10⁷; the static hypothesis predicts well all along."""
+    rng = np.random.default_rng(0)
+    model = bm.BayesianMLP(
+        bm.MLP((20,)), bm.Categorical(2), structure=bm.Diagonal(), dynamics=bm.AdaptiveForgetting(time_unit=1.0),
+        engine=engine,
+    )  # fmt: skip
+    model.start_from_prior(2)
+    right = []
+    for i in range(220):
+        x = rng.standard_normal((1, 2))
+        label = int(x[0, 0] > 0)
+        right.append(int(np.argmax(model.predict(x).probabilities)) == label)
+        info = model.update(x, [label], elapsed=1.7e9 if i == 150 else 1.0)
+        assert np.isfinite([info.log_predictive, info.information]).all()
+    assert np.mean(right[150:]) > 0.9
+    np.testing.assert_allclose(model.predict(np.zeros((1, 2))).probabilities.sum(), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_mixture_learns_what_most_of_it_can_learn(share: float) -> None:
+    """A member that can't is out; were it most of the mixture, one event would put the best members out for good."""
+    model = bm.BayesianMLP(
+        bm.MLP((4,)), bm.Gaussian(), structure=bm.Mixture(bm.Diagonal(), 2), engine="numpy", dtype="float64"
+    )
+    model.update(np.zeros((1, 2)), [0.1])
+    posterior = model.posterior
+    mean = tuple(np.stack([1e300 * layer[0], layer[1]]) for layer in posterior.weights.members.mean)
+    members = posterior.weights.members._replace(mean=mean)
+    weights = posterior.weights._replace(members=members, log_weights=np.log([share, 1 - share]))
+    model.set_posterior(posterior._replace(weights=weights))
+    if share > 0.5:
+        with pytest.raises(bm.errors.NumericalFailure, match="nothing was learned"):
+            model.update(np.ones((1, 2)), [0.5])
+        np.testing.assert_array_equal(model.posterior.weights.log_weights, np.log([share, 1 - share]))
+        return
+    info = model.update(np.ones((1, 2)), [0.5])
+    assert np.isfinite([info.log_predictive, info.information]).all()
+    after = model.posterior.weights
+    np.testing.assert_array_equal(np.exp(after.log_weights), [0.0, 1.0])
+    for now, before in zip(after.members.mean, mean, strict=True):
+        np.testing.assert_array_equal(now[0], before[0])
+        assert np.any(now[1] != before[1])

@@ -173,9 +173,11 @@ class Writer:
             elif before[1] in (digest, _PURGED):
                 stored.append(StoredEvent(before[0], repeated=True))
             else:
+                when = f"before with another body (version {before[0]})"
+                if record.event_id in new:
+                    when = "twice at once, with two bodies"
                 raise ConflictingEvent(
-                    f"event {record.event_id!r} was sent before with another body (version {before[0]}); "
-                    "a correction needs an id of its own"
+                    f"event {record.event_id!r} was sent {when}; a correction needs an id of its own"
                 )
         return stored, rows, new
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,8 @@ class Hearer(Committer):
         items = as_host_array(shown, "shown")
         if items.ndim < 2 or len(items) < 2:
             raise InvalidInput(f"shown must be at least two items, (items, inputs), got shape {items.shape}")
+        if not isinstance(chosen, Integral) or isinstance(chosen, bool) or not 0 <= chosen < len(items):
+            raise InvalidInput(f"chosen must be a place among those shown, from 0 to {len(items) - 1}, got {chosen!r}")
         together = self._items(list(items), tuple(f"shown[{i}]" for i in range(len(items))))
         told = Told(together, [chosen], event_id, weight, time, kind=name, propensity=propensity)
         return self._learn("event", [told], source, wait)[0]
@@ -137,6 +140,9 @@ class Hearer(Committer):
         network, size = self.model.network, self.model.num_inputs
         named = list(zip(items, names, strict=True))
         checked = [check_inputs(with_row_axis(item, name, network), size, name, network) for item, name in named]
+        for rows, name in zip(checked, names, strict=True):
+            if len(rows) != 1:
+                raise InvalidInput(f"{name} must be one item, got {len(rows)} rows")
         return np.concatenate(checked, axis=1)
 
     def observe_many(

@@ -123,6 +123,9 @@ class Likelihood(ABC):
     has_logits: bool = False
     """Whether class probabilities are the softmax of :meth:`logits`."""
 
+    is_concave: bool = True
+    """Whether the log density is concave in the outputs, so that none of its tangents is ever crossed."""
+
     averaged_by_nodes: bool = False
     """Whether :meth:`expected_terms` is to be used: the log density is smooth, concave and of bounded score in the
     outputs (an exponential's average outgrows all nodes)."""

@@ -38,6 +38,7 @@ class ScaleMixture(Likelihood):
     """A likelihood whose predictive is a mixture of normal distributions."""
 
     scales_targets = True
+    is_concave = False
 
     @abstractmethod
     def components(
