@@ -47,7 +47,7 @@ class Retention(NamedTuple):
     """For how long payloads (inputs, targets, weights) stay in the log. What they taught stays in the posterior.
 
     An event whose payload is gone can't be retracted any more, nor released from quarantine, and no fold can begin
-    before it.
+    before it. Rows that a :class:`~.inference.memory.Memory` has chosen are part of the posterior, and stay there.
 
     Attributes:
         seconds: since an event was stored; None: no limit.

@@ -336,7 +336,12 @@ def test_kinds_are_checked_by_name(tmp_path: Path) -> None:
     for call, message in (
         (lambda: updater.prefer(better=x[0], worse=x[1], kind="rating"), "kind must name one BradleyTerry"),
         (lambda: updater.prefer(better=x[0, :1], worse=x[1]), "better must have shape"),
+        (lambda: updater.prefer(better=x[:2], worse=x[1]), "better must be one item, got 2 rows"),
+        (lambda: updater.prefer(better=x[0], worse=x[:3]), "worse must be one item, got 3 rows"),
         (lambda: updater.choose(shown=x[:1], chosen=0), "shown must be at least two items"),
+        (lambda: updater.choose(shown=x, chosen=4), "chosen must be a place among those shown, from 0 to 3, got 4"),
+        (lambda: updater.choose(shown=x, chosen=-1), "chosen must be a place .* got -1"),
+        (lambda: updater.choose(shown=x, chosen=True), "chosen must be a place .* got True"),
         (lambda: updater.choose(shown=x, chosen=0, propensity=0.0), "propensity must be a probability above 0"),
     ):
         with pytest.raises(InvalidInput, match=message):

@@ -160,6 +160,27 @@ def test_announced_labels_are_there_from_the_start() -> None:
         model.learn_one({"a": 1.0}, 4)
 
 
+def test_labels_that_have_no_order_are_refused_at_once() -> None:
+    with pytest.raises(InvalidInput, match="classes must be all strings or all numbers"):
+        classifier(classes=[1, "a"])
+    model = classifier(warm_up=3)
+    with pytest.raises(InvalidInput, match=r"y must be a label, a string or a number, got \(1,\)"):
+        model.learn_one({"a": 1.0}, (1,))
+    model.learn_one({"a": 1.0}, "yes")
+    with pytest.raises(InvalidInput, match="y must be a label of the same kind as 'yes', got 2"):
+        model.learn_one({"a": 1.0}, 2)
+
+
+def test_the_warm_up_lasts_until_there_is_a_feature() -> None:
+    model = classifier(warm_up=2)
+    for label in (True, False, True):
+        model.learn_one({}, label)
+    assert not model.is_ready
+    model.learn_one({"a": 1.0}, False)
+    assert model.is_ready
+    assert model.features == ["a"]
+
+
 def test_a_row_of_weight_two_counts_as_two() -> None:
     double, twice = regressor(warm_up=1), regressor(warm_up=1)
     for model in (double, twice):

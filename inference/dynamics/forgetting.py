@@ -17,7 +17,8 @@ __all__ = ["Forgetting"]
 class Forgetting(Dynamics):
     """Weights that relax toward the prior: ``θ ← γθ + (1-γ)m₀ + noise``, with noise of variance ``(1-γ²)/λ₀``.
 
-    The prior is stationary under it, so the variance of every weight is capped at the prior's by construction.
+    The prior is stationary under it, so the variance of every weight is capped at the prior's by construction: in units
+    of the noise variance where that is learned, as the prior is (conjugate), and so moves as its estimate moves.
 
     Args:
         factor: γ per unit of time, in (0, 1]; a weight's memory lasts about 1/(1-γ) units.
