@@ -36,8 +36,8 @@ class Memory:
     precision is added, as nothing new was learned. For a model that is linear in its weights and a structure that holds
     every correlation nothing is ever forgotten, and rehearsing only hinders: such a model needs no memory. The members
     of a mixture rehearse the same rows, each what it has itself predicted best. Where the noise is predicted too
-    (``HeteroscedasticGaussian``) what was best was also too sure: there a memory keeps up the means, at the price of log
-    scores that are lower than without one.
+    (``HeteroscedasticGaussian``) what was best was also too sure: there a memory keeps up the means, and log scores are
+    lower than without one.
 
     Args:
         size: how many rows are kept, at least 1.

@@ -108,6 +108,8 @@ def test_a_conflict_in_a_group_stores_none_of_it(places: Places) -> None:
         before = updater.digest(), len(updater.history())
         with pytest.raises(errors.ConflictingEvent):
             updater.observe_many(x[1:], y[1:], event_ids=["new", "a"])
+        with pytest.raises(errors.ConflictingEvent, match="event 'new' was sent twice at once, with two bodies"):
+            updater.observe_many(x[1:], y[1:], event_ids=["new", "new"])
         assert (updater.digest(), len(updater.history())) == before
 
 
