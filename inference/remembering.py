@@ -85,9 +85,8 @@ def divergence(
         state: of the likelihood.
     """
     if not likelihood.is_concave:
-        return -_Remembered(
-            then, _least_root(engine, likelihood, then, engine.stop_gradient(outputs), y, state)
-        ).log_prob(engine, outputs)
+        root = _least_root(engine, likelihood, then, engine.stop_gradient(outputs), y, state)
+        return -_Remembered(then, root).log_prob(engine, outputs)
     tangent = likelihood.unit_score(engine, then, y, state)
     beyond = likelihood.unit_log_prob(engine, then, y, state) - likelihood.unit_log_prob(engine, outputs, y, state)
     return beyond + engine.xp.sum(tangent * (outputs - then), axis=-1)
@@ -163,10 +162,11 @@ def rehearse(
 
     def solve(wide: Engine, f: Array, c: Array, y: Array, then: Array, weight: Array, state: Any) -> Any:
         xp = wide.xp
-        said: Any = _Tilted(likelihood), _TiltedTargets(y, likelihood.unit_score(wide, then, y, state))
+        pull: Any = _Tilted(likelihood)
+        targets: Any = _TiltedTargets(y, likelihood.unit_score(wide, then, y, state))
         if not likelihood.is_concave:
-            said = _Quadratic(), _Remembered(then, _least_root(wide, likelihood, then, f, y, state))
-        residual = LaplaceStep().site(wide, said[0], OutputProblem(f, c, said[1], weight, state)).residual
+            pull, targets = _Quadratic(), _Remembered(then, _least_root(wide, likelihood, then, f, y, state))
+        residual = LaplaceStep().site(wide, pull, OutputProblem(f, c, targets, weight, state)).residual
         size = residual @ (c @ residual)
         ok = xp.isfinite(size) & (size <= _LARGEST_MOVE)
         before = outlook_of(wide, likelihood, f, own_covariance(wide, c, f), y, state, model.influence)
@@ -228,17 +228,17 @@ class _Tilted:
 
 
 class _Remembered(NamedTuple):
-    """Outputs that are to come back, (M, K), and a root of the Fisher information there, (M, K, R)."""
+    """Outputs f₀ that are to come back, (M, K), and a root L of the information that weighs them, (M, K, R)."""
 
     outputs: Array
     root: Array
 
     def error(self, engine: Engine, outputs: Array) -> Float[Array, "M R"]:
-        """L₀ᵀ (f₀ - f)."""
+        """Lᵀ (f₀ - f)."""
         return engine.xp.sum(self.root * (self.outputs - outputs)[:, :, None], axis=1)
 
     def log_prob(self, engine: Engine, outputs: Array) -> Float[Array, " M"]:
-        """-½ |L₀ᵀ (f₀ - f)|²."""
+        """-½ |Lᵀ (f₀ - f)|²."""
         error = self.error(engine, outputs)
         return -0.5 * engine.xp.sum(error * error, axis=-1)
 
