@@ -162,10 +162,12 @@ def rehearse(
 
     def solve(wide: Engine, f: Array, c: Array, y: Array, then: Array, weight: Array, state: Any) -> Any:
         xp = wide.xp
-        pull: Any = _Tilted(likelihood)
-        targets: Any = _TiltedTargets(y, likelihood.unit_score(wide, then, y, state))
-        if not likelihood.is_concave:
-            pull, targets = _Quadratic(), _Remembered(then, _least_root(wide, likelihood, then, f, y, state))
+        pull: Any = _Tilted(likelihood) if likelihood.is_concave else _Quadratic()
+        targets: Any
+        if likelihood.is_concave:
+            targets = _TiltedTargets(y, likelihood.unit_score(wide, then, y, state))
+        else:
+            targets = _Remembered(then, _least_root(wide, likelihood, then, f, y, state))
         residual = LaplaceStep().site(wide, pull, OutputProblem(f, c, targets, weight, state)).residual
         size = residual @ (c @ residual)
         ok = xp.isfinite(size) & (size <= _LARGEST_MOVE)

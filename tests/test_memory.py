@@ -85,7 +85,7 @@ def test_the_divergence_is_bounded_where_tangents_are_crossed(likelihood: Likeli
 @pytest.mark.parametrize("likelihood", [bm.StudentT(), bm.HeteroscedasticGaussian()])
 @pytest.mark.parametrize("structure", [bm.Full(), bm.Diagonal(), bm.LowRank(5)])
 def test_rehearsing_does_not_run_away_where_tangents_are_crossed(likelihood: Likelihood, structure: Any) -> None:
-    """Up to step 11 the means were at 10⁵ to 10¹⁰."""
+    """Up to step 11 the means of some were at 10⁵ to 10¹⁰."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 3))
     y = np.sin(x[:, 0]) + 0.2 * rng.standard_normal(60)
